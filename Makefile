@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment of its own, .venv, made on first use with PYTHON.
+PYTHON ?= python3
+WORKDIR ?= runs/tiny
+BIN := .venv/bin
+
+.PHONY: demo test test-slow test-all lint clean
+
+demo: .venv/.installed
+	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
+	$(BIN)/python infer.py --workdir=$(WORKDIR) --batch=8
+	$(BIN)/python infer.py --workdir=$(WORKDIR) --prompt="def main(" --steps=3 --new_tokens=60
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -q -m slow
+
+test-all: test test-slow
+
+lint: .venv/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: requirements.txt pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+.venv/.installed-%: .venv/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv runs *.egg-info

@@ -1,0 +1,49 @@
+"""Running a program: flags parsed, mistakes told in one line with status 2."""
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from odelm.config import Config
+from odelm.errors import InputError, nearest
+
+
+def run(main: Callable[[], None], argv: Sequence[str], usage: str) -> int:
+    """Parses the flags of `argv`, calls `main`, and returns the exit status.
+
+    A mistake in the input is one line on stderr and status 2, without a traceback; `--help` prints `usage` and
+    the flags. Any other exception is a defect of ours and keeps its traceback.
+    """
+    # Equinox would otherwise put host callbacks into compiled integrations; it reads this when imported.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    app.define_help_flags()
+    sys.modules["__main__"].__doc__ = usage
+    try:
+        check_overrides(argv)
+        extra = flags.FLAGS(argv)
+        if len(extra) > 1:
+            raise InputError(f"{extra[1]!r} is not a flag; flags look like --name=value")
+        main()
+    except (InputError, flags.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises InputError for a `--config.PATH` that names no option, with the nearest one that exists."""
+    for argument in argv:
+        if not argument.startswith(("--config.", "-config.")):
+            continue
+        names = argument.split("=")[0].split(".")[1:]
+        parent: type = Config
+        for depth, name in enumerate(names):
+            options = typing.get_type_hints(parent) if dataclasses.is_dataclass(parent) else {}
+            if name not in options:
+                path = ".".join(["config", *names[:depth]])
+                raise InputError(f"{path} has no option {name!r}; {nearest(name, options)}")
+            parent = options[name]

@@ -1,0 +1,415 @@
+"""Every option: typed, with its unit and reason; validated; written to JSON; fingerprinted.
+
+A recipe under `configs/` is a `get_config()` that returns a `Config`. The dataclasses are mutable because
+command-line overrides (`--config.train.updates=100`) are applied to them; `Config.validate` is called once
+they are, and raises `odelm.errors.InputError` naming the field, its value and the nearest valid choice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from odelm.errors import InputError, nearest
+from odelm.ode.integrate import REMAT_POLICIES
+
+KINDS = ("decoder", "encoder")
+NORMS = ("layernorm", "rmsnorm")
+NORM_PLACEMENTS = ("pre", "post")
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2")
+POSITIONS = ("learned", "sinusoidal", "rotary")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SAMPLINGS = ("fixed", "random_sizes", "random_count")
+CORPORA = ("python_source", "text")
+DECAYS = ("cosine", "linear", "constant")
+
+T = TypeVar("T")
+
+
+@dataclass(unsafe_hash=True)
+class ModelConfig:
+    """The shape and arithmetic of a model. The defaults are a modern pre-norm block; GPT-2 and ALBERT are
+    exact settings of the same fields (see `configs/decoder_small.py` and `configs/encoder_base.py`)."""
+
+    kind: str = "decoder"
+    """`decoder` (causal, next token) or `encoder` (bidirectional, masked tokens)."""
+    vocab_size: int = 2048
+    width: int = 128
+    """Size D of the state that is integrated."""
+    heads: int = 4
+    depth: int = 12
+    """Length of the depth-time interval: the number of unit steps that is full depth."""
+    groups: int = 1
+    """How many different blocks: 1 shares everything, `depth` shares nothing."""
+    feedforward: int | None = None
+    """Size F of the feed-forward layer; None is 4 * width."""
+    embed_dim: int | None = None
+    """Size E of the factorised embedding; None is width, with no projection."""
+    max_length: int = 1024
+    """The longest sequence, in tokens."""
+    norm: str = "rmsnorm"
+    norm_placement: str = "pre"
+    norm_eps: float = 1e-6
+    embed_norm: bool = False
+    """Normalise the embeddings before they enter the state (BERT and ALBERT do)."""
+    activation: str = "gelu_tanh"
+    positions: str = "rotary"
+    rotary_base: float = 10_000.0
+    qk_norm: bool = True
+    """Normalise queries and keys per head, so that attention logits stay bounded over repeated use."""
+    bias: bool = False
+    tie_readout: bool = True
+    time_modulation: bool = True
+    """Let the block know its depth time (see `odelm.models.modulation`)."""
+    parallel_branches: bool = False
+    """Attention and MLP read the same state, instead of one after the other."""
+    token_types: int = 0
+    """Number of token-type (segment) embeddings; 0 is none."""
+    sentence_order: bool = False
+    """Encoder only: a head that tells whether two segments are in order (ALBERT's second objective)."""
+    dropout: float = 0.0
+    """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
+    dtype: str = "auto"
+    """Of matrix products; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Parameters are float32."""
+    residual_dtype: str = "auto"
+    """Of the integrated state; `auto` is the same as `dtype`."""
+
+    @property
+    def feedforward_size(self) -> int:
+        return self.feedforward or 4 * self.width
+
+    @property
+    def embed_size(self) -> int:
+        return self.embed_dim or self.width
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    def validate(self) -> "ModelConfig":
+        """Returns self, or raises InputError naming the first field that cannot be."""
+        _check_types(self, "model")
+        _choice("model.kind", self.kind, KINDS)
+        _choice("model.norm", self.norm, NORMS)
+        _choice("model.norm_placement", self.norm_placement, NORM_PLACEMENTS)
+        _choice("model.activation", self.activation, ACTIVATIONS)
+        _choice("model.positions", self.positions, POSITIONS)
+        _choice("model.dtype", self.dtype, DTYPES)
+        _choice("model.residual_dtype", self.residual_dtype, DTYPES)
+        for name in ("vocab_size", "width", "heads", "depth", "groups", "max_length"):
+            _positive(f"model.{name}", getattr(self, name))
+        for name in ("feedforward", "embed_dim"):
+            if getattr(self, name) is not None:
+                _positive(f"model.{name}", getattr(self, name))
+        _divides("model.heads", self.heads, "model.width", self.width)
+        _divides("model.groups", self.groups, "model.depth", self.depth)
+        _within("model.dropout", self.dropout, 0.0, 1.0)
+        if self.norm_eps <= 0:
+            raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")
+        if self.token_types < 0:
+            raise InputError(f"model.token_types is {self.token_types}, expected 0 or more")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise InputError(
+                f"model.width / model.heads is {self.head_size}, but rotary positions turn pairs: expected an "
+                f"even head size; try model.heads={_nearest_divisor(self.width // 2, self.heads)}"
+            )
+        if self.positions == "sinusoidal" and self.embed_size % 2:
+            raise InputError(f"sinusoidal positions come in pairs, but the embedding size is {self.embed_size} (odd)")
+        if self.sentence_order and self.kind != "encoder":
+            raise InputError("model.sentence_order is True, but only model.kind='encoder' has that head")
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class DataConfig:
+    corpus: str = "python_source"
+    """`python_source` (the standard library of the running interpreter) or `text` (your own files)."""
+    source: str = ""
+    """For `text`: a file, folder or glob of .txt and .jsonl, each plain, .gz, .xz or .zst."""
+    data_dir: str = "~/.cache/odelm"
+    """Where prepared corpora, tokenizers and tokens are kept and found again."""
+    tokenizer: str = ""
+    """Path of a `tokenizer.json` to use; empty trains a byte-level BPE on the corpus."""
+    vocab_size: int | None = None
+    """Vocabulary of a trained tokenizer; None is model.vocab_size."""
+    valid_fraction: float = 0.02
+    """Share of documents held out, chosen by a stable hash of each document."""
+    tokenizer_bytes: int = 20_000_000
+    """How much text, in bytes, the tokenizer is trained on."""
+    mask_rate: float = 0.15
+    """Encoder only: the share of tokens to predict."""
+
+    def validate(self) -> "DataConfig":
+        _check_types(self, "data")
+        _choice("data.corpus", self.corpus, CORPORA)
+        if self.corpus == "text" and not self.source:
+            raise InputError("data.corpus is 'text', but data.source is empty: give a file, a folder or a glob")
+        if not 0.0 < self.valid_fraction < 1.0:
+            raise InputError(f"data.valid_fraction is {self.valid_fraction}, expected a number between 0 and 1")
+        if not 0.0 < self.mask_rate < 1.0:
+            raise InputError(f"data.mask_rate is {self.mask_rate}, expected a number between 0 and 1, such as 0.15")
+        if self.vocab_size is not None:
+            _positive("data.vocab_size", self.vocab_size)
+        _positive("data.tokenizer_bytes", self.tokenizer_bytes)
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class StepSamplingConfig:
+    """How pre-training draws its depth steps, once an update (see `odelm.ode.grid`)."""
+
+    kind: str = "random_count"
+    """`fixed`: unit steps. `random_sizes`: sizes i.i.d. U(low, high), scaled to span the depth.
+    `random_count`: a count drawn from `counts`, equal steps."""
+    counts: tuple[int, ...] = (3, 4, 6, 12)
+    """Numbers of steps to draw from; each must divide evenly over the groups."""
+    weights: tuple[float, ...] = ()
+    """Relative probability of each count; empty is uniform."""
+    low: float = 0.5
+    """Of `random_sizes`: the smallest size before scaling."""
+    high: float = 1.5
+    jitter: float = 0.0
+    """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
+
+    def validate(self, model: ModelConfig) -> "StepSamplingConfig":
+        _check_types(self, "step_sampling")
+        _choice("step_sampling.kind", self.kind, SAMPLINGS)
+        if self.kind != "fixed":
+            if not self.counts:
+                raise InputError(
+                    "step_sampling.counts is empty, expected at least one number of steps, such as (3, 12)"
+                )
+            for count in self.counts:
+                _positive("step_sampling.counts", count)
+                _divides("model.groups", model.groups, "a count in step_sampling.counts", count)
+            if self.weights and len(self.weights) != len(self.counts):
+                raise InputError(
+                    f"step_sampling.weights has {len(self.weights)} entries, expected one for each of the "
+                    f"{len(self.counts)} counts, or none"
+                )
+            if any(weight < 0 for weight in self.weights) or (self.weights and sum(self.weights) <= 0):
+                raise InputError(f"step_sampling.weights is {self.weights}, expected non-negative, not all zero")
+        if not 0.0 < self.low <= self.high:
+            raise InputError(f"step_sampling.low, high are {self.low}, {self.high}, expected 0 < low <= high")
+        if not 0.0 <= self.jitter < 1.0:
+            raise InputError(f"step_sampling.jitter is {self.jitter}, expected at least 0 and below 1")
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, a decay, and clipping by global norm."""
+
+    learning_rate: float = 3e-3
+    """The peak."""
+    warmup: int = 100
+    """Updates over which the rate rises from zero."""
+    decay: str = "cosine"
+    final_fraction: float = 0.1
+    """The rate after the last update, as a share of the peak."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices, not to vectors (norm scales, biases)."""
+    clip_norm: float = 1.0
+
+    def validate(self) -> "OptimizerConfig":
+        _check_types(self, "optimizer")
+        _choice("optimizer.decay", self.decay, DECAYS)
+        for name in ("learning_rate", "clip_norm", "eps"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
+        for name in ("b1", "b2", "final_fraction"):
+            _within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
+        if self.weight_decay < 0 or self.warmup < 0:
+            raise InputError("optimizer.weight_decay and optimizer.warmup must be 0 or more")
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class TrainConfig:
+    updates: int = 600
+    batch_size: int = 16
+    """Sequences an update, over all devices and processes together."""
+    length: int = 128
+    """Tokens a sequence."""
+    eval_every: int = 200
+    """Updates between evaluations; there is always one after the last update."""
+    eval_batches: int = 16
+    """Held-out batches an evaluation; 0 is the whole held-out split."""
+    eval_steps: tuple[int, ...] = ()
+    """Step counts to evaluate at; empty is full depth, half and a quarter of it."""
+    checkpoint_every: int = 200
+    keep: int = 2
+    """How many checkpoints stay on disk."""
+    log_every: int = 10
+    seed: int = 0
+    unroll: bool = True
+    """Unroll the depth loop: faster updates on every backend, longer compilation."""
+    remat: str | None = None
+    """One of `odelm.ode.integrate.REMAT_POLICIES`, for the depth step, to save memory; None keeps everything."""
+
+    def validate(self, model: ModelConfig) -> "TrainConfig":
+        _check_types(self, "train")
+        for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every"):
+            _positive(f"train.{name}", getattr(self, name))
+        if self.remat is not None:
+            _choice("train.remat", self.remat, REMAT_POLICIES)
+        if self.eval_batches < 0:
+            raise InputError(f"train.eval_batches is {self.eval_batches}, expected 0 (all) or more")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"train.seed is {self.seed}, expected 0 to 2**31 - 1")
+        if self.length > model.max_length:
+            raise InputError(
+                f"train.length is {self.length}, but model.max_length is {model.max_length}: "
+                "shorten the one or raise the other"
+            )
+        for steps in self.eval_steps:
+            _positive("train.eval_steps", steps)
+            _divides("model.groups", model.groups, "a count in train.eval_steps", steps)
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class MeshConfig:
+    data: int = -1
+    """Devices along the batch; -1 is all there are."""
+
+    def validate(self) -> "MeshConfig":
+        _check_types(self, "mesh")
+        if self.data != -1:
+            _positive("mesh.data", self.data)
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class Config:
+    """A whole recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    step_sampling: StepSamplingConfig = field(default_factory=StepSamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def validate(self) -> "Config":
+        """Returns self, or raises InputError naming the first field that cannot be."""
+        self.model.validate()
+        self.data.validate()
+        self.step_sampling.validate(self.model)
+        self.optimizer.validate()
+        self.train.validate(self.model)
+        self.mesh.validate()
+        if self.data.vocab_size is not None and self.data.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"data.vocab_size is {self.data.vocab_size}, more than model.vocab_size {self.model.vocab_size}"
+            )
+        return self
+
+    @property
+    def eval_steps(self) -> tuple[int, ...]:
+        """The step counts to evaluate at, full depth first."""
+        if self.train.eval_steps:
+            return tuple(sorted(set(self.train.eval_steps) | {self.model.depth}, reverse=True))
+        return default_steps(self.model)
+
+
+def default_steps(model: ModelConfig) -> tuple[int, ...]:
+    """Full depth, half, a third and a quarter of it, as far as they divide over the groups."""
+    counts = {model.depth // part for part in (1, 2, 3, 4) if model.depth % part == 0}
+    return tuple(sorted((n for n in counts if n % model.groups == 0), reverse=True))
+
+
+def to_json(config: Any) -> str:
+    """Returns the config (whole, or one part) as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls: type[T], values: dict[str, Any], path: str = "config") -> T:
+    """Builds a config dataclass from plain values; an unknown key or a wrong type raises InputError."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise InputError(f"{path}.{name} is not an option; {nearest(name, hints)}")
+    parts = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(typing.cast(type, hint), value, f"{path}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        parts[name] = value
+    return cls(**parts)
+
+
+def from_json(text: str, cls: type[T] = Config) -> T:
+    """Reads what `to_json` wrote and validates it; raises InputError on anything else."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"the config is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the config is a JSON {type(values).__name__}, expected an object")
+    config = from_dict(cls, values)
+    return config.validate() if hasattr(config, "validate") else config
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_types(config: Any, path: str) -> None:
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _is_a(value, hint):
+            expected = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+            raise InputError(f"{path}.{name} is {value!r} ({type(value).__name__}), expected {expected}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_is_a(value, choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, (tuple, list)) and all(_is_a(item, typing.get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _choice(path: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{path} is {value!r}; {nearest(value, choices)}")
+
+
+def _positive(path: str, value: int) -> None:
+    if value <= 0:
+        raise InputError(f"{path} is {value}, expected a positive whole number")
+
+
+def _within(path: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise InputError(f"{path} is {value}, expected at least {low} and below {high}")
+
+
+def _divides(small_path: str, small: int, large_path: str, large: int) -> None:
+    if large % small:
+        raise InputError(
+            f"{small_path} is {small}, which does not divide {large_path} ({large}); "
+            f"the nearest that does is {_nearest_divisor(large, small)}"
+        )
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - near))

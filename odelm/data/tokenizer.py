@@ -1,0 +1,140 @@
+"""A byte-level BPE tokenizer, trained or loaded, and the ids of its special tokens."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from odelm.errors import InputError
+
+SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|cls|>", "<|sep|>", "<|mask|>")
+"""Of the tokenizers trained here, with the ids 0 to 4."""
+
+NAMES = {
+    "pad": ("<|pad|>", "[PAD]", "<pad>"),
+    "end": ("<|endoftext|>", "</s>", "[SEP]", "<eos>", "<|end_of_text|>"),
+    "cls": ("<|cls|>", "[CLS]", "<s>"),
+    "sep": ("<|sep|>", "[SEP]", "</s>"),
+    "mask": ("<|mask|>", "[MASK]", "<mask>"),
+}
+"""What each role is called, in this library's tokenizers and in others', by preference."""
+
+_WORD_END = re.compile(r"\S(?=\s)")
+
+
+def train(documents: Iterable[str], *, vocab_size: int, max_bytes: int) -> Tokenizer:
+    """Returns a byte-level BPE of at most `vocab_size` tokens, trained on the first `max_bytes` of `documents`.
+
+    Raises InputError if `vocab_size` cannot hold the 256 bytes and the special tokens.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise InputError(f"the vocabulary is {vocab_size} tokens, expected {smallest} or more: 256 bytes, 5 special")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_first_bytes(documents, max_bytes), trainer)
+    return tokenizer
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Returns the tokenizer of a Hugging Face `tokenizer.json`; InputError if it is missing or is not one."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"the tokenizer {path} is not a file; expected the path of a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"{path} is not a tokenizer.json of the tokenizers library ({error})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def check_size(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Returns the tokenizer; InputError if it has ids that a model of `vocab_size` tokens does not."""
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > vocab_size:
+        raise InputError(
+            f"the tokenizer has {needed} tokens, more than model.vocab_size {vocab_size}; "
+            f"set model.vocab_size to {needed} or more, or use a smaller tokenizer"
+        )
+    return tokenizer
+
+
+def special_id(tokenizer: Tokenizer, role: str) -> int:
+    """Returns the id of the token for `role` ("pad", "end", "cls", "sep", "mask"); InputError if there is none."""
+    number = _find(tokenizer, role)
+    if number is None:
+        raise InputError(
+            f"the tokenizer has no {role} token; expected one of {', '.join(NAMES[role])}: use another one"
+        )
+    return number
+
+
+def special_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the sorted ids, int64 (n,), of all tokens that stand for no text."""
+    marked = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    named = {number for role in NAMES if (number := _find(tokenizer, role)) is not None}
+    return np.array(sorted(marked | named), np.int64)
+
+
+def _find(tokenizer: Tokenizer, role: str) -> int | None:
+    numbers = (tokenizer.token_to_id(name) for name in NAMES[role])
+    return next((number for number in numbers if number is not None), None)
+
+
+def encode(tokenizer: Tokenizer, documents: Iterable[str], *, batch_bytes: int = 1 << 22) -> Iterator[list[int]]:
+    """Yields the token ids of `documents`, each followed by the end token, in runs of bounded size.
+
+    Text that spells a special token is text. Long documents are encoded in pieces cut where a word ends, so
+    that memory is bounded; byte-level BPE never joins a word with the space after it, so the tokens are those of
+    the whole.
+    """
+    end = special_id(tokenizer, "end")
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.encode_special_tokens = True
+    for pieces, ends in _batches(documents, batch_bytes):
+        encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        yield [number for item, last in zip(encodings, ends, strict=True) for number in item.ids + [end] * last]
+
+
+def _batches(documents: Iterable[str], size: int) -> Iterator[tuple[list[str], list[bool]]]:
+    """Groups pieces of documents to about `size` characters, with a flag at the last piece of each document."""
+    pieces, ends, total = [], [], 0
+    for document in documents:
+        for piece, last in _pieces(document):
+            pieces.append(piece)
+            ends.append(last)
+            total += len(piece)
+            if total >= size:
+                yield pieces, ends
+                pieces, ends, total = [], [], 0
+    if pieces:
+        yield pieces, ends
+
+
+def _pieces(text: str, size: int = 1 << 16) -> Iterator[tuple[str, bool]]:
+    start = 0
+    while cut := _WORD_END.search(text, start + size):
+        yield text[start : cut.end()], False
+        start = cut.end()
+    yield text[start:], True
+
+
+def _first_bytes(documents: Iterable[str], count: int) -> Iterator[str]:
+    for document in documents:
+        data = document.encode()[:count]
+        for piece, _ in _pieces(data.decode(errors="ignore")):
+            yield piece
+        count -= len(data)
+        if count <= 0:
+            return

@@ -1,0 +1,20 @@
+"""The one error that bad input raises: what was got, what was expected, what to try."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: a config field, a path, a flag, a grid.
+
+    Its message is one line meant for a person; the command-line programs print it without a traceback
+    and exit with status 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns a hint naming the choice closest to a mistyped `name`, followed by all the choices."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}choices: {', '.join(choices)}"

@@ -1,0 +1,1 @@
+"""What coarse steps cost and save: losses against latencies, and the report of them."""

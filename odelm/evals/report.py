@@ -1,0 +1,98 @@
+"""The report of a sweep: a table on the terminal, `report.json`, and `report.png`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from odelm.checkpoint import write_text
+from odelm.config import ModelConfig
+from odelm.evals.sweep import Row
+from odelm.models.precision import compute_dtype
+
+
+def make_report(model: ModelConfig, rows: Sequence[Row], *, step: int | None = None) -> dict[str, Any]:
+    """Returns the report as plain values: the device, the dtype, the model, and the rows of a sweep."""
+    shape = {
+        name: getattr(model, name) for name in ("kind", "width", "heads", "depth", "groups", "vocab_size", "embed_size")
+    }
+    return {
+        "device": jax.devices()[0].device_kind,
+        "dtype": compute_dtype(model).name,
+        "jax": jax.__version__,
+        "model": {**shape, "norm_placement": model.norm_placement, "trained_updates": step},
+        "rows": list(rows),
+    }
+
+
+def print_table(report: dict[str, Any], console: Console) -> None:
+    """Prints a line for each row."""
+    first = report["rows"][0]
+    table = Table(
+        title=f"{report['model']['kind']}, depth {report['model']['depth']}, batch {first['batch']} x {first['length']}, "
+        f"{report['dtype']} on {report['device']}"
+    )
+    for name in ("steps", "solver", "evaluations", "median ms", "p90 ms", "tokens/s", "speed-up", "loss", "increase"):
+        table.add_column(name, justify="right")
+    for row in report["rows"]:
+        table.add_row(
+            _label(row),
+            row["solver"],
+            f"{row['evaluations']:g}",
+            f"{row['latency_ms']['median']:.2f}",
+            f"{row['latency_ms']['p90']:.2f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['speedup']:.2f}x",
+            "-" if row["loss"] is None else f"{row['loss']:.4f}",
+            "-" if row["loss_increase"] is None else f"{row['loss_increase']:+.2%}",
+        )
+    console.print(table)
+
+
+def write_report(report: dict[str, Any], directory: Path) -> None:
+    """Writes `report.json`, and `report.png` if the losses were measured."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "report.json", json.dumps(report, indent=2) + "\n")
+    if all(row["loss"] is not None for row in report["rows"]):
+        plot(report, directory / "report.png")
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draws held-out loss against latency, each point labelled by its steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = report["rows"]
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    axes.plot(*zip(*((row["latency_ms"]["median"], row["loss"]) for row in rows), strict=True), "o-")
+    for row in rows:
+        axes.annotate(
+            f"{_label(row)} steps\n{row['speedup']:.1f}x",
+            (row["latency_ms"]["median"], row["loss"]),
+            textcoords="offset points",
+            xytext=(0, 8),
+            ha="center",
+            fontsize=8,
+        )
+    full = rows[0]["loss"]
+    axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
+    losses = [row["loss"] for row in rows]
+    spread = max(max(losses) - min(losses), 0.06 * full)
+    axes.set_ylim(min(losses) - 0.5 * spread, max(losses) + 0.8 * spread)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
+    axes.set_ylabel("held-out loss, nats/token")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _label(row: Row) -> str:
+    return str(row["steps"]) if row["steps"] is not None else f"tol {row['tolerance']:g}"

@@ -1,0 +1,139 @@
+"""Latency and held-out loss for each number of steps, against full depth."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from odelm import ode
+from odelm.errors import InputError
+from odelm.infer.encode import Runner, make_adaptive, make_forward
+from odelm.infer.latency import Latency, measure
+from odelm.models.loss import Batch, loss_sums, sums_from_hidden
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to cross the depth: `steps` equal steps, or steps chosen by a tolerance."""
+
+    solver: str
+    steps: int | None = None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    latency: Latency
+    evaluations: float
+    loss: float | None
+
+
+def settings(
+    runner: Runner, steps: Sequence[int], *, solver: str = "euler", tolerance: float | None = None
+) -> list[Setting]:
+    """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take."""
+    config = runner.model.config
+    full = Setting("euler", config.depth)
+    chosen = [Setting(solver, count) for count in sorted(set(steps), reverse=True)]
+    if tolerance is not None:
+        adaptive = solver if ode.has_error_estimate(ode.get_solver(solver)) else "bosh3"
+        if not tolerance > 0:
+            raise InputError(f"the adaptive tolerance is {tolerance}, expected a positive number such as 0.01")
+        chosen.append(Setting(adaptive, tolerance=tolerance))
+    for setting in chosen:
+        if setting.steps is not None:
+            runner.plan(setting.steps, setting.solver)
+    return [full] + [setting for setting in chosen if setting != full]
+
+
+def sweep(
+    runner: Runner, chosen: Sequence[Setting], *, batch: int, length: int, held_out: Sequence[Batch], repeats: int = 30
+) -> list[Row]:
+    """Returns a row for each setting; the first is the one that the others are compared with.
+
+    Latency is of one forward pass from tokens (batch, length) to all logits. `held_out` may be empty: then
+    the losses are None.
+    """
+    tokens = jnp.asarray(
+        np.random.default_rng(0).integers(0, runner.model.config.vocab_size, (batch, length)), jnp.int32
+    )
+    forward = make_forward(runner.graph)
+    calls = {}
+    for setting in chosen:
+        if setting.steps is None:
+            adaptive = make_adaptive(runner.graph, tolerance=_tolerance(setting), solver=setting.solver)
+            calls[setting] = lambda adaptive=adaptive: adaptive(runner.params, tokens)
+        else:
+            plan = runner.plan(setting.steps, setting.solver)
+            calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
+    latencies = measure(calls, repeats=repeats)
+    measured = []
+    for setting in chosen:
+        loss, evaluations = _quality(runner, setting, held_out)
+        if setting.steps is not None:
+            evaluations = _evaluations(runner, setting)
+        elif not held_out:
+            evaluations = float(calls[setting]()[1])
+        measured.append(Measured(latencies[setting], evaluations, loss))
+    return [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+
+
+def _tolerance(setting: Setting) -> float:
+    assert setting.tolerance is not None
+    return setting.tolerance
+
+
+def _evaluations(runner: Runner, setting: Setting) -> int:
+    assert setting.steps is not None
+    return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver))
+
+
+def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[float | None, float]:
+    """Returns nats a predicted token over the held-out batches, and the mean evaluations of adaptive steps."""
+    if not held_out:
+        return None, math.nan
+    plan = None if setting.steps is None else runner.plan(setting.steps, setting.solver)
+
+    @jax.jit
+    def losses(params: Any, plan: Any, data: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = nnx.merge(runner.graph, params)
+        if plan is not None:
+            sums = loss_sums(model, data, plan=plan)
+            return sums.nats, sums.tokens, jnp.int32(0)
+        hidden, evaluations = model.encode_adaptive(
+            data["tokens"],
+            tolerance=_tolerance(setting),
+            mask=data.get("mask"),
+            token_types=data.get("token_types"),
+            solver=setting.solver,
+        )
+        sums = sums_from_hidden(model, hidden, data)
+        return sums.nats, sums.tokens, evaluations
+
+    results = np.array([jax.device_get(losses(runner.params, plan, data)) for data in held_out], np.float64)
+    return float(results[:, 0].sum() / results[:, 1].sum()), float(results[:, 2].mean())
+
+
+def _row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:
+    loss = measured.loss
+    return {
+        "steps": setting.steps,
+        "tolerance": setting.tolerance,
+        "solver": setting.solver,
+        "evaluations": measured.evaluations,
+        "batch": batch,
+        "length": length,
+        "latency_ms": {"median": measured.latency.median, "p90": measured.latency.p90},
+        "tokens_per_s": batch * length / measured.latency.median * 1e3,
+        "speedup": full.latency.median / measured.latency.median,
+        "loss": loss,
+        "perplexity": None if loss is None else math.exp(min(loss, 700.0)),
+        "loss_increase": None if loss is None or full.loss is None else loss / full.loss - 1,
+    }

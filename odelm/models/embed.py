@@ -1,0 +1,93 @@
+"""Tokens to the initial state, and the state back to logits: factorised, tied or separate."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.config import ModelConfig
+from odelm.models import initialize
+from odelm.models.norm import Norm
+from odelm.models.precision import compute_dtype
+
+
+def sinusoids(length: int, size: int) -> jax.Array:
+    """Returns the fixed position features of Vaswani et al. 2017, section 3.5, float32 (length, size)."""
+    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, size, 2) / size)
+    angles = jnp.arange(length)[:, None] * rates
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(length, size)
+
+
+class Embed(nnx.Module):
+    """Sums token, position and type embeddings of size E, normalises them if asked, and projects to width D.
+
+    ALBERT's factorisation (Lan et al. 2019, arXiv 1909.11942, section 3.1) is `embed_dim < width`. Sinusoidal
+    positions are scaled to the embeddings' initial size; rotary ones live in the attention.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        E = config.embed_size
+        self.positions = config.positions
+        self.tokens = nnx.Param(initialize.embedding(rngs.params(), (config.vocab_size, E)))
+        if config.positions == "learned":
+            self.learned = nnx.Param(initialize.embedding(rngs.params(), (config.max_length, E)))
+        if config.token_types:
+            self.types = nnx.Param(initialize.embedding(rngs.params(), (config.token_types, E)))
+        self.norm = Norm(config, E) if config.embed_norm else None
+        self.dropout = nnx.Dropout(config.dropout)
+        self.project = (
+            nnx.Linear(E, config.width, use_bias=config.bias, kernel_init=initialize.matrix, rngs=rngs)
+            if E != config.width
+            else None
+        )
+
+    def __call__(
+        self, tokens: jax.Array, token_types: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the initial state, float32 (B, L, D), of int32 tokens and token types (B, L)."""
+        length = tokens.shape[1]
+        x = self.tokens[...][tokens].astype(jnp.float32)
+        if hasattr(self, "types"):
+            x = x + self.types[...][jnp.zeros_like(tokens) if token_types is None else token_types]
+        if self.positions == "learned":
+            x = x + self.learned[...][:length]
+        elif self.positions == "sinusoidal":
+            x = x + initialize.EMBEDDING_STD * sinusoids(length, x.shape[-1])
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.dropout(x, deterministic=key is None, rngs=key)
+        return x if self.project is None else self.project(x)
+
+
+class Readout(nnx.Module):
+    """The state (.., D) to logits (.., V), through the transposed embedding or a matrix of its own.
+
+    A decoder with a factorised embedding projects to E first. An encoder transforms first (dense, activation,
+    norm) and adds a bias per token: the masked-language head of BERT and ALBERT.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, E = config.width, config.embed_size
+        self.masked = config.kind == "encoder"
+        self.dtype = compute_dtype(config)
+        self.approximate = config.activation != "gelu"
+        if self.masked or E != D:
+            bias = self.masked or config.bias
+            self.project = nnx.Linear(D, E, use_bias=bias, dtype=self.dtype, kernel_init=initialize.matrix, rngs=rngs)
+        if self.masked:
+            self.norm = Norm(config, E)
+            self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+        if not config.tie_readout:
+            self.tokens = nnx.Param(initialize.embedding(rngs.params(), (config.vocab_size, E)))
+
+    def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
+        """Returns float32 logits (.., V); `embedding` (V, E) is used where the readout is tied."""
+        x = hidden.astype(self.dtype)
+        if hasattr(self, "project"):
+            x = self.project(x)
+        if self.masked:
+            x = self.norm(jax.nn.gelu(x, approximate=self.approximate))
+        matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
+        logits = jnp.einsum("...e,ve->...v", x, matrix.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits + self.bias[...] if self.masked else logits

@@ -1,0 +1,44 @@
+"""The feed-forward branch: one hidden layer of size F, plain or gated."""
+
+import jax
+from flax import nnx
+
+from odelm.config import ModelConfig
+from odelm.models import initialize
+from odelm.models.precision import compute_dtype
+
+
+class FeedForward(nnx.Module):
+    """`W2 act(W1 x)`; with SwiGLU `W2 (silu(Wg x) * W1 x)` (Shazeer 2020, arXiv 2002.05202).
+
+    `relu2` is the squared ReLU (So et al. 2021, arXiv 2109.08668).
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, F = config.width, config.feedforward_size
+        dtype = compute_dtype(config)
+        self.activation = config.activation
+        up = 2 * F if config.activation == "swiglu" else F
+        self.up = nnx.Linear(D, up, use_bias=config.bias, dtype=dtype, kernel_init=initialize.matrix, rngs=rngs)
+        self.down = nnx.Linear(
+            F, D, use_bias=config.bias, dtype=dtype, kernel_init=initialize.residual_matrix(config), rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns (.., D) of (.., D)."""
+        return self.down(activate(self.up(x), self.activation))
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """Applies an activation of `odelm.config.ACTIVATIONS`; swiglu halves the last axis."""
+    match name:
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "relu2":
+            return jax.numpy.square(jax.nn.relu(x))
+        case "swiglu":
+            gate, value = jax.numpy.split(x, 2, axis=-1)
+            return jax.nn.silu(gate) * value
+    raise ValueError(f"activation is {name!r}, expected gelu, gelu_tanh, relu2 or swiglu")

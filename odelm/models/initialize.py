@@ -1,0 +1,39 @@
+"""Initialisation suited to a block that is applied `depth` times coherently.
+
+Matrices start as N(0, 1/fan_in), so that a normalised input gives outputs of unit scale. What needs thought
+is the last matrix of each branch, whose output is added to the state. In an ordinary pre-norm stack the `2 L`
+increments come from independent weights: their variances add, and GPT-2 scales those matrices by
+`1/sqrt(2 L)` (Radford et al. 2019, section 2.3). In a shared block all `L` increments come from the *same*
+weights and point alike: they add coherently, so the state's growth over the depth stays of order one only
+if each is of order `1/L`. That is the scaling under which a residual network has an ODE, not an SDE, as its
+limit (Marion et al. 2022, "Scaling ResNets in the large-depth regime", arXiv 2206.06929). With `G` groups,
+`L/G` increments add coherently within a group and the `G` groups independently, `sqrt(G) / L` in all, which
+is Marion's scaling at `G = 1` and GPT-2's at `G = L`; the two branches give another `1/sqrt(2)`.
+
+A post-norm block renormalises its state after each branch, so nothing accumulates and nothing is scaled.
+"""
+
+import math
+
+import jax
+from jax.nn.initializers import Initializer
+
+from odelm.config import ModelConfig
+
+EMBEDDING_STD = 0.02
+"""Of token, position and type embeddings: small enough that a tied readout starts near uniform."""
+
+matrix: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+embedding: Initializer = jax.nn.initializers.normal(EMBEDDING_STD)
+
+
+def residual_scale(config: ModelConfig) -> float:
+    """Returns the factor on the standard deviation of each branch's last matrix."""
+    if config.norm_placement == "post":
+        return 1.0
+    return math.sqrt(config.groups / 2) / config.depth
+
+
+def residual_matrix(config: ModelConfig) -> Initializer:
+    """Returns the initialiser of a branch's last matrix."""
+    return jax.nn.initializers.variance_scaling(residual_scale(config) ** 2, "fan_in", "normal")

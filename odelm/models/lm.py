@@ -1,0 +1,89 @@
+"""The models people hold: causal and masked language models, and a classifier on the encoder."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.config import ModelConfig
+from odelm.errors import InputError
+from odelm.models import initialize
+from odelm.models.embed import Readout
+from odelm.models.transformer import SharedTransformer
+
+
+class CausalLM(SharedTransformer):
+    """Predicts the next token: float32 logits (B, L, V)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        _expect_kind(config, "decoder", "CausalLM")
+        super().__init__(config, rngs=rngs)
+        self.head = Readout(self.config, rngs=rngs)
+
+    def readout(self, hidden: jax.Array) -> jax.Array:
+        """Returns logits float32 (.., V) of hidden states (.., D)."""
+        return self.head(hidden, self.embed.tokens[...])
+
+
+class MaskedLM(SharedTransformer):
+    """Predicts masked tokens: float32 logits (B, L, V); optionally whether two segments are in order."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        _expect_kind(config, "encoder", "MaskedLM")
+        super().__init__(config, rngs=rngs)
+        self.head = Readout(self.config, rngs=rngs)
+        self.order = Pooled(self.config, 2, rngs=rngs) if config.sentence_order else None
+
+    def readout(self, hidden: jax.Array) -> jax.Array:
+        """Returns logits float32 (.., V) of hidden states (.., D), which may be only the masked ones."""
+        return self.head(hidden, self.embed.tokens[...])
+
+    def readout_order(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 (B, 2): logits of the two segments being in order and swapped."""
+        if self.order is None:
+            raise InputError("this model has no sentence-order head: create it with model.sentence_order=True")
+        return self.order(hidden)
+
+
+class Classifier(SharedTransformer):
+    """Reads `outputs` numbers off the first position of an encoder: class logits, or with 1 a regression."""
+
+    def __init__(self, config: ModelConfig, *, outputs: int, rngs: nnx.Rngs):
+        _expect_kind(config, "encoder", "Classifier")
+        if outputs < 1:
+            raise InputError(f"outputs is {outputs}, expected the number of classes, or 1 for a regression")
+        super().__init__(config, rngs=rngs)
+        self.head = Pooled(self.config, outputs, rngs=rngs)
+
+    @classmethod
+    def from_encoder(cls, encoder: SharedTransformer, *, outputs: int, rngs: nnx.Rngs) -> "Classifier":
+        """Returns a classifier with a copy of a pre-trained encoder's body and a new head."""
+        model = cls(encoder.config, outputs=outputs, rngs=rngs)
+        body = nnx.clone(encoder)
+        model.embed, model.blocks, model.final_norm = body.embed, body.blocks, body.final_norm
+        return model
+
+    def readout(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 (B, outputs) of hidden states (B, L, D)."""
+        return self.head(hidden)
+
+
+class Pooled(nnx.Module):
+    """BERT's pooler, `tanh(W h_0)`, and a linear map of it; float32."""
+
+    def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
+        self.pool = nnx.Linear(config.width, config.width, kernel_init=initialize.matrix, rngs=rngs)
+        self.out = nnx.Linear(config.width, outputs, kernel_init=initialize.embedding, rngs=rngs)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 (B, outputs) of hidden states (B, L, D)."""
+        return self.out(jnp.tanh(self.pool(hidden[:, 0].astype(jnp.float32))))
+
+
+def create(config: ModelConfig, *, rngs: nnx.Rngs) -> CausalLM | MaskedLM:
+    """Returns the language model that the config describes, newly initialised."""
+    return (CausalLM if config.kind == "decoder" else MaskedLM)(config, rngs=rngs)
+
+
+def _expect_kind(config: ModelConfig, kind: str, name: str) -> None:
+    if config.kind != kind:
+        raise InputError(f"{name} needs model.kind={kind!r}, but the config says {config.kind!r}")

@@ -1,0 +1,79 @@
+"""Cross-entropy of next tokens or masked tokens, as sums, so that batches and devices add up exactly."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from odelm import ode
+from odelm.models.lm import CausalLM, MaskedLM
+from odelm.models.transformer import DepthPlan, Grid
+
+Batch = Mapping[str, jax.Array]
+
+
+class LossSums(NamedTuple):
+    """float32 scalars: nats summed over predicted tokens, and how many there were; the same for sentence order."""
+
+    nats: jax.Array
+    tokens: jax.Array
+    order_nats: jax.Array
+    orders: jax.Array
+
+    @property
+    def loss(self) -> jax.Array:
+        """Mean nats a predicted token."""
+        return self.nats / jnp.maximum(self.tokens, 1)
+
+    @property
+    def objective(self) -> jax.Array:
+        """What training minimises: the token loss, plus the sentence-order loss where there is one (ALBERT)."""
+        return self.loss + self.order_nats / jnp.maximum(self.orders, 1)
+
+
+def loss_sums(
+    model: CausalLM | MaskedLM,
+    batch: Batch,
+    *,
+    grid: Grid | None = None,
+    solver: ode.Solver = "euler",
+    key: jax.Array | None = None,
+    plan: DepthPlan | None = None,
+    unroll: int | bool = 1,
+    remat: str | None = None,
+) -> LossSums:
+    """Returns the summed loss of a batch of `odelm.data.loader`; the options are those of `encode`.
+
+    A masked model reads out only the positions it has to predict, `positions` (B, P) of (B, L).
+    """
+    hidden = model.encode(
+        batch["tokens"],
+        mask=batch.get("mask"),
+        token_types=batch.get("token_types"),
+        grid=grid,
+        solver=solver,
+        key=key,
+        plan=plan,
+        unroll=unroll,
+        remat=remat,
+    )
+    return sums_from_hidden(model, hidden, batch)
+
+
+def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch) -> LossSums:
+    """Returns the summed loss given the hidden states (B, L, D) of the batch."""
+    picked = hidden
+    if "positions" in batch:
+        picked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+    nats = optax.softmax_cross_entropy_with_integer_labels(model.readout(picked), batch["targets"])
+    weights = batch["weights"]
+    zero = jnp.zeros(())
+    order_nats, orders = zero, zero
+    if "order" in batch and isinstance(model, MaskedLM):
+        rows = (weights.sum(-1) > 0).astype(jnp.float32)
+        logits = model.readout_order(hidden)
+        order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, batch["order"]) * rows).sum()
+        orders = rows.sum()
+    return LossSums((nats * weights).sum(), weights.sum(), order_nats, orders)

@@ -1,0 +1,44 @@
+"""What the block knows of its depth time.
+
+One block used at every depth has to do what different layers would; telling it the time `t` gives most of
+that back. A small network maps a few features of `t / depth` to a scale and a shift for each of the block's
+norms and a gate for each of its branches, after the adaptive norm of diffusion transformers (Peebles and Xie
+2022, arXiv 2212.09748). Two things matter here:
+
+- the features are *low* frequencies. With high ones the block is only right at the times it was trained on,
+  and a grid between them breaks it; with low ones it is a smooth field that any grid may sample;
+- it depends on `t` alone, so it is computed for a whole grid before the first step (`odelm.ode.plan`).
+
+The last layer starts at zero, so a modulated block starts as the plain block.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.config import ModelConfig
+from odelm.models import initialize
+
+FREQUENCIES = 4
+HIDDEN = 64
+
+
+def time_features(tau: jax.Array) -> jax.Array:
+    """Returns sin and cos of `pi/2 k tau`, k = 1..4, for `tau` in [0, 1]: at most one period, float32 (.., 8)."""
+    angles = jnp.pi / 2 * jnp.arange(1, FREQUENCIES + 1) * jnp.asarray(tau, jnp.float32)[..., None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class Modulation(nnx.Module):
+    """Maps a time in [0, depth] to `rows` vectors of size D, all zero at initialisation; float32 throughout."""
+
+    def __init__(self, config: ModelConfig, rows: int, *, rngs: nnx.Rngs):
+        self.depth = config.depth
+        self.rows = rows
+        self.hidden = nnx.Linear(2 * FREQUENCIES, HIDDEN, kernel_init=initialize.matrix, rngs=rngs)
+        self.out = nnx.Linear(HIDDEN, rows * config.width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Returns float32 (rows, D) for a scalar time."""
+        hidden = jax.nn.silu(self.hidden(time_features(t / self.depth)))
+        return self.out(hidden).reshape(self.rows, -1)

@@ -1,0 +1,42 @@
+"""LayerNorm and RMSNorm whose scale and shift can be set from outside, which is how time modulates them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.config import ModelConfig
+
+
+class Affine(NamedTuple):
+    """What is applied after normalising: float32 `scale` (D,) and `shift` (D,) or None."""
+
+    scale: jax.Array
+    shift: jax.Array | None
+
+
+class Norm(nnx.Module):
+    """Normalises over the last axis in float32, then applies its affine map, or the one it is given."""
+
+    def __init__(self, config: ModelConfig, size: int):
+        self.kind = config.norm
+        self.eps = config.norm_eps
+        self.scale = nnx.Param(jnp.ones((size,)))
+        self.bias = nnx.Param(jnp.zeros((size,))) if config.bias else None
+
+    def affine(self, gamma: jax.Array | None = None, beta: jax.Array | None = None) -> Affine:
+        """Returns the norm's own map, or that map followed by `x -> x (1 + gamma) + beta`."""
+        scale, shift = self.scale[...], self.bias[...] if self.bias is not None else None
+        if gamma is None or beta is None:
+            return Affine(scale, shift)
+        return Affine(scale * (1 + gamma), beta if shift is None else shift * (1 + gamma) + beta)
+
+    def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
+        """Returns the normalised `x`, shape and dtype unchanged."""
+        scale, shift = self.affine() if affine is None else affine
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
+        return (y if shift is None else y + shift).astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Pre-training: draw a grid, take an update, log, evaluate, save; resume where it stopped."""

@@ -1,0 +1,90 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard events and a progress bar. Only the first process writes."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+class Log:
+    """Writes metrics as they come; a context manager. With `enabled` False it writes nothing."""
+
+    def __init__(self, workdir: Path, *, updates: int, start: int, enabled: bool = True):
+        self.enabled = enabled
+        self.console = Console(quiet=not enabled)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not enabled,
+        )
+        self._task = self._progress.add_task("training", total=updates, completed=start, loss=float("nan"), speed=0.0)
+        if enabled:
+            # TensorBoard's writer takes half a second to import, and only training needs it.
+            from tensorboardX import SummaryWriter
+
+            _drop_after(workdir / METRICS, start)
+            self._file = (workdir / METRICS).open("a")
+            self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+
+    def __enter__(self) -> "Log":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        if self.enabled:
+            self._file.close()
+            self._events.close()
+
+    def print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def training(self, step: int, metrics: dict[str, float]) -> None:
+        """Records the metrics of an update; `loss` and `tokens_per_s` also show in the bar."""
+        self._progress.update(
+            self._task, completed=step, loss=metrics["loss"], speed=metrics["tokens_per_s"], refresh=False
+        )
+        self._write({"step": step, **metrics}, {f"train/{name}": value for name, value in metrics.items()})
+
+    def evaluation(self, step: int, losses: dict[int, float]) -> None:
+        """Records held-out losses by number of depth steps."""
+        shown = "  ".join(f"{steps} steps {loss:.4f}" for steps, loss in losses.items())
+        self.print(f"update {step}: held-out loss  {shown}")
+        self._write(
+            {"step": step, "eval_loss": {str(steps): loss for steps, loss in losses.items()}},
+            {f"eval/loss_{steps}_steps": loss for steps, loss in losses.items()},
+        )
+
+    def _write(self, record: dict, scalars: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, record["step"])
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Removes what an interrupted run recorded after the checkpoint that it resumes from."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    partial.replace(path)
+
+
+def _step_of(line: str) -> float:
+    """Returns the step of a record; a line cut short by a kill counts as later than any."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

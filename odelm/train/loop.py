@@ -1,0 +1,187 @@
+"""The loop: prepare, compile, then update, log, evaluate and save until done or interrupted."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from odelm import checkpoint, sharding
+from odelm.checkpoint import Checkpoints
+from odelm.config import Config
+from odelm.data.loader import eval_batches, train_batches
+from odelm.data.prepare import Prepared, prepare
+from odelm.errors import InputError
+from odelm.train.draws import draw_grid, possible_counts
+from odelm.train.evaluate import evaluate, make_loss
+from odelm.train.interrupt import Interrupt
+from odelm.train.log import Log
+from odelm.train.optimizer import make_optimizer, schedule
+from odelm.train.step import TrainState, compile_updates, graph_of, init_state, make_update
+
+MAY_CHANGE = frozenset(
+    {"mesh.data", "data.data_dir"}
+    | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
+    | {f"train.{name}" for name in ("keep", "log_every", "unroll", "remat")}
+)
+"""Options with which a run may be resumed though they differ; any other would make it another run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: updates applied, the last held-out losses by step count, and whether it was interrupted."""
+
+    step: int
+    losses: dict[int, float]
+    interrupted: bool
+
+
+def train(config: Config, workdir: str | Path) -> Result:
+    """Trains in `workdir`, from its newest checkpoint if it has one, and returns how it ended.
+
+    Raises InputError for a config that cannot be, or a workdir that holds a different run.
+    """
+    config.validate()
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.train.batch_size, mesh)
+    workdir = Path(workdir)
+    _check_same_run(config, workdir)
+    prepared = prepare(config)
+    _open_workdir(config, workdir, prepared)
+
+    graph, _ = graph_of(config)
+    optimizer = make_optimizer(config.optimizer, config.train.updates)
+    state = init_state(config, optimizer, mesh)
+    checkpoints = Checkpoints(workdir, keep=config.train.keep)
+    try:
+        state = _restored(state, checkpoints)
+        start = int(state.step)
+        with Log(workdir, updates=config.train.updates, start=start, enabled=jax.process_index() == 0) as log:
+            _introduce(log, config, state, prepared, start)
+            run = _Run(config, prepared, mesh, graph, make_update(config, graph, optimizer), checkpoints, log)
+            with Interrupt() as interrupt:
+                return run(state, interrupt)
+    finally:
+        checkpoints.close()
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: Config
+    prepared: Prepared
+    mesh: jax.sharding.Mesh
+    graph: Any
+    update: Any
+    checkpoints: Checkpoints
+    log: Log
+
+    def __call__(self, state: TrainState, interrupt: Interrupt) -> Result:
+        config = self.config
+        start = int(state.step)
+        batches = self._batches(start)
+        held_out = self._held_out()
+        loss = make_loss(self.graph)
+        losses: dict[int, float] = {}
+        step = start
+        if start < config.train.updates:
+            batch = next(batches)
+            counts = possible_counts(config)
+            updates = compile_updates(self.update, state, batch, counts, self.mesh, self.log.print)
+        rate = schedule(config.optimizer, config.train.updates)
+        window, since = [], time.perf_counter()
+        while step < config.train.updates and not interrupt.requested:
+            grid = draw_grid(config, step)
+            state, metrics = updates[len(grid) - 1](state, batch, grid)
+            step += 1
+            window.append(metrics)
+            batch = next(batches)
+            if step % config.train.log_every == 0 or step == config.train.updates:
+                window = jax.device_get(window)
+                now = time.perf_counter()
+                self._record(step, window, len(grid) - 1, float(rate(step - 1)), now - since)
+                window, since = [], now
+            if step % config.train.eval_every == 0 and step < config.train.updates:
+                paused = time.perf_counter()
+                losses = evaluate(loss, state.params, held_out, config)
+                self.log.evaluation(step, losses)
+                since += time.perf_counter() - paused
+            if step % config.train.checkpoint_every == 0:
+                self.checkpoints.save(step, state.params, state.optimizer)
+        self.checkpoints.save(step, state.params, state.optimizer)
+        if interrupt.requested and step < config.train.updates:
+            self.log.print(f"interrupted after update {step}; run the same command to resume from there")
+            return Result(step, losses, interrupted=True)
+        losses = evaluate(loss, state.params, held_out, config)
+        self.log.evaluation(step, losses)
+        return Result(step, losses, interrupted=False)
+
+    def _batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """Yields global batches from update `start` on."""
+        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        for batch in train_batches(self.prepared, self.config, start=start, **processes):
+            yield sharding.place_batch(batch, self.mesh)
+
+    def _held_out(self) -> list[dict[str, jax.Array]]:
+        """Returns the evaluated batches, cut along the batch like those of training."""
+        rows = self.config.train.batch_size // jax.process_count()
+        mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+        batches = eval_batches(self.prepared, self.config, limit=self.config.train.eval_batches)
+        return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self.mesh) for b in batches]
+
+    def _record(self, step: int, window: list[dict], steps: int, rate: float, seconds: float) -> None:
+        tokens = self.config.train.batch_size * self.config.train.length
+        self.log.training(
+            step,
+            {
+                "loss": float(sum(m["loss"] for m in window) / len(window)),
+                "gradient_norm": float(window[-1]["gradient_norm"]),
+                "learning_rate": rate,
+                "depth_steps": steps,
+                "tokens": step * tokens,
+                "tokens_per_s": len(window) * tokens / seconds,
+            },
+        )
+
+
+def _check_same_run(config: Config, workdir: Path) -> None:
+    """Raises InputError if `workdir` holds a run with another config, or is a file."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file, expected a directory for the run")
+    if not (workdir / checkpoint.CONFIG).exists():
+        return
+    changed = checkpoint.differences(checkpoint.read_config(workdir), config, MAY_CHANGE)
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run with other options ({'; '.join(changed)}); "
+            "give them as they were to resume it, or another --workdir"
+        )
+
+
+def _open_workdir(config: Config, workdir: Path, prepared: Prepared) -> None:
+    if jax.process_index() != 0:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
+    checkpoint.save_config(workdir, config)
+
+
+def _restored(state: TrainState, checkpoints: Checkpoints) -> TrainState:
+    step = checkpoints.latest()
+    if step is None:
+        return state
+    params, optimizer = checkpoints.restore(step, state.params, state.optimizer)
+    return TrainState(jax.device_put(jax.numpy.int32(step), state.step.sharding), params, optimizer)
+
+
+def _introduce(log: Log, config: Config, state: TrainState, prepared: Prepared, start: int) -> None:
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    model = config.model
+    log.print(
+        f"{model.kind}, {size / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
+        f"{model.groups} shared block{'s' if model.groups > 1 else ''}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+    log.print(f"{len(prepared.train):,} training tokens; depth steps drawn: {config.step_sampling.kind}")
+    if start:
+        log.print(f"resumed after update {start}")

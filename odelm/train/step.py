@@ -1,0 +1,102 @@
+"""The training state and the one update, a pure function jitted once for each number of depth steps."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from odelm import rng, sharding
+from odelm.config import Config
+from odelm.models import create
+from odelm.models.loss import loss_sums
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """`step` is the number of updates applied, int32."""
+
+    step: jax.Array
+    params: Any
+    optimizer: optax.OptState
+
+
+def graph_of(config: Config) -> tuple[nnx.GraphDef, Any]:
+    """Returns the model's structure and its parameters as shapes, without computing any."""
+    model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)
+
+
+def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state before the first update, made directly in its shardings."""
+
+    def init() -> TrainState:
+        model = create(config.model, rngs=nnx.Rngs(rng.key(config.train.seed, "init")))
+        params = nnx.state(model, nnx.Param)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def make_update(
+    config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step."""
+
+    def update(state: TrainState, batch: Batch, grid: jax.Array) -> tuple[TrainState, Metrics]:
+        key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
+
+        def objective(params: Any) -> tuple[jax.Array, jax.Array]:
+            sums = loss_sums(
+                nnx.merge(graph, params),
+                batch,
+                grid=grid,
+                key=key,
+                unroll=config.train.unroll,
+                remat=config.train.remat,
+            )
+            return sums.objective, sums.loss
+
+        gradients, loss = jax.grad(objective, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return update
+
+
+def compile_updates(
+    update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batch: Batch,
+    counts: tuple[int, ...],
+    mesh: Mesh,
+    announce: Callable[[str], None],
+) -> dict[int, Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]]:
+    """Compiles one executable for each number of depth steps, ahead of the first update; donates the state."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    whole = sharding.replicated(mesh)
+    jitted = jax.jit(
+        update,
+        in_shardings=(shardings, sharding.batch_sharding(mesh), whole),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+    compiled = {}
+    for count in counts:
+        start = time.perf_counter()
+        grid = jax.ShapeDtypeStruct((count + 1,), jnp.float32)
+        compiled[count] = jitted.lower(state, batch, grid).compile()
+        announce(f"compiled the update of {count} depth steps in {time.perf_counter() - start:.1f} s")
+    return compiled

@@ -1,0 +1,98 @@
+"""The trained tokenizer, foreign ones, and encoding in pieces."""
+
+from pathlib import Path
+
+import pytest
+from conftest import documents
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from odelm.data import tokenizer as tokenizers
+from odelm.errors import InputError
+
+
+def train(vocab_size: int = 300) -> Tokenizer:
+    return tokenizers.train(documents(40), vocab_size=vocab_size, max_bytes=10_000)
+
+
+def bert() -> Tokenizer:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "field"]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(names[:5])
+    return tokenizer
+
+
+def flat(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    return [number for run in tokenizers.encode(tokenizer, texts, batch_bytes=1000) for number in run]
+
+
+def test_special_tokens_come_first_and_any_bytes_round_trip():
+    tokenizer = train()
+    names = ["<|pad|>", "<|endoftext|>", "<|cls|>", "<|sep|>", "<|mask|>"]
+    assert [tokenizer.token_to_id(name) for name in names] == [0, 1, 2, 3, 4]
+    assert tokenizer.get_vocab_size() == 300
+    text = "naïve ✓ \t\x00 日本\r\n"
+    assert tokenizer.decode(flat(tokenizer, [text])) == text
+
+
+def test_training_reads_at_most_the_bytes_it_is_given():
+    def texts():
+        yield "ab ab ab "
+        yield "cd cd " + "yz yz yz yz"
+        pytest.fail("read on past the limit")
+
+    tokens = tokenizers.train(texts(), vocab_size=300, max_bytes=len("ab ab ab cd cd ")).get_vocab()
+    assert {"ab", "cd"} <= tokens.keys() and "yz" not in tokens
+
+
+def test_pieces_give_the_tokens_of_the_whole():
+    text = " ".join(documents(40) * 100)
+    assert len(list(tokenizers._pieces(text))) > 3
+    tokenizer = train()
+    assert flat(tokenizer, [text, "b"]) == [*tokenizer.encode(text).ids, 1, *tokenizer.encode("b").ids, 1]
+
+
+def test_text_that_spells_a_special_token_stays_text():
+    tokenizer = train()
+    ids = flat(tokenizer, ["a <|endoftext|> b"])
+    assert ids.count(1) == 1 and ids[-1] == 1
+    assert tokenizer.decode(ids) == "a <|endoftext|> b"
+
+
+def test_roles_are_found_in_foreign_tokenizers():
+    roles = {role: tokenizers.special_id(bert(), role) for role in tokenizers.NAMES}
+    assert roles == {"pad": 0, "end": 3, "cls": 2, "sep": 3, "mask": 4}
+    assert tokenizers.special_ids(bert()).tolist() == [0, 1, 2, 3, 4]
+    assert flat(bert(), ["the field", "field"]) == [5, 6, 3, 6, 3]
+
+
+def test_an_absent_special_token_is_named():
+    plain = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(InputError, match=r"no mask token; expected one of .*\[MASK\]"):
+        tokenizers.special_id(plain, "mask")
+
+
+def test_padding_and_truncation_of_a_file_are_put_off(tmp_path: Path):
+    tokenizer = bert()
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert flat(tokenizers.load(tmp_path / "tokenizer.json"), ["the the the field"]) == [5, 5, 5, 6, 3]
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"model": {"type": "Unheard"}}'])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="tokenizer.json is not a tokenizer.json") as caught:
+        tokenizers.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_impossible_sizes(tmp_path: Path):
+    with pytest.raises(InputError, match="absent.json is not a file"):
+        tokenizers.load(tmp_path / "absent.json")
+    with pytest.raises(InputError, match="expected 261 or more"):
+        train(vocab_size=260)
+    with pytest.raises(InputError, match="has 300 tokens, more than model.vocab_size 299"):
+        tokenizers.check_size(train(), 299)
