@@ -16,7 +16,7 @@ from odelm import cli
 from odelm.config import Config, default_steps
 from odelm.errors import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+WORKDIR = flags.DEFINE_string("workdir", None, required=True, help="Directory of a training run.")
 STEPS = flags.DEFINE_list("steps", None, "Numbers of depth steps; default: full depth, 1/2, 1/3 and 1/4 of it.")
 SOLVER = flags.DEFINE_string("solver", "euler", "Name of the ODE solver.")
 BATCH = flags.DEFINE_integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
@@ -30,7 +30,6 @@ NEW_TOKENS = flags.DEFINE_integer("new_tokens", 100, "Tokens to generate.", lowe
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
-flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
@@ -107,4 +106,4 @@ def _compare(model, config: Config, steps: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, usage=__doc__))
+    sys.exit(cli.run(main, sys.argv, usage=__doc__ or ""))

@@ -16,9 +16,11 @@ from odelm.config import Config
 from odelm.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, such as configs/tiny.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, tokenizer.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, required=True, help="Directory of the run: metrics, checkpoints, tokenizer."
+)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job first.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:
@@ -35,8 +37,8 @@ def _recipe() -> Config:
     try:
         return CONFIG.value.validate()
     except OSError as error:
-        raise InputError(f"the recipe {CONFIG.config_filename} cannot be read: {error}") from error
+        raise InputError(f"the recipe cannot be read: {error}") from error
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, usage=__doc__))
+    sys.exit(cli.run(main, sys.argv, usage=__doc__ or ""))

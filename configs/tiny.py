@@ -1,4 +1,9 @@
-"""A decoder small enough to train on two CPU cores in minutes: the demo."""
+"""A decoder small enough to train on two CPU cores in minutes: the demo.
+
+    python train.py --config=configs/tiny.py --workdir=runs/tiny
+
+Hardware, time and the loss to expect: see docs/results.md, "The demo".
+"""
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
 
@@ -8,6 +13,6 @@ def get_config() -> Config:
         model=ModelConfig(kind="decoder", vocab_size=2048, width=128, heads=4, depth=12, max_length=256),
         data=DataConfig(corpus="python_source"),
         step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup=50),
-        train=TrainConfig(updates=300, batch_size=16, length=128, eval_every=100, eval_batches=8, checkpoint_every=100),
+        optimizer=OptimizerConfig(learning_rate=6e-3, warmup=60),
+        train=TrainConfig(updates=500, batch_size=8, length=128, eval_every=125, eval_batches=16, checkpoint_every=125),
     )

@@ -1,7 +1,6 @@
 """Running a program: flags parsed, mistakes told in one line with status 2."""
 
 import dataclasses
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -18,8 +17,6 @@ def run(main: Callable[[], None], argv: Sequence[str], usage: str) -> int:
     A mistake in the input is one line on stderr and status 2, without a traceback; `--help` prints `usage` and
     the flags. Any other exception is a defect of ours and keeps its traceback.
     """
-    # Equinox would otherwise put host callbacks into compiled integrations; it reads this when imported.
-    os.environ.setdefault("EQX_ON_ERROR", "nan")
     app.define_help_flags()
     sys.modules["__main__"].__doc__ = usage
     try:

@@ -333,6 +333,8 @@ def to_json(config: Any) -> str:
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "config") -> T:
     """Builds a config dataclass from plain values; an unknown key or a wrong type raises InputError."""
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is {values!r} ({type(values).__name__}), expected an object of options")
     hints = typing.get_type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
@@ -349,7 +351,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "config") -> T:
     return cls(**parts)
 
 
-def from_json(text: str, cls: type[T] = Config) -> T:
+def from_json(text: str) -> Config:
     """Reads what `to_json` wrote and validates it; raises InputError on anything else."""
     try:
         values = json.loads(text)
@@ -357,13 +359,15 @@ def from_json(text: str, cls: type[T] = Config) -> T:
         raise InputError(f"the config is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"the config is a JSON {type(values).__name__}, expected an object")
-    config = from_dict(cls, values)
-    return config.validate() if hasattr(config, "validate") else config
+    return from_dict(Config, values).validate()
 
 
 def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
-    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    plain = [
+        part if isinstance(part, type) or not dataclasses.is_dataclass(part) else dataclasses.asdict(part)
+        for part in parts
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ import jax
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.errors import InputError
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
 from odelm.models.modulation import Modulation
@@ -75,7 +76,9 @@ class SharedBlock(nnx.Module):
         mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Post-norm only: returns the state after a step of size `dt`, normalised."""
+        """Post-norm only: returns the state after a step of size `dt`, normalised; InputError for a pre-norm block."""
+        if not self.post_norm:
+            raise InputError("projected_euler is the step of a post-norm block, and this one is pre-norm: try euler")
         key1, key2 = _split(key)
         gate1, gate2 = (dt if gate is None else dt * gate for gate in (condition.gate1, condition.gate2))
         a = h + gate1 * self._attend(h, mask, key1)

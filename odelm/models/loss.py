@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from odelm import ode
 from odelm.models.lm import CausalLM, MaskedLM
 from odelm.models.transformer import DepthPlan, Grid
 
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, jax.Array | np.ndarray]
 
 
 class LossSums(NamedTuple):
@@ -48,10 +49,11 @@ def loss_sums(
 
     A masked model reads out only the positions it has to predict, `positions` (B, P) of (B, L).
     """
+    data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden = model.encode(
-        batch["tokens"],
-        mask=batch.get("mask"),
-        token_types=batch.get("token_types"),
+        data["tokens"],
+        mask=data.get("mask"),
+        token_types=data.get("token_types"),
         grid=grid,
         solver=solver,
         key=key,
@@ -59,10 +61,10 @@ def loss_sums(
         unroll=unroll,
         remat=remat,
     )
-    return sums_from_hidden(model, hidden, batch)
+    return sums_from_hidden(model, hidden, data)
 
 
-def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch) -> LossSums:
+def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Mapping[str, jax.Array]) -> LossSums:
     """Returns the summed loss given the hidden states (B, L, D) of the batch."""
     picked = hidden
     if "positions" in batch:

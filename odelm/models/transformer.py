@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from odelm import ode
 from odelm.config import ModelConfig
@@ -165,7 +166,7 @@ class SharedTransformer(nnx.Module):
                     f"try {max(groups, round(steps / groups) * groups)}"
                 )
             grid = ode.grid.equal(depth, steps)
-        elif not isinstance(grid, jax.core.Tracer):
+        elif not isinstance(grid, Tracer):
             grid = ode.grid.checked(np.asarray(grid), depth, groups)
             cuts = np.searchsorted(grid, ode.grid.boundaries(depth, groups))
             return [grid[start : stop + 1] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]

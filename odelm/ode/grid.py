@@ -11,6 +11,8 @@ import numpy as np
 
 from odelm.errors import InputError
 
+Times = Sequence[float] | np.ndarray
+
 
 def equal(depth: float, steps: int) -> np.ndarray:
     """Returns `steps` equal steps from 0 to `depth`, shape (steps + 1,)."""
@@ -19,27 +21,27 @@ def equal(depth: float, steps: int) -> np.ndarray:
     return _exact_end(np.arange(steps + 1) * (depth / steps), depth)
 
 
-def from_sizes(sizes: Sequence[float], *, depth: float | None = None) -> np.ndarray:
+def from_sizes(sizes: Times, *, depth: float | None = None) -> np.ndarray:
     """Returns the grid with the given step sizes, scaled to span `depth` if one is given."""
-    sizes = np.asarray(sizes, np.float64)
-    if sizes.ndim != 1 or not len(sizes):
-        raise InputError(f"step sizes have shape {sizes.shape}, expected (N,) with N of at least 1")
-    if not (sizes > 0).all():
-        worst = int(np.argmin(sizes))
-        raise InputError(f"step size {worst} is {sizes[worst]:g}, expected only positive sizes")
-    times = np.concatenate([[0.0], np.cumsum(sizes)])
+    steps = np.asarray(sizes, np.float64)
+    if steps.ndim != 1 or not len(steps):
+        raise InputError(f"step sizes have shape {steps.shape}, expected (N,) with N of at least 1")
+    if not (steps > 0).all():
+        worst = int(np.argmin(steps))
+        raise InputError(f"step size {worst} is {steps[worst]:g}, expected only positive sizes")
+    times = np.concatenate([[0.0], np.cumsum(steps)])
     return _exact_end(times if depth is None else times * (depth / times[-1]), depth or times[-1])
 
 
-def refined(grid: Sequence[float], factor: int) -> np.ndarray:
+def refined(grid: Times, factor: int) -> np.ndarray:
     """Returns the grid with every step cut into `factor` equal ones."""
-    grid = np.asarray(grid, np.float64)
+    times = np.asarray(grid, np.float64)
     parts = np.arange(factor) / factor
-    inner = (grid[:-1, None] + parts * np.diff(grid)[:, None]).ravel()
-    return _exact_end(np.append(inner, grid[-1]), grid[-1])
+    inner = (times[:-1, None] + parts * np.diff(times)[:, None]).ravel()
+    return _exact_end(np.append(inner, times[-1]), times[-1])
 
 
-def checked(grid: Sequence[float], depth: float, groups: int = 1) -> np.ndarray:
+def checked(grid: Times, depth: float, groups: int = 1) -> np.ndarray:
     """Returns `grid` as float32 (N + 1,), or raises InputError naming the entry that is wrong.
 
     A grid starts at 0, strictly increases, ends at `depth`, and contains the group boundaries

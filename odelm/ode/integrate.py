@@ -125,12 +125,15 @@ def integrate(
 
 
 def integrate_diffrax(field: Field, h0: State, grid: Grid, *, solver: Solver = "euler") -> State:
-    """The same as `integrate`, through `diffrax.diffeqsolve`: slower to compile, for any Diffrax solver."""
+    """The same as `integrate`, through `diffrax.diffeqsolve`: slower to compile, for any Diffrax solver.
+
+    A state below float32 is rounded where the field sees it and at the end, not once a step.
+    """
     solver = _bound(get_solver(solver), field)
     grid = _times(grid)
     controller = diffrax.StepTo(ts=grid)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, h, _: _rounded(field(t, h), h)),
+        _term(field, h0),
         solver,
         t0=grid[0],
         t1=grid[-1],
@@ -139,7 +142,7 @@ def integrate_diffrax(field: Field, h0: State, grid: Grid, *, solver: Solver = "
         stepsize_controller=controller,
         max_steps=len(grid) - 1,
     )
-    return jax.tree.map(lambda y: y[-1], solution.ys)
+    return _rounded(jax.tree.map(lambda y: y[-1], solution.ys), h0)
 
 
 def integrate_adaptive(
@@ -173,7 +176,7 @@ def integrate_adaptive(
     if not tolerance > 0:
         raise InputError(f"the tolerance is {tolerance}, expected a positive number such as 1e-2")
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, h, _: _rounded(field(t, h), h)),
+        _term(field, h0),
         solver,
         t0=t0,
         t1=t1,
@@ -185,7 +188,7 @@ def integrate_adaptive(
         throw=False,
     )
     state = eqx.error_if(
-        jax.tree.map(lambda y: y[-1], solution.ys),
+        _rounded(jax.tree.map(lambda y: y[-1], solution.ys), h0),
         solution.result != diffrax.RESULTS.successful,
         f"{max_steps} steps did not reach t1 at tolerance {tolerance:g}: raise max_steps or the tolerance",
     )
@@ -260,6 +263,11 @@ def _stage(conditions: Condition, r: int) -> Condition:
     return jax.tree.map(lambda leaf: leaf[r], conditions)
 
 
+def _term(field: Field, h0: State) -> diffrax.ODETerm:
+    """Returns the field for Diffrax, which keeps a 16-bit state in float32; the field sees it in its own dtype."""
+    return diffrax.ODETerm(lambda t, h, _: _rounded(field(t, _rounded(h, h0)), h))
+
+
 def _rounded(value: State, like: State) -> State:
     return jax.tree.map(lambda v, y: v.astype(y.dtype), value, like)
 
@@ -269,7 +277,8 @@ def _bound(solver: diffrax.AbstractSolver, field: Field) -> diffrax.AbstractSolv
         return solver
     if not isinstance(field, ProjectedField):
         raise InputError(
-            f"projected_euler needs a field with condition(t) and project(condition, h, dt); {field!r} has not: try euler"
+            f"projected_euler needs a field with condition(t) and project(condition, h, dt); {field!r} has not: "
+            "try euler"
         )
     return dataclasses.replace(solver, field=field)
 

@@ -1,16 +1,15 @@
 """Held-out loss at several step counts."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
 from odelm.config import Config
-from odelm.models.loss import LossSums, loss_sums
+from odelm.models.loss import Batch, LossSums, loss_sums
 from odelm.ode import grid
 
-Batch = Mapping[str, jax.Array]
 LossFunction = Callable[[Any, Batch, jax.Array], LossSums]
 
 
@@ -27,10 +26,10 @@ def make_loss(graph: nnx.GraphDef, *, solver: str = "euler") -> LossFunction:
 def mean_loss(loss: LossFunction, params: Any, batches: Iterable[Batch], times: Any) -> float:
     """Returns nats a predicted token over all batches, each token weighing the same."""
     sums = [loss(params, batch, times) for batch in batches]
-    return float(sum(s.nats for s in sums) / sum(s.tokens for s in sums))
+    return float(sum(float(s.nats) for s in sums) / sum(float(s.tokens) for s in sums))
 
 
-def evaluate(loss: LossFunction, params: Any, batches: list[Batch], config: Config) -> dict[int, float]:
+def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: Config) -> dict[int, float]:
     """Returns the held-out loss for each of the config's evaluated step counts, full depth first."""
     return {
         steps: mean_loss(loss, params, batches, grid.equal(config.model.depth, steps)) for steps in config.eval_steps

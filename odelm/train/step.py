@@ -1,7 +1,7 @@
 """The training state and the one update, a pure function jitted once for each number of depth steps."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from odelm import rng, sharding
 from odelm.config import Config
 from odelm.models import create
-from odelm.models.loss import loss_sums
+from odelm.models.loss import Batch, loss_sums
+from odelm.models.transformer import Grid
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Update = Callable[["TrainState", Batch, Grid], tuple["TrainState", Metrics]]
 
 
 @jax.tree_util.register_dataclass
@@ -48,12 +49,10 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
     return jax.jit(init, out_shardings=shardings)()
 
 
-def make_update(
-    config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Update:
     """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step."""
 
-    def update(state: TrainState, batch: Batch, grid: jax.Array) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
         key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
 
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -77,13 +76,13 @@ def make_update(
 
 
 def compile_updates(
-    update: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]],
+    update: Update,
     state: TrainState,
     batch: Batch,
     counts: tuple[int, ...],
     mesh: Mesh,
     announce: Callable[[str], None],
-) -> dict[int, Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]]:
+) -> dict[int, Update]:
     """Compiles one executable for each number of depth steps, ahead of the first update; donates the state."""
     shardings = jax.tree.map(lambda x: x.sharding, state)
     whole = sharding.replicated(mesh)

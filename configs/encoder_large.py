@@ -1,0 +1,22 @@
+"""A masked language model of ALBERT large's shape, 24 x 1024, on your own text.
+
+    python train.py --config=configs/encoder_large.py --workdir=runs/encoder_large \\
+        --config.data.corpus=text --config.data.source=PATH
+
+It has not been run yet.
+"""
+
+import dataclasses
+
+from configs import encoder_base
+from odelm.config import Config
+
+
+def get_config() -> Config:
+    base = encoder_base.get_config()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, width=1024, heads=16, depth=24),
+        step_sampling=dataclasses.replace(base.step_sampling, counts=(6, 8, 12, 24)),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=6e-4),
+    )

@@ -1,0 +1,62 @@
+"""What the tests share: a CPU platform, tiny models, and parameters at which every part of a model matters."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import odelm
+
+TINY = dict(vocab_size=13, width=16, heads=2, depth=4, feedforward=24, max_length=16)
+
+
+def randomised(module: nnx.Module, *, seed: int = 0, scale: float = 0.1) -> nnx.Module:
+    """Returns the module with noise on every parameter: what starts at zero or one (modulation, norms) then counts."""
+    graph, params = nnx.split(module)
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape, np.float32), params)
+    return nnx.merge(graph, noisy)
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., nnx.Module]:
+    return randomised
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., odelm.ModelConfig]:
+    """Returns a function from options to a tiny ModelConfig."""
+    return lambda **options: odelm.ModelConfig(**(TINY | options))
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config) -> Callable[..., nnx.Module]:
+    """Returns a function from options to a tiny model with noise on all parameters; not to be changed by a test."""
+    made = {}
+
+    def make(**options) -> nnx.Module:
+        name = tuple(sorted(options.items()))
+        if name not in made:
+            made[name] = randomised(odelm.create(make_config(**options), rngs=nnx.Rngs(0)))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens() -> np.ndarray:
+    """int32 (2, 6), different from one position to the next."""
+    return np.array([[3, 1, 4, 11, 5, 9], [2, 7, 12, 8, 0, 6]], np.int32)
+
+
+@pytest.fixture
+def x64():
+    """Computes in float64, where an error of a method stands clear of rounding."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,100 @@
+"""Fixed grids: what is computed when, in which dtype, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelm import ode
+from odelm.errors import InputError
+
+
+def test_euler_by_hand():
+    """Two steps of 1 and 0.5 on h' = t + h from 1: 1 + (0 + 1), then 2 + (1 + 2) / 2; all exact in float32."""
+    assert float(ode.integrate(lambda t, h: t + h, jnp.float32(1), [0, 1, 1.5])) == 3.5
+
+
+def test_heun_by_hand():
+    """One step of 1 on h' = t + h from 1: slopes 1 and 1 + 2, their mean 2."""
+    assert float(ode.integrate(lambda t, h: t + h, jnp.float32(1), [0, 1], solver="heun")) == 3.0
+
+
+@pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
+def test_a_bfloat16_state_keeps_its_dtype_and_its_times(integrate):
+    """bfloat16 has no odd numbers above 256, so times in it would never be odd; the field counts those that are."""
+
+    def field(t, h):
+        assert t.dtype == jnp.float32
+        return {"odd": t % 2, "half": jnp.ones_like(h["half"])}
+
+    start = {"odd": jnp.bfloat16(0), "half": jnp.float16(0)}
+    end = jax.jit(lambda h: integrate(field, h, np.arange(256, 263)))(start)
+    assert (end["odd"].dtype, end["half"].dtype) == (jnp.bfloat16, jnp.float16)
+    assert (float(end["odd"]), float(end["half"])) == (3.0, 6.0)
+
+
+class Counted:
+    """h' = c(t) h, counting how often `condition` and `increment` are traced."""
+
+    def __init__(self):
+        self.conditions = self.increments = 0
+
+    def condition(self, t):
+        self.conditions += 1
+        return jnp.cos(t)
+
+    def increment(self, condition, h):
+        self.increments += 1
+        return condition * h
+
+    def __call__(self, t, h):
+        return self.increment(self.condition(t), h)
+
+
+def test_conditions_are_planned_once_and_steps_traced_once():
+    field = Counted()
+    plan = ode.plan(field, np.linspace(0, 1, 9), solver="heun")
+    assert (field.conditions, field.increments) == (1, 0)
+    end = ode.follow(field, jnp.float32(1), plan)
+    assert (field.conditions, field.increments) == (1, 2)
+    again = ode.integrate(Counted(), jnp.float32(1), np.linspace(0, 1, 9), solver="heun")
+    assert float(end) == float(again)
+
+
+def test_plan_holds_the_times_of_every_stage():
+    plan = ode.plan(lambda t, h: h, [0, 1, 3], solver="rk4")
+    np.testing.assert_array_equal(plan.sizes, [1, 2])
+    np.testing.assert_array_equal(plan.conditions, [[0, 0.5, 0.5, 1], [1, 2, 2, 3]])
+
+
+def test_a_plan_is_a_pytree():
+    plan = ode.plan(lambda t, h: h, [0, 1, 3])
+    end = jax.jit(lambda plan, h: ode.follow(lambda t, h: h, h, plan))(plan, jnp.float32(1))
+    assert float(end) == 6.0
+
+
+@pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
+def test_projection_needs_a_field_that_projects(integrate):
+    with pytest.raises(InputError, match="projected_euler needs a field with condition.* try euler"):
+        integrate(lambda t, h: h, jnp.ones(2), [0, 1], solver="projected_euler")
+
+
+@pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
+def test_an_unknown_solver_is_named(integrate):
+    with pytest.raises(InputError, match="did you mean 'midpoint'"):
+        integrate(lambda t, h: h, jnp.ones(2), [0, 1], solver="midpiont")
+
+
+def test_an_unknown_remat_policy_gets_the_nearest():
+    with pytest.raises(InputError, match="remat is 'nothing_savable'; did you mean 'nothing_saveable'"):
+        ode.integrate(lambda t, h: h, jnp.ones(2), [0, 1], remat="nothing_savable")
+
+
+def test_remat_recomputes():
+    """With nothing saved the backward pass calls sin again; with everything saved it does not."""
+
+    def gradient(remat):
+        step = jax.grad(lambda h: ode.integrate(lambda t, h: jnp.tanh(jnp.exp(h)), h, [0, 1, 2], remat=remat))
+        return str(jax.make_jaxpr(step)(jnp.float32(1))).count("= tanh")
+
+    assert gradient("nothing_saveable") > gradient(None)

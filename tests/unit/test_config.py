@@ -1,0 +1,200 @@
+"""Every way a config can be wrong, each named; JSON there and back; fingerprints."""
+
+import dataclasses
+import json
+
+import pytest
+
+from odelm import config as c
+from odelm.errors import InputError
+
+
+def edited(**values) -> c.Config:
+    """Returns the default config with `part__field=value` set."""
+    config = c.Config()
+    for name, value in values.items():
+        part, field = name.split("__")
+        setattr(getattr(config, part), field, value)
+    return config
+
+
+def test_defaults_are_valid_and_validate_returns_self():
+    config = c.Config()
+    assert config.validate() is config
+
+
+CHOICES = [
+    ("model__kind", "decodr", "decoder"),
+    ("model__norm", "layer_norm", "layernorm"),
+    ("model__norm_placement", "prenorm", "pre"),
+    ("model__activation", "gelu_tan", "gelu_tanh"),
+    ("model__positions", "rotery", "rotary"),
+    ("model__dtype", "bfloat", "bfloat16"),
+    ("model__residual_dtype", "float23", "float32"),
+    ("data__corpus", "python_sorce", "python_source"),
+    ("step_sampling__kind", "random_counts", "random_count"),
+    ("optimizer__decay", "cosin", "cosine"),
+]
+
+
+@pytest.mark.parametrize("name, value, near", CHOICES)
+def test_a_mistyped_choice_gets_field_value_and_nearest(name, value, near):
+    path = name.replace("__", ".")
+    with pytest.raises(InputError, match=f"^{path} is '{value}'; did you mean '{near}'\\? choices: "):
+        edited(**{name: value}).validate()
+
+
+WRONG = [
+    (dict(model__width="128"), r"model\.width is '128' \(str\), expected int"),
+    (dict(model__width=12.5), r"model\.width is 12\.5 \(float\), expected int"),
+    (dict(model__bias=1), r"model\.bias is 1 \(int\), expected bool"),
+    (dict(model__depth=True), r"model\.depth is True \(bool\), expected int"),
+    (dict(model__dropout="0"), r"model\.dropout is '0' \(str\), expected float"),
+    (dict(model__feedforward=1.5), r"model\.feedforward is 1\.5 \(float\), expected int \| None"),
+    (dict(step_sampling__counts=("3",)), r"step_sampling\.counts is \('3',\) \(tuple\), expected tuple\[int"),
+    (dict(train__remat=3), r"train\.remat is 3 \(int\), expected str \| None"),
+    *[
+        ({f"model__{name}": 0}, rf"model\.{name} is 0, expected a positive whole number")
+        for name in ("vocab_size", "width", "heads", "depth", "groups", "max_length", "feedforward", "embed_dim")
+    ],
+    (dict(model__heads=3), r"model\.heads is 3, which does not divide model\.width \(128\); .* is (2|4)$"),
+    (dict(model__groups=5), r"model\.groups is 5, which does not divide model\.depth \(12\); .* is (4|6)$"),
+    (dict(model__dropout=1.0), r"model\.dropout is 1\.0, expected at least 0\.0 and below 1\.0"),
+    (dict(model__norm_eps=0.0), r"model\.norm_eps is 0\.0, expected a positive"),
+    (dict(model__token_types=-1), r"model\.token_types is -1, expected 0 or more"),
+    (dict(model__heads=128), r"model\.width / model\.heads is 1, .*even head size; try model\.heads=64"),
+    (dict(model__positions="sinusoidal", model__embed_dim=7), r"sinusoidal positions .* embedding size is 7"),
+    (dict(model__sentence_order=True), r"model\.sentence_order is True, .*model\.kind='encoder'"),
+    (dict(data__corpus="text"), r"data\.corpus is 'text', but data\.source is empty"),
+    (dict(data__valid_fraction=1.0), r"data\.valid_fraction is 1\.0, expected a number between 0 and 1"),
+    (dict(data__mask_rate=0.0), r"data\.mask_rate is 0\.0, expected a number between 0 and 1"),
+    (dict(data__vocab_size=0), r"data\.vocab_size is 0, expected a positive"),
+    (dict(data__vocab_size=4096), r"data\.vocab_size is 4096, more than model\.vocab_size 2048"),
+    (dict(data__tokenizer_bytes=0), r"data\.tokenizer_bytes is 0, expected a positive"),
+    (dict(step_sampling__counts=()), r"step_sampling\.counts is empty"),
+    (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
+    (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),
+    (dict(step_sampling__weights=(1.0,)), r"step_sampling\.weights has 1 entries, expected .* 4 counts"),
+    (dict(step_sampling__weights=(1.0, -1.0, 1.0, 1.0)), r"step_sampling\.weights is .*non-negative"),
+    (dict(step_sampling__weights=(0.0,) * 4), r"step_sampling\.weights is .*not all zero"),
+    (dict(step_sampling__low=0.0), r"step_sampling\.low, high are 0\.0, 1\.5"),
+    (dict(step_sampling__low=2.0), r"step_sampling\.low, high are 2\.0, 1\.5"),
+    (dict(step_sampling__jitter=1.0), r"step_sampling\.jitter is 1\.0"),
+    *[
+        ({f"optimizer__{name}": 0.0}, rf"optimizer\.{name} is 0\.0, expected a positive number")
+        for name in ("learning_rate", "clip_norm", "eps")
+    ],
+    *[({f"optimizer__{name}": 1.5}, rf"optimizer\.{name} is 1\.5") for name in ("b1", "b2", "final_fraction")],
+    (dict(optimizer__weight_decay=-0.1), r"optimizer\.weight_decay"),
+    (dict(optimizer__warmup=-1), r"optimizer\.warmup"),
+    *[
+        ({f"train__{name}": 0}, rf"train\.{name} is 0, expected a positive")
+        for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every")
+    ],
+    (dict(train__eval_batches=-1), r"train\.eval_batches is -1"),
+    (dict(train__seed=2**31), r"train\.seed is 2147483648"),
+    (dict(train__length=2048), r"train\.length is 2048, but model\.max_length is 1024"),
+    (dict(train__eval_steps=(0,)), r"train\.eval_steps is 0"),
+    (
+        dict(model__groups=3, train__eval_steps=(4,), step_sampling__kind="fixed"),
+        r"model\.groups is 3, which does not divide a count in train\.eval_steps \(4\)",
+    ),
+    (dict(mesh__data=0), r"mesh\.data is 0, expected a positive"),
+]
+
+
+@pytest.mark.parametrize("values, message", WRONG, ids=[" ".join(f"{k}={v}" for k, v in w.items()) for w, _ in WRONG])
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(InputError, match=message):
+        edited(**values).validate()
+
+
+def test_every_numeric_bound_is_met_by_the_nearest_divisor():
+    config = c.ModelConfig(width=96, heads=7)
+    with pytest.raises(InputError, match="the nearest that does is (6|8)$"):
+        config.validate()
+    assert c.ModelConfig(width=96, heads=8).validate()
+
+
+def test_json_round_trip():
+    config = edited(
+        model__embed_dim=32,
+        model__kind="encoder",
+        step_sampling__counts=(3, 12),
+        step_sampling__weights=(1.0, 2.0),
+        train__eval_steps=(6, 3),
+        train__seed=7,
+    )
+    again = c.from_json(c.to_json(config))
+    assert again == config and isinstance(again.step_sampling.counts, tuple)
+    assert c.from_dict(c.ModelConfig, json.loads(c.to_json(config.model))) == config.model
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"model": {"widht": 3}}', r"config\.model\.widht is not an option; did you mean 'width'\? choices: "),
+        ('{"modle": {}}', r"config\.modle is not an option; did you mean 'model'"),
+        ('{"model": {"width": "3"}}', r"model\.width is '3' \(str\), expected int"),
+        ('{"model": {"width": null}}', r"model\.width is None \(NoneType\), expected int"),
+        ('{"model": {"heads": 3}}', r"model\.heads is 3, which does not divide"),
+        ("[1]", "the config is a JSON list, expected an object"),
+        ("{", "the config is not JSON"),
+    ],
+)
+def test_json_that_is_wrong_is_named(text, message):
+    with pytest.raises(InputError, match=message):
+        c.from_json(text)
+
+
+@pytest.mark.parametrize("text", ['{"model": 3}', '{"model": [1]}', '{"model": null}'])
+def test_a_part_that_is_no_object_is_named(text):
+    with pytest.raises(InputError, match=r"config\.model"):
+        c.from_json(text)
+
+
+def changed(value):
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case tuple():
+            return (*value, 1)
+        case None:
+            return 1
+
+
+def test_fingerprint_changes_with_every_field_and_only_then():
+    base = c.fingerprint(c.Config())
+    assert base == c.fingerprint(c.Config()) == c.fingerprint(c.from_json(c.to_json(c.Config())))
+    assert len(base) == 16 and set(base) <= set("0123456789abcdef")
+    seen = {base}
+    for part in dataclasses.fields(c.Config):
+        for field in dataclasses.fields(getattr(c.Config(), part.name)):
+            config = c.Config()
+            owner = getattr(config, part.name)
+            setattr(owner, field.name, changed(getattr(owner, field.name)))
+            seen.add(c.fingerprint(config))
+    fields = sum(len(values) for values in json.loads(c.to_json(c.Config())).values())
+    assert len(seen) == 1 + fields
+
+
+def test_fingerprint_tells_parts_apart():
+    assert c.fingerprint("ab", "c") != c.fingerprint("a", "bc")
+    assert c.fingerprint(c.ModelConfig(), 1) != c.fingerprint(c.ModelConfig(), 2)
+
+
+def test_steps_to_evaluate_at():
+    assert c.Config().eval_steps == (12, 6, 4, 3)
+    assert edited(train__eval_steps=(2, 6)).eval_steps == (12, 6, 2)
+    assert c.default_steps(c.ModelConfig(groups=4)) == (12, 4)
+
+
+def test_derived_sizes():
+    model = c.ModelConfig(width=96, heads=6)
+    assert (model.feedforward_size, model.embed_size, model.head_size) == (384, 96, 16)
+    model = c.ModelConfig(feedforward=100, embed_dim=10)
+    assert (model.feedforward_size, model.embed_size) == (100, 10)

@@ -1,0 +1,71 @@
+"""The arrows between the packages, and what importing odelm must not bring in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import odelm
+
+ROOT = Path(odelm.__file__).parent
+BASE = {"errors", "config", "rng", "ode"}
+MODEL = {"models", "data", "sharding"}
+RUN = {"train", "infer"}
+
+# What each part may import of the package, besides itself.
+ALLOWED = {
+    "errors": set(),
+    "rng": {"errors"},
+    "version": set(),
+    "config": {"errors", "rng", "ode"},
+    "ode": {"errors"},
+    **{part: BASE | MODEL for part in MODEL},
+    "checkpoint": BASE | MODEL,
+    **{part: BASE | MODEL | {"checkpoint"} for part in RUN},
+    **{part: BASE | MODEL | {"checkpoint", "evals", "interop"} | RUN for part in ("evals", "interop")},
+    "cli": BASE,
+}
+HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers")
+
+
+def imported(source: str) -> set[str]:
+    """Returns the parts of odelm that a module's source imports, wherever in it the import stands."""
+    parts = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import hides its direction"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "odelm" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        parts |= {name.split(".")[1] for name in names if name.startswith("odelm.")}
+    return parts
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(path for path in ROOT.rglob("*.py") if part_of(path) != "__init__")
+
+
+def test_imported_finds_every_form():
+    source = "import odelm.train.loop\nfrom odelm import ode, rng\ndef f():\n    from odelm.models.lm import create\n"
+    assert imported(source) == {"train", "ode", "rng", "models"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    part = part_of(path)
+    assert part in ALLOWED, f"odelm/{part} has no place among the layers yet: give it one in this test"
+    wrong = imported(path.read_text()) - ALLOWED[part] - {part}
+    assert not wrong, f"odelm/{path.relative_to(ROOT)} imports {sorted(wrong)}, against the arrows"
+
+
+def test_importing_the_package_is_light():
+    code = f"import sys, odelm; print([name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT.parent)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
