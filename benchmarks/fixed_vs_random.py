@@ -77,9 +77,7 @@ class Run:
 
     def evaluate(self) -> None:
         depth = self.config.model.depth
-        losses = {
-            n: mean_loss(self.loss, self.state.params, self.held_out, grid.equal(depth, n)) for n in EVALUATED
-        }
+        losses = {n: mean_loss(self.loss, self.state.params, self.held_out, grid.equal(depth, n)) for n in EVALUATED}
         self.curve.append({"seconds": self.spent, "updates": self.step, "loss": losses})
         shown = "  ".join(f"{n}: {loss:.4f}" for n, loss in losses.items())
         print(f"{self.name:7} {self.spent:6.1f} s  {self.step:5} updates  {shown}", flush=True)
@@ -88,7 +86,8 @@ class Run:
         o, share = self.config.optimizer, self.spent / self.seconds
         decayed = o.final_fraction + (1 - o.final_fraction) * (1 + np.cos(np.pi * min(share, 1.0))) / 2
         rate = o.learning_rate * min(decayed, (self.step + 1) / o.warmup)
-        self.state.optimizer[1].hyperparams["learning_rate"] = jnp.float32(rate)
+        adamw = self.state.optimizer[1]  # pyright: ignore
+        adamw.hyperparams["learning_rate"] = jnp.float32(rate)  # pyright: ignore
 
 
 def main() -> None:

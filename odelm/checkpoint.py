@@ -28,8 +28,11 @@ CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous; a step exists once it is whole."""
 
-    def __init__(self, workdir: str | Path, *, keep: int | None = None):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    def __init__(self, workdir: str | Path, *, keep: int | None = None, read_only: bool = False):
+        # A reader leaves unfinished checkpoints alone: a run that is still going may be writing them.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+        )
         self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
 
     def latest(self) -> int | None:
@@ -115,7 +118,7 @@ def load(
     graph, abstract = nnx.split(model, nnx.Param)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     try:
         found = checkpoints.latest() if step is None else step
         if found is None:

@@ -5,13 +5,13 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from odelm.config import Config
 from odelm.errors import InputError, nearest
 
 
-def run(main: Callable[[], None], argv: Sequence[str], usage: str) -> int:
+def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
     """Parses the flags of `argv`, calls `main`, and returns the exit status.
 
     A mistake in the input is one line on stderr and status 2, without a traceback; `--help` prints `usage` and
@@ -21,9 +21,13 @@ def run(main: Callable[[], None], argv: Sequence[str], usage: str) -> int:
     sys.modules["__main__"].__doc__ = usage
     try:
         check_overrides(argv)
+        # An override is only understood after the recipe that it overrides, wherever the user put it.
+        argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
         extra = flags.FLAGS(argv)
         if len(extra) > 1:
             raise InputError(f"{extra[1]!r} is not a flag; flags look like --name=value")
+        # Orbax warns of what is normal here; a mistake should be the only line that is seen.
+        logging.set_verbosity(logging.ERROR)
         main()
     except (InputError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,11 +33,13 @@ def make_report(model: ModelConfig, rows: Sequence[Row], *, step: int | None = N
 def print_table(report: dict[str, Any], console: Console) -> None:
     """Prints a line for each row."""
     first = report["rows"][0]
+    model, shape = report["model"], f"batch {first['batch']} x {first['length']}"
     table = Table(
-        title=f"{report['model']['kind']}, depth {report['model']['depth']}, batch {first['batch']} x {first['length']}, "
-        f"{report['dtype']} on {report['device']}"
+        title=f"{model['kind']}, depth {model['depth']}, {shape}, {report['dtype']} on {report['device']}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("steps", "solver", "evaluations", "median ms", "p90 ms", "tokens/s", "speed-up", "loss", "increase"):
+    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "increase"):
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(

@@ -64,18 +64,18 @@ def loss_sums(
     return sums_from_hidden(model, hidden, data)
 
 
-def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Mapping[str, jax.Array]) -> LossSums:
+def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch) -> LossSums:
     """Returns the summed loss given the hidden states (B, L, D) of the batch."""
     picked = hidden
     if "positions" in batch:
-        picked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
-    nats = optax.softmax_cross_entropy_with_integer_labels(model.readout(picked), batch["targets"])
-    weights = batch["weights"]
+        picked = jnp.take_along_axis(hidden, jnp.asarray(batch["positions"])[..., None], axis=1)
+    nats = optax.softmax_cross_entropy_with_integer_labels(model.readout(picked), jnp.asarray(batch["targets"]))
+    weights = jnp.asarray(batch["weights"])
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):
         rows = (weights.sum(-1) > 0).astype(jnp.float32)
         logits = model.readout_order(hidden)
-        order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, batch["order"]) * rows).sum()
+        order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(batch["order"])) * rows).sum()
         orders = rows.sum()
     return LossSums((nats * weights).sum(), weights.sum(), order_nats, orders)

@@ -136,7 +136,9 @@ class SharedTransformer(nnx.Module):
             solver = "projected_euler"
         grids = self._grids(steps, grid)
         fields = self._fields(None, key)
-        return tuple(ode.plan(field, part, solver=solver) for field, part in zip(fields, grids, strict=True))
+        return tuple(
+            ode.plan(field, jnp.asarray(part), solver=solver) for field, part in zip(fields, grids, strict=True)
+        )
 
     def _embedded(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
         length, longest = tokens.shape[1], self.config.max_length

@@ -13,7 +13,7 @@ ahead of the scan (`plan`), and can be kept from one call to the next.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import diffrax
 import equinox as eqx
@@ -22,12 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelm.errors import InputError, nearest
-from odelm.ode.solver import ProjectedEuler, Solver, evaluations, get_solver, get_tableau, has_error_estimate
+from odelm.ode.solver import (
+    ProjectedEuler,
+    Solver,
+    evaluations,
+    full_tableau,
+    get_solver,
+    get_tableau,
+    has_error_estimate,
+)
 
 State = TypeVar("State")
 Condition = Any
 Grid = jax.Array | np.ndarray
-Field = Callable[[jax.Array, Any], Any]
+Field = Callable[[Any, Any], Any]
 
 REMAT_POLICIES = (
     "everything_saveable",
@@ -192,11 +200,11 @@ def integrate_adaptive(
         solution.result != diffrax.RESULTS.successful,
         f"{max_steps} steps did not reach t1 at tolerance {tolerance:g}: raise max_steps or the tolerance",
     )
-    steps, stages = solution.stats["num_steps"], solver.tableau.num_stages
-    if not solver.tableau.fsal:
-        return state, steps * stages
-    _, first_attempts, _ = solution.controller_state
-    return state, steps * (stages - 1) + first_attempts
+    steps, tableau = solution.stats["num_steps"], full_tableau(solver)
+    if not tableau.fsal:
+        return state, steps * tableau.num_stages
+    _, first_attempts, _ = cast(tuple, solution.controller_state)
+    return state, steps * (tableau.num_stages - 1) + first_attempts
 
 
 class _CountingController(diffrax.PIDController):
@@ -206,19 +214,21 @@ class _CountingController(diffrax.PIDController):
     yet there is nothing to take, so each attempt at the first step costs one evaluation more than later ones.
     """
 
-    def init(self, *args, **kwargs):
-        t1, state = super().init(*args, **kwargs)
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):  # pyright: ignore
+        t1, state = super().init(terms, t0, t1, y0, dt0, args, func, error_order)
         return t1, (state, jnp.int32(0), jnp.bool_(False))
 
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+    def adapt_step_size(  # pyright: ignore
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         state, attempts, accepted = controller_state
         keep, *times_and_jump, state, result = super().adapt_step_size(
-            t0, t1, y0, y1_candidate, args, y_error, error_order, state
+            t0, t1, y0, y1_candidate, args, y_error, error_order, cast(Any, state)
         )
         return keep, *times_and_jump, (state, attempts + ~accepted, accepted | keep), result
 
 
-def _step_function(field: Field, solver: diffrax.AbstractSolver) -> Callable[[Any, jax.Array, Condition], Any]:
+def _step_function(field: Any, solver: diffrax.AbstractSolver) -> Callable[[Any, jax.Array, Condition], Any]:
     """Returns `step(h, dt, conditions) -> h'`, conditions with a leading axis of stages (R)."""
     if isinstance(solver, ProjectedEuler):
         _bound(solver, field)
@@ -243,11 +253,10 @@ def _advanced(h: State, dt: jax.Array, weights: tuple[float, ...], ks: list[Stat
     used = [(weight, k) for weight, k in zip(weights, ks, strict=True) if weight]
     if not used:
         return h
-    weights = [weight for weight, _ in used]
 
     def advance(y: jax.Array, *slopes: jax.Array) -> jax.Array:
         wide = jnp.promote_types(y.dtype, jnp.float32)
-        slope = sum(weight * k.astype(wide) for weight, k in zip(weights, slopes, strict=True))
+        slope = sum(weight * k.astype(wide) for (weight, _), k in zip(used, slopes, strict=True))
         return (y + dt * slope).astype(y.dtype)
 
     return jax.tree.map(advance, h, *(k for _, k in used))

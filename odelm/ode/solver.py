@@ -22,7 +22,7 @@ from odelm.errors import InputError, nearest
 class RK4(diffrax.AbstractERK):
     """The classical fourth-order Runge-Kutta method (Kutta 1901); four evaluations, no error estimate."""
 
-    tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(
+    tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(  # pyright: ignore
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
         b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
         b_error=np.zeros(4),
@@ -127,6 +127,11 @@ def evaluations(solver: Solver, steps: int) -> int:
     """Returns how often a fixed grid of `steps` steps evaluates the field."""
     solver = get_solver(solver)
     return steps * (1 if isinstance(solver, ProjectedEuler) else get_tableau(solver).stages)
+
+
+def full_tableau(solver: diffrax.AbstractSolver) -> diffrax.ButcherTableau:
+    """Returns Diffrax's own tableau of a solver that has one."""
+    return getattr(solver, "tableau")  # noqa: B009
 
 
 def has_error_estimate(solver: diffrax.AbstractSolver) -> bool:

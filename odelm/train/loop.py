@@ -85,10 +85,9 @@ class _Run:
         loss = make_loss(self.graph)
         losses: dict[int, float] = {}
         step = start
-        if start < config.train.updates:
-            batch = next(batches)
-            counts = possible_counts(config)
-            updates = compile_updates(self.update, state, batch, counts, self.mesh, self.log.print)
+        batch = next(batches)
+        counts = possible_counts(config) if start < config.train.updates else ()
+        updates = compile_updates(self.update, state, batch, counts, self.mesh, self.log.print)
         rate = schedule(config.optimizer, config.train.updates)
         window, since = [], time.perf_counter()
         while step < config.train.updates and not interrupt.requested:
@@ -98,9 +97,9 @@ class _Run:
             window.append(metrics)
             batch = next(batches)
             if step % config.train.log_every == 0 or step == config.train.updates:
-                window = jax.device_get(window)
+                window = [{name: float(value) for name, value in m.items()} for m in jax.device_get(window)]
                 now = time.perf_counter()
-                self._record(step, window, len(grid) - 1, float(rate(step - 1)), now - since)
+                self._record(step, window, len(grid) - 1, jax.numpy.asarray(rate(step - 1)).item(), now - since)
                 window, since = [], now
             if step % config.train.eval_every == 0 and step < config.train.updates:
                 paused = time.perf_counter()
@@ -130,12 +129,12 @@ class _Run:
         batches = eval_batches(self.prepared, self.config, limit=self.config.train.eval_batches)
         return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self.mesh) for b in batches]
 
-    def _record(self, step: int, window: list[dict], steps: int, rate: float, seconds: float) -> None:
+    def _record(self, step: int, window: list[dict[str, float]], steps: int, rate: float, seconds: float) -> None:
         tokens = self.config.train.batch_size * self.config.train.length
         self.log.training(
             step,
             {
-                "loss": float(sum(m["loss"] for m in window) / len(window)),
+                "loss": sum(float(m["loss"]) for m in window) / len(window),
                 "gradient_norm": float(window[-1]["gradient_norm"]),
                 "learning_rate": rate,
                 "depth_steps": steps,
@@ -180,7 +179,7 @@ def _introduce(log: Log, config: Config, state: TrainState, prepared: Prepared, 
     model = config.model
     log.print(
         f"{model.kind}, {size / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
-        f"{model.groups} shared block{'s' if model.groups > 1 else ''}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"groups {model.groups}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
     )
     log.print(f"{len(prepared.train):,} training tokens; depth steps drawn: {config.step_sampling.kind}")
     if start:

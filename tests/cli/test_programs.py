@@ -29,8 +29,8 @@ def test_training_leaves_a_run(decoder):
 def test_comparison_writes_its_report(kind, request):
     workdir = request.getfixturevalue(kind)
     done = program(
-        "infer.py", f"--workdir={workdir}", "--steps=4,2", "--batch=2", "--length=16", "--repeats=3", "--eval_batches=2",
-        "--adaptive_tolerance=0.5",
+        "infer.py", f"--workdir={workdir}", "--steps=4,2", "--batch=2", "--length=16", "--repeats=3",
+        "--eval_batches=2", "--adaptive_tolerance=0.5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = report_of(workdir)
@@ -100,7 +100,8 @@ def refused(done, *words: str) -> None:
 )
 def test_train_refuses(arguments, words, tmp_path):
     workdir = tmp_path / "run"
-    done = program("train.py", f"--workdir={workdir}", f"--config.data.data_dir={tmp_path}", *arguments)
+    cache = [f"--config.data.data_dir={tmp_path}"] if arguments else []
+    done = program("train.py", f"--workdir={workdir}", *arguments, *cache)
     refused(done, *words)
     assert not workdir.exists()
 
@@ -127,7 +128,7 @@ def test_train_refuses_another_run(decoder, small):
     ],
 )
 def test_infer_refuses(arguments, words, decoder):
-    refused(program("infer.py", f"--workdir={decoder}", *arguments), *words)
+    refused(program("infer.py", f"--workdir={decoder}", "--length=16", *arguments), *words)
 
 
 def test_infer_refuses_a_prompt_for_an_encoder(encoder):

@@ -1,0 +1,91 @@
+"""The rows of a sweep and the report made of them."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelm
+from odelm.evals import sweep as sweeps
+from odelm.evals.report import make_report, write_report
+from odelm.evals.sweep import Setting, settings, sweep
+from odelm.infer.encode import Runner
+from odelm.infer.latency import Latency
+from odelm.models.loss import loss_sums
+
+KEYS = "steps solver evaluations batch length latency_ms tokens_per_s speedup loss perplexity loss_increase".split()
+
+
+@pytest.fixture(scope="module")
+def runner(make_model) -> Runner:
+    return Runner.of(make_model(dtype="float32"))
+
+
+@pytest.fixture
+def fixed_latencies(monkeypatch):
+    """Latencies of 8, 4, 2 .. ms in the order of the calls, each of which runs once."""
+
+    def measure(calls, *, repeats):
+        for call in calls.values():
+            call()
+        return {name: Latency(8.0 / 2**i, 9.0 / 2**i) for i, name in enumerate(calls)}
+
+    monkeypatch.setattr(sweeps, "measure", measure)
+
+
+@pytest.fixture(scope="module")
+def held_out(tokens):
+    uneven = np.array([[1] * 6, [1, 1, 0, 0, 0, 0]], np.float32)
+    first = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "weights": np.ones((2, 6), np.float32)}
+    return [first, {**first, "tokens": tokens[::-1].copy(), "weights": uneven}]
+
+
+def test_settings_put_full_depth_first_and_name_a_solver_that_adapts(runner):
+    assert settings(runner, (1, 4, 2, 2), tolerance=0.1) == [
+        Setting("euler", 4),
+        Setting("euler", 2),
+        Setting("euler", 1),
+        Setting("bosh3", tolerance=0.1),
+    ]
+    assert settings(runner, (4,), solver="heun") == [Setting("euler", 4), Setting("heun", 4)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "words"),
+    [((0,), {}, "steps is 0"), ((2,), {"solver": "hen"}, "heun"), ((2,), {"tolerance": float("nan")}, "nan")],
+)
+def test_settings_refuse(runner, steps, options, words):
+    with pytest.raises(odelm.InputError, match=words):
+        settings(runner, steps, **options)
+
+
+def test_rows_compare_with_full_depth(runner, held_out, fixed_latencies, tmp_path):
+    rows = sweep(runner, settings(runner, (4, 2), tolerance=0.5), batch=2, length=6, held_out=held_out)
+    full, coarse, adaptive = rows
+    assert (full["speedup"], full["loss_increase"]) == (1.0, 0.0)
+    assert (coarse["speedup"], coarse["evaluations"], coarse["tokens_per_s"]) == (2.0, 2, 12 / 4e-3)
+    assert adaptive["steps"] is None and adaptive["tolerance"] == 0.5 and adaptive["evaluations"] > 0
+    for row, steps in ((full, 4), (coarse, 2)):
+        sums = [loss_sums(runner.model, batch, grid=jnp.linspace(0, 4, steps + 1)) for batch in held_out]
+        wanted = sum(float(s.nats) for s in sums) / sum(float(s.tokens) for s in sums)
+        # float32 sums of about twenty terms.
+        assert row["loss"] == pytest.approx(wanted, rel=1e-5)
+        assert row["perplexity"] == pytest.approx(np.exp(wanted), rel=1e-4)
+    assert coarse["loss"] != full["loss"]
+    assert coarse["loss_increase"] == pytest.approx(coarse["loss"] / full["loss"] - 1)
+
+    write_report(make_report(runner.model.config, rows, step=7), tmp_path / "infer")
+    report = json.loads((tmp_path / "infer" / "report.json").read_text())
+    assert {"device", "dtype", "model", "rows"} <= set(report)
+    assert report["model"]["depth"] == 4 and report["model"]["trained_updates"] == 7
+    assert report["rows"] == rows and all(set(KEYS) <= set(row) for row in rows)
+    assert (tmp_path / "infer" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_held_out_batches_there_are_latencies_only(runner, fixed_latencies, tmp_path):
+    rows = sweep(runner, settings(runner, (2,), tolerance=0.5), batch=1, length=6, held_out=[])
+    assert [row["loss"] for row in rows] == [row["loss_increase"] for row in rows] == [None] * 3
+    assert rows[-1]["evaluations"] > 0
+    write_report(make_report(runner.model.config, rows), tmp_path)
+    assert (tmp_path / "report.json").exists() and not (tmp_path / "report.png").exists()

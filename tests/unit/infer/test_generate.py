@@ -1,0 +1,70 @@
+"""Sampling against the model called one token at a time."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelm
+from odelm.infer.encode import Runner
+from odelm.infer.generate import generate
+
+PROMPT = [3, 1, 4]
+
+
+@pytest.fixture(scope="module")
+def runner(make_model) -> Runner:
+    return Runner.of(make_model(dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def plan(runner):
+    return runner.plan(2, "euler")
+
+
+@pytest.fixture(scope="module")
+def greedy(runner, plan) -> list[int]:
+    return generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=0)
+
+
+def test_greedy_takes_the_most_likely_token_each_time(runner, greedy):
+    text = list(PROMPT)
+    for _ in range(5):
+        logits = runner.model(jnp.asarray([text]), steps=2)
+        text.append(int(np.argmax(logits[0, -1])))
+    assert greedy == text[len(PROMPT) :]
+
+
+def test_text_stops_before_the_end_token(runner, plan, greedy):
+    end = greedy[2]
+    stopped = generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=0, end=end)
+    assert stopped == greedy[: greedy.index(end)]
+
+
+def test_the_seed_decides_the_text(runner, plan):
+    texts = [generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=5.0, seed=seed) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_one_choice_is_greedy(runner, plan, greedy):
+    assert generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=5.0, top_k=1) == greedy
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ([], {}, "no tokens"),
+        (PROMPT, {"new_tokens": 14}, "ask for 13 or fewer"),
+        (PROMPT, {"new_tokens": 0}, "new_tokens is 0"),
+        (PROMPT, {"new_tokens": 1, "temperature": -1.0}, "temperature -1"),
+        (PROMPT, {"new_tokens": 1, "top_k": 0}, "top_k 0"),
+    ],
+)
+def test_mistakes_are_told(runner, plan, prompt, options, words):
+    with pytest.raises(odelm.InputError, match=words):
+        generate(runner, prompt, plan=plan, **options)
+
+
+def test_an_encoder_does_not_generate(make_model):
+    runner = Runner.of(make_model(kind="encoder"))
+    with pytest.raises(odelm.InputError, match="encoder"):
+        generate(runner, PROMPT, plan=runner.plan(2, "euler"), new_tokens=1)

@@ -1,0 +1,89 @@
+"""What is saved comes back to the bit, and what cannot be loaded says why in one line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tokenizers import Tokenizer, models
+
+import odelm
+from odelm import checkpoint
+from odelm.checkpoint import Checkpoints
+
+OPTIMIZER = {"count": jnp.int32(3), "mean": jnp.arange(4.0)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, make_config):
+    """A run directory with checkpoints 3 and 5, and the parameters at step 5."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = odelm.Config(model=make_config(), train=odelm.TrainConfig(length=16))
+    params = nnx.state(odelm.create(config.model, rngs=nnx.Rngs(0)), nnx.Param)
+    later = jax.tree.map(lambda p: p + 1, params)
+    checkpoint.save_config(workdir, config)
+    (workdir / checkpoint.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
+    checkpoints = Checkpoints(workdir, keep=2)
+    checkpoints.save(3, params, OPTIMIZER)
+    checkpoints.save(5, later, OPTIMIZER)
+    checkpoints.save(5, params, OPTIMIZER)
+    checkpoints.close()
+    return workdir, config, params, later
+
+
+def assert_same(left, right) -> None:
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_load_returns_the_newest_step_and_a_saved_step_is_not_overwritten(saved):
+    workdir, config, params, later = saved
+    model, loaded, _ = odelm.load(workdir)
+    assert loaded == config
+    assert_same(nnx.state(model, nnx.Param), later)
+    assert_same(nnx.state(odelm.load(workdir, step=3)[0], nnx.Param), params)
+
+
+def test_restore_returns_parameters_and_optimizer(saved):
+    workdir, _, params, later = saved
+    checkpoints = Checkpoints(workdir)
+    restored = checkpoints.restore(checkpoints.latest(), params, OPTIMIZER)
+    checkpoints.close()
+    assert_same(restored, (later, OPTIMIZER))
+
+
+def test_loading_leaves_an_unfinished_checkpoint_to_the_run_that_writes_it(saved):
+    workdir = saved[0]
+    unfinished = workdir / checkpoint.CHECKPOINTS / "7.orbax-checkpoint-tmp-0"
+    unfinished.mkdir()
+    odelm.load(workdir)
+    assert unfinished.is_dir()
+    unfinished.rmdir()
+
+
+def test_missing_step_is_told(saved):
+    with pytest.raises(odelm.InputError, match="checkpoint 4 of"):
+        odelm.load(saved[0], step=4)
+
+
+def test_what_is_missing_is_named(saved, tmp_path):
+    workdir, config, _, _ = saved
+    with pytest.raises(odelm.InputError, match="not a directory"):
+        odelm.load(tmp_path / "absent")
+    with pytest.raises(odelm.InputError, match="no config.json"):
+        odelm.load(tmp_path)
+    checkpoint.save_config(tmp_path, config)
+    with pytest.raises(odelm.InputError, match="no tokenizer.json"):
+        odelm.load(tmp_path)
+    (tmp_path / checkpoint.TOKENIZER).write_bytes((workdir / checkpoint.TOKENIZER).read_bytes())
+    with pytest.raises(odelm.InputError, match="no checkpoints"):
+        odelm.load(tmp_path)
+    (tmp_path / checkpoint.CHECKPOINTS).mkdir()
+    with pytest.raises(odelm.InputError, match="no finished checkpoint"):
+        odelm.load(tmp_path)
+
+
+def test_differences_names_what_changed():
+    given = odelm.Config()
+    given.model.width, given.train.updates = 64, 7
+    assert checkpoint.differences(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]

@@ -1,0 +1,52 @@
+"""Which grid each update uses."""
+
+import numpy as np
+import pytest
+
+from odelm.config import Config, ModelConfig, StepSamplingConfig, TrainConfig
+from odelm.train.draws import draw_grid, possible_counts
+
+DEPTH = 12
+
+
+def config_of(groups: int = 1, seed: int = 0, **options) -> Config:
+    return Config(
+        model=ModelConfig(depth=DEPTH, groups=groups),
+        step_sampling=StepSamplingConfig(**options),
+        train=TrainConfig(seed=seed),
+    ).validate()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "random_sizes", "random_count"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_grids_are_a_function_of_seed_and_update(kind, groups):
+    config = config_of(groups, kind=kind, counts=(6, 12), jitter=0.5)
+    grids = [draw_grid(config, update) for update in range(40)]
+    for update, grid in enumerate(grids):
+        np.testing.assert_array_equal(grid, draw_grid(config, update))
+        assert grid.dtype == np.float32 and len(grid) - 1 in possible_counts(config)
+        assert grid[0] == 0 and grid[-1] == DEPTH and (np.diff(grid) > 0).all()
+        assert set(np.arange(groups + 1) * DEPTH / groups) <= set(grid.tolist())
+    distinct = len({grid.tobytes() for grid in grids})
+    assert distinct == 1 if kind == "fixed" else distinct > 30
+
+
+def test_fixed_is_unit_steps():
+    config = config_of(kind="fixed")
+    assert possible_counts(config) == (DEPTH,)
+    np.testing.assert_array_equal(draw_grid(config, 5), np.arange(DEPTH + 1))
+
+
+def test_counts_are_drawn_by_weight_in_equal_steps():
+    config = config_of(counts=(12, 3, 6), weights=(1.0, 3.0, 0.0))
+    assert possible_counts(config) == (3, 6, 12)
+    counts = [len(draw_grid(config, update)) - 1 for update in range(400)]
+    # 400 draws at probability 3/4: five standard deviations are 0.11.
+    assert set(counts) == {3, 12} and abs(counts.count(3) / 400 - 0.75) < 0.11
+    coarse = next(draw_grid(config, update) for update in range(400) if counts[update] == 3)
+    np.testing.assert_array_equal(coarse, [0, 4, 8, 12])
+
+
+def test_another_seed_draws_other_grids():
+    one, other = (config_of(seed=seed, kind="random_sizes") for seed in (0, 1))
+    assert draw_grid(one, 0).tobytes() != draw_grid(other, 0).tobytes()
