@@ -3,7 +3,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test lint clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -12,11 +12,6 @@ demo: .venv/.installed
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q
-
-test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -q -m slow
-
-test-all: test test-slow
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

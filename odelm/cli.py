@@ -23,7 +23,7 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
         check_overrides(argv)
         # An override is only understood after the recipe that it overrides, wherever the user put it.
         argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
-        extra = flags.FLAGS(argv)
+        extra = _parsed(argv)
         if len(extra) > 1:
             raise InputError(f"{extra[1]!r} is not a flag; flags look like --name=value")
         # Orbax warns of what is normal here; a mistake should be the only line that is seen.
@@ -33,6 +33,13 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except OSError as error:
+        raise InputError(f"the recipe cannot be read: {error}") from error
 
 
 def check_overrides(argv: Sequence[str]) -> None:
