@@ -1,7 +1,8 @@
 """The idea of the project: a stack of layers is the integration of `dh/dt = f(t, h)` over depth time.
 
 `integrate` crosses a fixed grid in one `lax.scan`. With Euler's method and unit steps that is the ordinary
-residual network `h <- h + f(t, h)`, bit for bit; with fewer, larger steps it is the same model, cheaper.
+residual network `h <- h + f(t, h)`, bit for bit if compiled alike (a rolled scan against an unrolled loop may
+differ by rounding); with fewer, larger steps it is the same model, cheaper.
 `integrate_adaptive` lets Diffrax choose the steps from a tolerance, and `integrate_diffrax` walks a fixed
 grid through `diffrax.diffeqsolve`, the independent path that the scan is tested against.
 
