@@ -1,9 +1,10 @@
 # Everything runs in a virtual environment of its own, .venv, made on first use with PYTHON.
+# `make demo` and `make test` are all that a newcomer needs; `make test-all` and `make lint` are for contributors.
 PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -12,6 +13,10 @@ demo: .venv/.installed
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q
+
+# What `make test` leaves out: recipes trained to their end.
+test-all: test
+	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

@@ -35,11 +35,13 @@ SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 def main() -> None:
     from odelm import checkpoint
 
-    model, config, tokenizer = checkpoint.load(WORKDIR.value, adjust=_with_dtype)
+    checkpoint.read_config(WORKDIR.value)
+    step = checkpoint.latest_step(WORKDIR.value)
+    model, config, tokenizer = checkpoint.load(WORKDIR.value, step=step, adjust=_with_dtype)
     if PROMPT.value is not None:
         _generate(model, tokenizer, _steps(config))
     else:
-        _compare(model, config, _steps(config))
+        _compare(model, config, _steps(config), step)
 
 
 def _with_dtype(config: Config) -> Config:
@@ -78,7 +80,7 @@ def _generate(model, tokenizer, steps: tuple[int, ...]) -> None:
         print(PROMPT.value + tokenizer.decode(tokens))
 
 
-def _compare(model, config: Config, steps: tuple[int, ...]) -> None:
+def _compare(model, config: Config, steps: tuple[int, ...], step: int) -> None:
     from rich.console import Console
 
     from odelm.data.loader import eval_batches
@@ -99,7 +101,7 @@ def _compare(model, config: Config, steps: tuple[int, ...]) -> None:
         prepared = prepare(config, tokenizer_file=Path(WORKDIR.value) / "tokenizer.json")
         held_out = list(eval_batches(prepared, config, length=LENGTH.value, limit=EVAL_BATCHES.value))
     rows = sweep(runner, chosen, batch=BATCH.value, length=LENGTH.value, held_out=held_out, repeats=REPEATS.value)
-    report = make_report(config.model, rows)
+    report = make_report(config.model, rows, step=step)
     write_report(report, Path(WORKDIR.value) / "infer")
     print_table(report, Console())
     print(f"written to {Path(WORKDIR.value) / 'infer'}")

@@ -1,6 +1,6 @@
 """The forward pass of an ALBERT-base shape on CPU, against Hugging Face transformers, in alternating processes.
 
-    pip install ".[bench]"; python benchmarks/albert_forward.py [--rounds=5] [--batch=1] [--length=128]
+    pip install ".[bench]"; python -m benchmarks.albert_forward [--rounds=5] [--batch=1] [--length=128]
 
 Both compute float32 hidden states of the same shapes with random weights. Each round runs one process of
 either kind; the medians of each and the median of the rounds' ratios are printed. Arithmetic that agrees to

@@ -1,6 +1,6 @@
 """Trains the demo's model with fixed and with random steps for equal wall-clock, and prints both curves.
 
-    python benchmarks/fixed_vs_random.py [--seconds=150] [--out=FILE.json]
+    python -m benchmarks.fixed_vs_random [--seconds=150] [--out=FILE.json]
 
 The two trainings take turns, a few seconds each, so that both meet the same noise of a shared machine; the
 learning rate of each decays over its own share of the time. Compilation and evaluation are not counted.

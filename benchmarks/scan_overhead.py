@@ -1,6 +1,6 @@
 """The fixed-grid integration against a hand-written `lax.scan` of the same block, taking turns.
 
-    python benchmarks/scan_overhead.py [--batch=8] [--length=128] [--repeats=60]
+    python -m benchmarks.scan_overhead [--batch=8] [--length=128] [--repeats=60]
 
 Prints the ratio of the medians for inference and for the gradient; 1.00 is no cost at all.
 """

@@ -93,9 +93,23 @@ def read_config(workdir: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"{workdir} has no {CONFIG}, so it is not a run; give the --workdir of a training run")
     try:
-        return from_json(path.read_text())
+        return from_json(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); restore it, or train again") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def latest_step(workdir: str | Path) -> int:
+    """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
+    if not (Path(workdir) / CHECKPOINTS).is_dir():
+        raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.latest()
+    checkpoints.close()
+    if step is None:
+        raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
+    return step
 
 
 def load(
@@ -106,23 +120,20 @@ def load(
     `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what
     is missing, for a directory that is no run or has no finished checkpoint.
     """
-    from tokenizers import Tokenizer
+    from odelm.data import tokenizer as tokenizers
 
     config = read_config(workdir)
     config = adjust(config).validate() if adjust else config
     if not (Path(workdir) / TOKENIZER).is_file():
         raise InputError(f"{workdir} has no {TOKENIZER}: the run stopped before training began; start it again")
-    if not (Path(workdir) / CHECKPOINTS).is_dir():
-        raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
+    tokenizer = tokenizers.load(Path(workdir) / TOKENIZER)
+    found = latest_step(workdir) if step is None else step
     model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model, nnx.Param)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        found = checkpoints.latest() if step is None else step
-        if found is None:
-            raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
         try:
             params = checkpoints.restore_params(found, abstract)
         except (FileNotFoundError, KeyError, ValueError) as error:
@@ -130,7 +141,6 @@ def load(
             raise InputError(f"checkpoint {found} of {workdir} cannot be read: {line}") from error
     finally:
         checkpoints.close()
-    tokenizer = Tokenizer.from_file(str(Path(workdir) / TOKENIZER))
     return nnx.merge(graph, params), config, tokenizer
 
 

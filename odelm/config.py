@@ -8,6 +8,7 @@ they are, and raises `odelm.errors.InputError` naming the field, its value and t
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -373,6 +374,7 @@ def _check_types(config: Any, path: str) -> None:
         value = getattr(config, name)
         if not _is_a(value, hint):
             expected = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+            expected = f"a finite {expected}" if hint is float else expected
             raise InputError(f"{path}.{name} is {value!r} ({type(value).__name__}), expected {expected}")
 
 
@@ -382,7 +384,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is tuple:
         return isinstance(value, (tuple, list)) and all(_is_a(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

@@ -88,8 +88,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     losses = [row["loss"] for row in rows]
     spread = max(max(losses) - min(losses), 0.06 * full)
     axes.set_ylim(min(losses) - 0.5 * spread, max(losses) + 0.8 * spread)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12)
+    axes.set_xlim(0, 1.12 * max(row["latency_ms"]["median"] for row in rows))
     axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
     axes.set_ylabel("held-out loss, nats/token")
     axes.legend(loc="lower right", fontsize=8)

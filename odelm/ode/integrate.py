@@ -290,7 +290,22 @@ def _bound(solver: diffrax.AbstractSolver, field: Field) -> diffrax.AbstractSolv
             f"projected_euler needs a field with condition(t) and project(condition, h, dt); {field!r} has not: "
             "try euler"
         )
-    return dataclasses.replace(solver, field=field)
+    return dataclasses.replace(solver, field=field if _is_hashable(field) else _ByIdentity(field))
+
+
+class _ByIdentity:
+    """A field that cannot be hashed, such as a dataclass of arrays, for Diffrax, which hashes its solver."""
+
+    def __init__(self, field: ProjectedField):
+        self.condition, self.project = field.condition, field.project
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _policy(name: str) -> Callable[..., bool]:

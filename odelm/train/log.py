@@ -14,6 +14,7 @@ class Log:
 
     def __init__(self, workdir: Path, *, updates: int, start: int, enabled: bool = True):
         self.enabled = enabled
+        self._workdir = workdir
         self.console = Console(quiet=not enabled)
         self._progress = Progress(
             TextColumn("training"),
@@ -62,6 +63,13 @@ class Log:
             {"step": step, "eval_loss": {str(steps): loss for steps, loss in losses.items()}},
             {f"eval/loss_{steps}_steps": loss for steps, loss in losses.items()},
         )
+
+    def evaluated(self, step: int) -> dict[int, float]:
+        """Returns the held-out losses recorded after update `step`; empty if there are none."""
+        path = self._workdir / METRICS
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = [record["eval_loss"] for record in records if record["step"] == step and "eval_loss" in record]
+        return {int(steps): loss for steps, loss in found[-1].items()} if found else {}
 
     def _write(self, record: dict, scalars: dict[str, float]) -> None:
         if not self.enabled:

@@ -11,6 +11,7 @@ import jax
 from odelm import checkpoint, sharding
 from odelm.checkpoint import Checkpoints
 from odelm.config import Config
+from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
 from odelm.errors import InputError
@@ -49,6 +50,7 @@ def train(config: Config, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     _check_same_run(config, workdir)
     prepared = prepare(config)
+    _check_same_tokenizer(prepared, workdir)
     _open_workdir(config, workdir, prepared)
 
     graph, _ = graph_of(config)
@@ -80,6 +82,9 @@ class _Run:
     def __call__(self, state: TrainState, interrupt: Interrupt) -> Result:
         config = self.config
         start = int(state.step)
+        if start >= config.train.updates and self.log.evaluated(start):
+            self.log.print(f"already finished: {start} updates; raise --config.train.updates to go on")
+            return Result(start, self.log.evaluated(start), interrupted=False)
         batches = self._batches(start)
         held_out = self._held_out()
         loss = make_loss(self.graph)
@@ -155,6 +160,16 @@ def _check_same_run(config: Config, workdir: Path) -> None:
         raise InputError(
             f"{workdir} holds a run with other options ({'; '.join(changed)}); "
             "give them as they were to resume it, or another --workdir"
+        )
+
+
+def _check_same_tokenizer(prepared: Prepared, workdir: Path) -> None:
+    """Raises InputError if the text now gives another tokenizer than the run began with."""
+    path = workdir / checkpoint.TOKENIZER
+    if path.exists() and tokenizers.load(path).to_str() != prepared.tokenizer.to_str():
+        raise InputError(
+            f"{path} is another tokenizer than the one of the text now (in {prepared.directory}): the source has "
+            f"changed since the run began; give the old source, or --config.data.tokenizer={path} and another --workdir"
         )
 
 

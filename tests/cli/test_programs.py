@@ -35,6 +35,7 @@ def test_comparison_writes_its_report(kind, request):
     assert done.returncode == 0, done.stderr
     report = report_of(workdir)
     assert {"device", "dtype", "model", "rows"} <= set(report)
+    assert report["model"]["trained_updates"] == 6
     full, coarse, adaptive = report["rows"]
     assert (full["steps"], coarse["steps"], adaptive["steps"]) == (4, 2, None)
     assert (full["evaluations"], coarse["evaluations"]) == (4, 2)
@@ -71,8 +72,8 @@ def test_finished_run_is_left_alone(decoder, small):
     before = (decoder / "metrics.jsonl").read_text()
     done = program("train.py", "--config=configs/tiny.py", f"--workdir={decoder}", *small)
     assert done.returncode == 0, done.stderr
-    trained = [line for line in (decoder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
-    assert trained == [line for line in before.splitlines() if '"loss"' in line]
+    assert "already finished: 6 updates" in done.stdout
+    assert (decoder / "metrics.jsonl").read_text() == before
 
 
 def refused(done, *words: str) -> None:
@@ -91,6 +92,8 @@ def refused(done, *words: str) -> None:
         (["--config=configs/tiny.py", "--config.model.heads=5"], ["model.heads", "5", "128"]),
         (["--config=configs/tiny.py", "--config.model.norm=rms"], ["model.norm", "rmsnorm"]),
         (["--config=configs/tiny_grouped.py", "--config.step_sampling.counts=3,4"], ["groups", "4"]),
+        (["--config=configs/tiny.py", "--config.train.length=999"], ["train.length", "999", "256"]),
+        (["--config=configs/tiny.py", "--config.optimizer.learning_rate=nan"], ["learning_rate", "nan", "finite"]),
         (["--config=configs/absent.py"], ["absent.py"]),
         (["--config=configs/decoder_small.py"], ["data.source"]),
         (["--config=configs/tiny.py", "--config.data.corpus=text", "--config.data.source=/absent"], ["/absent"]),
@@ -129,6 +132,13 @@ def test_train_refuses_another_run(decoder, small):
 )
 def test_infer_refuses(arguments, words, decoder):
     refused(program("infer.py", f"--workdir={decoder}", "--length=16", *arguments), *words)
+
+
+def test_infer_refuses_steps_that_do_not_fit_the_groups(small, tmp_path):
+    options = ["--config.model.groups=2", "--config.train.updates=1", "--config.train.eval_batches=1"]
+    done = program("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *options)
+    assert done.returncode == 0, done.stderr
+    refused(program("infer.py", f"--workdir={tmp_path}", "--steps=4,3", "--length=16"), "3", "2 groups", "try 4")
 
 
 def test_infer_refuses_a_prompt_for_an_encoder(encoder):

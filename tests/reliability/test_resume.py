@@ -1,7 +1,9 @@
 """An interrupted run, started again, ends where the uninterrupted one does, to the bit."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -76,3 +78,24 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path):
     with log.Log(tmp_path, updates=9, start=1) as writer:
         writer.training(2, {"loss": 1.4, "tokens_per_s": 1.0})
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.0, 1.4]
+
+
+def test_finished_run_is_not_recorded_twice(config, tmp_path):
+    first = loop.train(config, tmp_path)
+    before = (tmp_path / log.METRICS).read_text()
+    again = loop.train(config, tmp_path)
+    assert (again.step, again.losses, again.interrupted) == (first.step, first.losses, False)
+    assert (tmp_path / log.METRICS).read_text() == before
+
+
+def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
+    folder = tmp_path / "texts"
+    shutil.copytree(config.data.source, folder)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)))
+    loop.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    for path in folder.iterdir():
+        path.write_text(path.read_text().replace("word", "other"))
+    with pytest.raises(odelm.InputError, match="the source has changed"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before

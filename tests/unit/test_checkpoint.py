@@ -83,6 +83,17 @@ def test_what_is_missing_is_named(saved, tmp_path):
         odelm.load(tmp_path)
 
 
+def test_damaged_files_are_named(saved, tmp_path):
+    workdir, config, _, _ = saved
+    (tmp_path / checkpoint.CONFIG).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(odelm.InputError, match="config.json is not UTF-8"):
+        odelm.load(tmp_path)
+    checkpoint.save_config(tmp_path, config)
+    (tmp_path / checkpoint.TOKENIZER).write_text((workdir / checkpoint.TOKENIZER).read_text()[:40])
+    with pytest.raises(odelm.InputError, match="tokenizer.json is not a tokenizer.json"):
+        odelm.load(tmp_path)
+
+
 def test_differences_names_what_changed():
     given = odelm.Config()
     given.model.width, given.train.updates = 64, 7

@@ -49,7 +49,7 @@ WRONG = [
     (dict(model__width=12.5), r"model\.width is 12\.5 \(float\), expected int"),
     (dict(model__bias=1), r"model\.bias is 1 \(int\), expected bool"),
     (dict(model__depth=True), r"model\.depth is True \(bool\), expected int"),
-    (dict(model__dropout="0"), r"model\.dropout is '0' \(str\), expected float"),
+    (dict(model__dropout="0"), r"model\.dropout is '0' \(str\), expected a finite float"),
     (dict(model__feedforward=1.5), r"model\.feedforward is 1\.5 \(float\), expected int \| None"),
     (dict(step_sampling__counts=("3",)), r"step_sampling\.counts is \('3',\) \(tuple\), expected tuple\[int"),
     (dict(train__remat=3), r"train\.remat is 3 \(int\), expected str \| None"),
@@ -107,6 +107,13 @@ WRONG = [
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(InputError, match=message):
         edited(**values).validate()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["learning_rate", "clip_norm", "eps", "weight_decay"])
+def test_numbers_are_finite(name, value):
+    with pytest.raises(InputError, match=rf"optimizer.{name} is {value}.*finite"):
+        edited(**{f"optimizer__{name}": value}).validate()
 
 
 def test_every_numeric_bound_is_met_by_the_nearest_divisor():

@@ -1,5 +1,7 @@
 """Fixed grids: what is computed when, in which dtype, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,31 @@ def test_remat_recomputes():
         return str(jax.make_jaxpr(step)(jnp.float32(1))).count("= tanh")
 
     assert gradient("nothing_saveable") > gradient(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnTheCircle:
+    """A plain dataclass of an array, which cannot be hashed, as a user may write it."""
+
+    rate: jax.Array
+
+    def condition(self, t):
+        return self.rate
+
+    def increment(self, condition, h):
+        return condition * jnp.stack([-h[1], h[0]])
+
+    def project(self, condition, h, dt):
+        moved = h + dt * self.increment(condition, h)
+        return moved / jnp.linalg.norm(moved)
+
+    def __call__(self, t, h):
+        return self.increment(self.condition(t), h)
+
+
+def test_projected_field_need_not_be_hashable():
+    field, h0, times = OnTheCircle(jnp.float32(0.3)), jnp.array([1.0, 0.0]), jnp.arange(5.0)
+    scanned = ode.integrate(field, h0, times, solver="projected_euler")
+    walked = ode.integrate_diffrax(field, h0, times, solver="projected_euler")
+    np.testing.assert_allclose(scanned, walked, atol=1e-6)
+    assert np.linalg.norm(scanned) == pytest.approx(1, abs=1e-6)

@@ -1,5 +1,6 @@
 """One update: its numbers, how often it is traced, and that devices share it without changing it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -128,3 +129,15 @@ def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
     # which turns the rounding of a gradient near zero into a part of the learning rate, 3e-3.
     for name, single in zip(four.files, one, strict=True):
         np.testing.assert_allclose(four[name], single, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
+def test_remat_changes_memory_and_not_the_update(policy):
+    config = config_of()
+    plain, metrics = updated(config)
+    saving = dataclasses.replace(config, train=dataclasses.replace(config.train, remat=policy))
+    state, same = updated(saving)
+    assert float(same["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    assert float(same["gradient_norm"]) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
+    for left, right in zip(jax.tree.leaves(plain.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5)
