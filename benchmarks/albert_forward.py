@@ -48,8 +48,8 @@ def run_odelm(batch: int, length: int) -> float:
 
 
 def run_transformers(batch: int, length: int) -> float:
-    import torch
-    from transformers import AlbertConfig, AlbertModel
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import AlbertConfig, AlbertModel  # pyright: ignore[reportMissingImports]
 
     config = AlbertConfig(hidden_size=768, num_attention_heads=12, intermediate_size=3072, num_hidden_layers=12)
     model = AlbertModel(config, add_pooling_layer=False).eval()

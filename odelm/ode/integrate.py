@@ -273,7 +273,7 @@ def _stage(conditions: Condition, r: int) -> Condition:
     return jax.tree.map(lambda leaf: leaf[r], conditions)
 
 
-def _term(field: Field, h0: State) -> diffrax.ODETerm:
+def _term(field: Field, h0: Any) -> diffrax.ODETerm:
     """Returns the field for Diffrax, which keeps a 16-bit state in float32; the field sees it in its own dtype."""
     return diffrax.ODETerm(lambda t, h, _: _rounded(field(t, _rounded(h, h0)), h))
 
