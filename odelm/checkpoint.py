@@ -105,8 +105,10 @@ def latest_step(workdir: str | Path) -> int:
     if not (Path(workdir) / CHECKPOINTS).is_dir():
         raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest()
-    checkpoints.close()
+    try:
+        step = checkpoints.latest()
+    finally:
+        checkpoints.close()
     if step is None:
         raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
     return step
@@ -127,7 +129,8 @@ def load(
     if not (Path(workdir) / TOKENIZER).is_file():
         raise InputError(f"{workdir} has no {TOKENIZER}: the run stopped before training began; start it again")
     tokenizer = tokenizers.load(Path(workdir) / TOKENIZER)
-    found = latest_step(workdir) if step is None else step
+    newest = latest_step(workdir)
+    found = newest if step is None else step
     model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model, nnx.Param)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -137,8 +140,10 @@ def load(
         try:
             params = checkpoints.restore_params(found, abstract)
         except (FileNotFoundError, KeyError, ValueError) as error:
-            line = str(error).splitlines()[0]
-            raise InputError(f"checkpoint {found} of {workdir} cannot be read: {line}") from error
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"checkpoint {found} of {workdir} cannot be read: {line} (the newest is {newest})"
+            ) from error
     finally:
         checkpoints.close()
     return nnx.merge(graph, params), config, tokenizer

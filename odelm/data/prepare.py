@@ -1,5 +1,6 @@
 """From a corpus to token files: prepared once, found again by a fingerprint of all that they depend on."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from odelm.data import tokenizer as tokenizers
 from odelm.data.cache import publish
 from odelm.data.corpora import SPLITS, Corpus, find_corpus
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raise it when what is written changes."""
 
 
@@ -29,6 +30,8 @@ class Prepared:
     bytes_per_token: float
     """UTF-8 bytes of the validation documents over its tokens, end-of-text tokens counted."""
     directory: Path
+    digest: str
+    """SHA-256, in hex, of the tokens of both splits."""
 
 
 def prepare(config: Config, *, tokenizer_file: str | Path | None = None) -> Prepared:
@@ -77,8 +80,10 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path) -> None:
         with (directory / f"{split}.bin").open("wb") as file:
             for ids in tokenizers.encode(tokenizer, counter):
                 np.array(ids, dtype).tofile(file)
+        with (directory / f"{split}.bin").open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         tokens = (directory / f"{split}.bin").stat().st_size // dtype.itemsize
-        sizes[split] = {"documents": counter.documents, "bytes": counter.bytes, "tokens": tokens}
+        sizes[split] = {"documents": counter.documents, "bytes": counter.bytes, "tokens": tokens, "sha256": digest}
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "prepared.json").write_text(json.dumps({"dtype": dtype.name, "splits": sizes}, indent=2) + "\n")
 
@@ -101,7 +106,8 @@ def _open(directory: Path, tokenizer: Tokenizer) -> Prepared:
     meta = json.loads((directory / "prepared.json").read_text())
     train, validation = (np.memmap(directory / f"{split}.bin", meta["dtype"], mode="r") for split in SPLITS)
     held_out = meta["splits"]["validation"]
-    return Prepared(tokenizer, train, validation, held_out["bytes"] / held_out["tokens"], directory)
+    digest = hashlib.sha256("".join(meta["splits"][split]["sha256"] for split in SPLITS).encode()).hexdigest()
+    return Prepared(tokenizer, train, validation, held_out["bytes"] / held_out["tokens"], directory, digest)
 
 
 def _summary(config: Config, prepared: Prepared) -> str:

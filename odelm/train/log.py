@@ -55,20 +55,21 @@ class Log:
         )
         self._write({"step": step, **metrics}, {f"train/{name}": value for name, value in metrics.items()})
 
-    def evaluation(self, step: int, losses: dict[int, float]) -> None:
-        """Records held-out losses by number of depth steps."""
+    def evaluation(self, step: int, losses: dict[int, float], batches: int) -> None:
+        """Records held-out losses by number of depth steps, over so many batches (0: the whole split)."""
         shown = "  ".join(f"{steps} steps {loss:.4f}" for steps, loss in losses.items())
         self.print(f"update {step}: held-out loss  {shown}")
         self._write(
-            {"step": step, "eval_loss": {str(steps): loss for steps, loss in losses.items()}},
+            {"step": step, "eval_loss": {str(n): loss for n, loss in losses.items()}, "eval_batches": batches},
             {f"eval/loss_{steps}_steps": loss for steps, loss in losses.items()},
         )
 
-    def evaluated(self, step: int) -> dict[int, float]:
-        """Returns the held-out losses recorded after update `step`; empty if there are none."""
+    def evaluated(self, step: int, batches: int) -> dict[int, float]:
+        """Returns the held-out losses recorded after update `step` over so many batches; empty if there are none."""
         path = self._workdir / METRICS
-        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        found = [record["eval_loss"] for record in records if record["step"] == step and "eval_loss" in record]
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = [json.loads(line) for line in lines if _step_of(line) == step]
+        found = [record["eval_loss"] for record in records if record.get("eval_batches") == batches]
         return {int(steps): loss for steps, loss in found[-1].items()} if found else {}
 
     def _write(self, record: dict, scalars: dict[str, float]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
 from odelm.checkpoint import Checkpoints
@@ -21,6 +23,9 @@ from odelm.train.interrupt import Interrupt
 from odelm.train.log import Log
 from odelm.train.optimizer import make_optimizer, schedule
 from odelm.train.step import TrainState, compile_updates, graph_of, init_state, make_update
+
+TOKENS = "tokens.sha256"
+"""Names the file of a run that says on which tokens it is trained."""
 
 MAY_CHANGE = frozenset(
     {"mesh.data", "data.data_dir"}
@@ -50,7 +55,7 @@ def train(config: Config, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     _check_same_run(config, workdir)
     prepared = prepare(config)
-    _check_same_tokenizer(prepared, workdir)
+    _check_same_data(config, prepared, workdir)
     _open_workdir(config, workdir, prepared)
 
     graph, _ = graph_of(config)
@@ -82,9 +87,10 @@ class _Run:
     def __call__(self, state: TrainState, interrupt: Interrupt) -> Result:
         config = self.config
         start = int(state.step)
-        if start >= config.train.updates and self.log.evaluated(start):
+        recorded = self._recorded(start)
+        if start >= config.train.updates and recorded:
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to go on")
-            return Result(start, self.log.evaluated(start), interrupted=False)
+            return Result(start, recorded, interrupted=False)
         batches = self._batches(start)
         held_out = self._held_out()
         loss = make_loss(self.graph)
@@ -109,7 +115,7 @@ class _Run:
             if step % config.train.eval_every == 0 and step < config.train.updates:
                 paused = time.perf_counter()
                 losses = evaluate(loss, state.params, held_out, config)
-                self.log.evaluation(step, losses)
+                self.log.evaluation(step, losses, config.train.eval_batches)
                 since += time.perf_counter() - paused
             if step % config.train.checkpoint_every == 0:
                 self.checkpoints.save(step, state.params, state.optimizer)
@@ -118,8 +124,15 @@ class _Run:
             self.log.print(f"interrupted after update {step}; run the same command to resume from there")
             return Result(step, losses, interrupted=True)
         losses = evaluate(loss, state.params, held_out, config)
-        self.log.evaluation(step, losses)
+        self.log.evaluation(step, losses, config.train.eval_batches)
         return Result(step, losses, interrupted=False)
+
+    def _recorded(self, step: int) -> dict[int, float]:
+        """Returns the losses of the evaluation asked for if it was made before, else {}: the same on every process."""
+        counts = self.config.eval_steps
+        found = self.log.evaluated(step, self.config.train.eval_batches)
+        losses = multihost_utils.broadcast_one_to_all(np.array([found.get(count, np.nan) for count in counts]))
+        return {} if np.isnan(losses).any() else dict(zip(counts, losses.tolist(), strict=True))
 
     def _batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
         """Yields global batches from update `start` on."""
@@ -163,13 +176,19 @@ def _check_same_run(config: Config, workdir: Path) -> None:
         )
 
 
-def _check_same_tokenizer(prepared: Prepared, workdir: Path) -> None:
-    """Raises InputError if the text now gives another tokenizer than the run began with."""
-    path = workdir / checkpoint.TOKENIZER
-    if path.exists() and tokenizers.load(path).to_str() != prepared.tokenizer.to_str():
+def _check_same_data(config: Config, prepared: Prepared, workdir: Path) -> None:
+    """Raises InputError if the text or the tokenizer is no longer what the run began with."""
+    tokenizer, tokens = workdir / checkpoint.TOKENIZER, workdir / TOKENS
+    if tokenizer.exists() and tokenizers.load(tokenizer).to_str() != prepared.tokenizer.to_str():
+        what = f"config.data.tokenizer={config.data.tokenizer}" if config.data.tokenizer else "the text"
         raise InputError(
-            f"{path} is another tokenizer than the one of the text now (in {prepared.directory}): the source has "
-            f"changed since the run began; give the old source, or --config.data.tokenizer={path} and another --workdir"
+            f"{what} gives another tokenizer than {tokenizer}, with which this run began; "
+            "restore it to resume, or give another --workdir to start a new run"
+        )
+    if tokens.exists() and tokens.read_text().strip() != prepared.digest:
+        raise InputError(
+            f"the text of corpus {config.data.corpus!r} has changed since the run in {workdir} began; "
+            "restore it to resume, or give another --workdir to start a new run"
         )
 
 
@@ -178,6 +197,7 @@ def _open_workdir(config: Config, workdir: Path, prepared: Prepared) -> None:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
+    checkpoint.write_text(workdir / TOKENS, prepared.digest + "\n")
     checkpoint.save_config(workdir, config)
 
 

@@ -88,14 +88,48 @@ def test_finished_run_is_not_recorded_twice(config, tmp_path):
     assert (tmp_path / log.METRICS).read_text() == before
 
 
-def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
-    folder = tmp_path / "texts"
+def with_other_source(config: odelm.Config, folder: Path, **data) -> odelm.Config:
+    """Returns the config with a copy of its text in `folder`, and other options of its data."""
     shutil.copytree(config.data.source, folder)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)))
-    loop.train(config, tmp_path / "run")
-    before = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder), **data))
+
+
+def rewrite(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_text(path.read_text().replace("word", "other"))
-    with pytest.raises(odelm.InputError, match="the source has changed"):
+
+
+def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
+    config = with_other_source(config, tmp_path / "texts")
+    loop.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    rewrite(tmp_path / "texts")
+    with pytest.raises(odelm.InputError, match="the text gives another tokenizer"):
         loop.train(config, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
+
+
+def test_changed_text_is_refused_where_the_tokenizer_is_given(config, tmp_path):
+    given = tmp_path / "tokenizer.json"
+    loop.train(config, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "tokenizer.json", given)
+    config = with_other_source(config, tmp_path / "texts", tokenizer=str(given))
+    loop.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / log.METRICS).read_text()
+    # The same text written anew is the same text.
+    for path in (tmp_path / "texts").iterdir():
+        os.utime(path, ns=(1, 1))
+    loop.train(config, tmp_path / "run")
+    rewrite(tmp_path / "texts")
+    with pytest.raises(odelm.InputError, match="the text of corpus 'text' has changed"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / log.METRICS).read_text() == before
+
+
+def test_finished_run_is_evaluated_again_where_the_evaluation_asked_for_is_another(config, tmp_path):
+    first = loop.train(config, tmp_path)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batches=1, eval_steps=(4, 1)))
+    again = loop.train(other, tmp_path)
+    assert again.step == UPDATES and set(again.losses) == {4, 1} and again.losses[4] != first.losses[4]
+    records = [json.loads(line) for line in (tmp_path / log.METRICS).read_text().splitlines()]
+    assert [record["eval_batches"] for record in records if "eval_loss" in record] == [2, 1]
