@@ -2,13 +2,17 @@
 
     python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
+    python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
 
-The comparison is printed and written to WORKDIR/infer/report.json and report.png.
+The model is a training run or a Hugging Face folder, under either flag. The comparison is printed and written to
+`infer/report.json` and `infer/report.png` in it, or to --out. Of a run that adapted an existing model the report also
+has what that model lost at each step count before.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,7 +20,13 @@ from odelm import cli
 from odelm.config import Config, default_steps
 from odelm.errors import InputError
 
-WORKDIR = flags.DEFINE_string("workdir", None, required=True, help="Directory of a training run.")
+if TYPE_CHECKING:
+    from odelm.models import CausalLM, MaskedLM
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
+MODEL = flags.DEFINE_string("model", None, "The same, or a Hugging Face folder.")
+TEXT = flags.DEFINE_string("text", None, "Measure the losses on this text (a file, folder or glob) instead.")
+OUT = flags.DEFINE_string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 STEPS = flags.DEFINE_list("steps", None, "Numbers of depth steps; default: full depth, 1/2, 1/3 and 1/4 of it.")
 SOLVER = flags.DEFINE_string("solver", "euler", "Name of the ODE solver.")
 BATCH = flags.DEFINE_integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
@@ -33,15 +43,27 @@ SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
 
 
 def main() -> None:
-    from odelm import checkpoint
+    from odelm import checkpoint, interop, pretrained
 
-    checkpoint.read_config(WORKDIR.value)
-    step = checkpoint.latest_step(WORKDIR.value)
-    model, config, tokenizer = checkpoint.load(WORKDIR.value, step=step, adjust=_with_dtype)
+    source = _source()
+    step = None if interop.is_folder(source) else _latest(checkpoint, source)
+    model, config, tokenizer = pretrained.load(source, step=step, adjust=_with_dtype)
     if PROMPT.value is not None:
-        _generate(model, tokenizer, _steps(config))
+        _generate(model, _needed(tokenizer), _steps(config))
     else:
-        _compare(model, config, _steps(config), step)
+        _compare(model, config, tokenizer, _steps(config), step)
+
+
+def _source() -> str:
+    given = [value for value in (WORKDIR.value, MODEL.value) if value is not None]
+    if len(given) != 1:
+        raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
+    return given[0]
+
+
+def _latest(checkpoint, workdir: str) -> int:
+    checkpoint.read_config(workdir)
+    return checkpoint.latest_step(workdir)
 
 
 def _with_dtype(config: Config) -> Config:
@@ -56,6 +78,15 @@ def _steps(config: Config) -> tuple[int, ...]:
         return tuple(int(count) for count in STEPS.value)
     except ValueError:
         raise InputError(f"--steps is {','.join(STEPS.value)}, expected whole numbers such as 12,6,3") from None
+
+
+def _needed(tokenizer):
+    if tokenizer is None:
+        raise InputError(
+            f"{_source()} has no tokenizer.json, which text needs: save one there "
+            "(a fast tokenizer's save_pretrained in transformers)"
+        )
+    return tokenizer
 
 
 def _generate(model, tokenizer, steps: tuple[int, ...]) -> None:
@@ -80,11 +111,9 @@ def _generate(model, tokenizer, steps: tuple[int, ...]) -> None:
         print(PROMPT.value + tokenizer.decode(tokens))
 
 
-def _compare(model, config: Config, steps: tuple[int, ...], step: int) -> None:
+def _compare(model, config: Config, tokenizer, steps: tuple[int, ...], step: int | None) -> None:
     from rich.console import Console
 
-    from odelm.data.loader import eval_batches
-    from odelm.data.prepare import prepare
     from odelm.evals.report import make_report, print_table, write_report
     from odelm.evals.sweep import settings, sweep
     from odelm.infer.encode import Runner
@@ -96,15 +125,62 @@ def _compare(model, config: Config, steps: tuple[int, ...], step: int) -> None:
         )
     runner = Runner.of(model)
     chosen = settings(runner, steps, solver=SOLVER.value, tolerance=TOLERANCE.value)
-    held_out = []
-    if EVAL_BATCHES.value:
-        prepared = prepare(config, tokenizer_file=Path(WORKDIR.value) / "tokenizer.json")
-        held_out = list(eval_batches(prepared, config, length=LENGTH.value, limit=EVAL_BATCHES.value))
-    rows = sweep(runner, chosen, batch=BATCH.value, length=LENGTH.value, held_out=held_out, repeats=REPEATS.value)
+    held_out = _held_out(model, config, tokenizer, run=step is not None)
+    before = _before(config) if held_out else None
+    rows = sweep(
+        runner,
+        chosen,
+        batch=BATCH.value,
+        length=LENGTH.value,
+        held_out=held_out,
+        repeats=REPEATS.value,
+        before=None if before is None else Runner.of(before),
+    )
     report = make_report(config.model, rows, step=step)
-    write_report(report, Path(WORKDIR.value) / "infer")
+    out = Path(OUT.value) if OUT.value else Path(_source()) / "infer"
+    try:
+        write_report(report, out)
+    except OSError as error:
+        print_table(report, Console())
+        raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
     print_table(report, Console())
-    print(f"written to {Path(WORKDIR.value) / 'infer'}")
+    print(f"written to {out}")
+
+
+def _held_out(model, config: Config, tokenizer, *, run: bool) -> list:
+    """Returns the batches to measure losses on; none for a folder without --text, and for models without a loss."""
+    from odelm.data.loader import eval_batches
+    from odelm.data.prepare import prepare, read_text
+    from odelm.models import CausalLM, MaskedLM
+
+    if not EVAL_BATCHES.value:
+        return []
+    if not isinstance(model, CausalLM | MaskedLM):
+        print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
+        return []
+    if TEXT.value is not None:
+        prepared = read_text(TEXT.value, _needed(tokenizer))
+    elif run:
+        prepared = prepare(config, tokenizer_file=Path(_source()) / "tokenizer.json")
+    else:
+        print("no losses: give --text=FILE to measure them", file=sys.stderr)
+        return []
+    return list(eval_batches(prepared, config, length=LENGTH.value, limit=EVAL_BATCHES.value))
+
+
+def _before(config: Config) -> "CausalLM | MaskedLM | None":
+    """Returns the model that a run was adapted from; None if there was none, or it is no longer where it was."""
+    from odelm import pretrained
+    from odelm.models import CausalLM, MaskedLM
+
+    if not config.init.from_pretrained:
+        return None
+    try:
+        model = pretrained.load(config.init.from_pretrained, adjust=_with_dtype)[0]
+        return model if isinstance(model, CausalLM | MaskedLM) else None
+    except InputError as error:
+        print(f"no losses of the model before adaptation: {error}", file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

@@ -4,9 +4,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odelm import models, ode
-from odelm.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
+from odelm.config import (
+    Config,
+    DataConfig,
+    InitConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StepSamplingConfig,
+    TrainConfig,
+)
 from odelm.errors import InputError
-from odelm.models import CausalLM, Classifier, MaskedLM, SharedBlock, create
+from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
 from odelm.ode import integrate, integrate_adaptive
 from odelm.version import __version__
 
@@ -18,6 +27,8 @@ __all__ = [
     "Classifier",
     "Config",
     "DataConfig",
+    "Encoder",
+    "InitConfig",
     "InputError",
     "MaskedLM",
     "MeshConfig",
@@ -36,9 +47,11 @@ __all__ = [
 ]
 
 
-def load(workdir: str | Path, *, step: int | None = None) -> tuple[CausalLM | MaskedLM, Config, "Tokenizer"]:
-    """Returns (model, config, tokenizer) of a training directory; see `odelm.checkpoint.load`."""
+def load(
+    path: str | Path, *, step: int | None = None
+) -> tuple[CausalLM | MaskedLM | Classifier | Encoder, Config, "Tokenizer | None"]:
+    """Returns (model, config, tokenizer) of a run directory or a Hugging Face folder; see `odelm.pretrained.load`."""
     # Orbax takes longer to import than everything else together, and only loading needs it.
-    from odelm import checkpoint
+    from odelm import pretrained
 
-    return checkpoint.load(workdir, step=step)
+    return pretrained.load(path, step=step)

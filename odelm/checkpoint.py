@@ -100,6 +100,17 @@ def read_config(workdir: str | Path) -> Config:
         raise InputError(f"{path}: {error}") from error
 
 
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Tells whether a run has a finished checkpoint."""
+    if not (Path(workdir) / CHECKPOINTS).is_dir():
+        return False
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.latest() is not None
+    finally:
+        checkpoints.close()
+
+
 def latest_step(workdir: str | Path) -> int:
     """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
     if not (Path(workdir) / CHECKPOINTS).is_dir():

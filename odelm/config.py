@@ -21,12 +21,15 @@ from odelm.ode.integrate import REMAT_POLICIES
 KINDS = ("decoder", "encoder")
 NORMS = ("layernorm", "rmsnorm")
 NORM_PLACEMENTS = ("pre", "post")
-ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2")
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2", "relu", "silu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
 CORPORA = ("python_source", "text")
 DECAYS = ("cosine", "linear", "constant")
+MERGES = ("mean", "layer", "low_rank")
+ADOPTED = ("time_modulation", "dropout", "dtype", "residual_dtype")
+"""The options of `model` that count where the model is that of `init.from_pretrained`."""
 
 T = TypeVar("T")
 
@@ -46,10 +49,16 @@ class ModelConfig:
     """Length of the depth-time interval: the number of unit steps that is full depth."""
     groups: int = 1
     """How many different blocks: 1 shares everything, `depth` shares nothing."""
+    inner_blocks: int = 1
+    """How many blocks, one after the other, make up what a group applies at each unit of depth (ALBERT's
+    `inner_group_num`)."""
+    layer_rank: int = 0
+    """Rank of the residual that each unit of depth keeps of its own beside the shared matrices; 0 is none
+    (see `odelm.models.residual`)."""
     feedforward: int | None = None
     """Size F of the feed-forward layer; None is 4 * width."""
     embed_dim: int | None = None
-    """Size E of the factorised embedding; None is width, with no projection."""
+    """Size E of the factorised embedding, projected to the width; None is width, with no projection."""
     max_length: int = 1024
     """The longest sequence, in tokens."""
     norm: str = "rmsnorm"
@@ -101,7 +110,7 @@ class ModelConfig:
         _choice("model.positions", self.positions, POSITIONS)
         _choice("model.dtype", self.dtype, DTYPES)
         _choice("model.residual_dtype", self.residual_dtype, DTYPES)
-        for name in ("vocab_size", "width", "heads", "depth", "groups", "max_length"):
+        for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "max_length"):
             _positive(f"model.{name}", getattr(self, name))
         for name in ("feedforward", "embed_dim"):
             if getattr(self, name) is not None:
@@ -111,8 +120,9 @@ class ModelConfig:
         _within("model.dropout", self.dropout, 0.0, 1.0)
         if self.norm_eps <= 0:
             raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")
-        if self.token_types < 0:
-            raise InputError(f"model.token_types is {self.token_types}, expected 0 or more")
+        for name in ("token_types", "layer_rank"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")
         if self.positions == "rotary" and self.head_size % 2:
             raise InputError(
                 f"model.width / model.heads is {self.head_size}, but rotary positions turn pairs: expected an "
@@ -167,7 +177,8 @@ class StepSamplingConfig:
     """`fixed`: unit steps. `random_sizes`: sizes i.i.d. U(low, high), scaled to span the depth.
     `random_count`: a count drawn from `counts`, equal steps."""
     counts: tuple[int, ...] = (3, 4, 6, 12)
-    """Numbers of steps to draw from; each must divide evenly over the groups."""
+    """Numbers of steps to draw from; each must divide evenly over the groups. Empty is full depth, a half, a third
+    and a quarter of it."""
     weights: tuple[float, ...] = ()
     """Relative probability of each count; empty is uniform."""
     low: float = 0.5
@@ -180,17 +191,14 @@ class StepSamplingConfig:
         _check_types(self, "step_sampling")
         _choice("step_sampling.kind", self.kind, SAMPLINGS)
         if self.kind != "fixed":
-            if not self.counts:
-                raise InputError(
-                    "step_sampling.counts is empty, expected at least one number of steps, such as (3, 12)"
-                )
             for count in self.counts:
                 _positive("step_sampling.counts", count)
                 _divides("model.groups", model.groups, "a count in step_sampling.counts", count)
-            if self.weights and len(self.weights) != len(self.counts):
+            counts = self.counts or default_steps(model)
+            if self.weights and len(self.weights) != len(counts):
                 raise InputError(
                     f"step_sampling.weights has {len(self.weights)} entries, expected one for each of the "
-                    f"{len(self.counts)} counts, or none"
+                    f"{len(counts)} counts, or none"
                 )
             if any(weight < 0 for weight in self.weights) or (self.weights and sum(self.weights) <= 0):
                 raise InputError(f"step_sampling.weights is {self.weights}, expected non-negative, not all zero")
@@ -289,6 +297,34 @@ class MeshConfig:
 
 
 @dataclass(unsafe_hash=True)
+class InitConfig:
+    """An existing model as the starting point, in place of new parameters, and how its blocks are shared."""
+
+    from_pretrained: str = ""
+    """A Hugging Face folder (ALBERT, BERT, GPT-2) or a run directory; empty starts from new parameters. The model is
+    then that one's: of `model` only the options of `ADOPTED` count."""
+    groups: int | None = None
+    """How many blocks to share its layers among; None keeps its own."""
+    merge: str = "mean"
+    """What a shared block starts as: the `mean` of the layers that it replaces, one `layer` of them, or their mean
+    with a `low_rank` residual for each of them, kept as a function of time."""
+    layer: int = 0
+    """Of `layer`: which one of its stretch, from 0; negative counts from the last."""
+    rank: int = 16
+    """Of `low_rank`: the rank of a residual."""
+
+    def validate(self) -> "InitConfig":
+        _check_types(self, "init")
+        _choice("init.merge", self.merge, MERGES)
+        _positive("init.rank", self.rank)
+        if self.groups is not None:
+            _positive("init.groups", self.groups)
+        if self.groups is not None and not self.from_pretrained:
+            raise InputError("init.groups shares the layers of init.from_pretrained, which is empty: give a folder")
+        return self
+
+
+@dataclass(unsafe_hash=True)
 class Config:
     """A whole recipe."""
 
@@ -298,6 +334,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    init: InitConfig = field(default_factory=InitConfig)
 
     def validate(self) -> "Config":
         """Returns self, or raises InputError naming the first field that cannot be."""
@@ -307,11 +344,17 @@ class Config:
         self.optimizer.validate()
         self.train.validate(self.model)
         self.mesh.validate()
+        self.init.validate()
         if self.data.vocab_size is not None and self.data.vocab_size > self.model.vocab_size:
             raise InputError(
                 f"data.vocab_size is {self.data.vocab_size}, more than model.vocab_size {self.model.vocab_size}"
             )
         return self
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The step counts that random sampling draws from."""
+        return self.step_sampling.counts or default_steps(self.model)
 
     @property
     def eval_steps(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from odelm.config import MeshConfig
 from odelm.errors import InputError
+from odelm.models.parameters import name_of
 
 Tree = TypeVar("Tree")
 
@@ -43,8 +44,7 @@ def state_shardings(tree: Tree, mesh: Mesh) -> Tree:
     """Returns a tree of shardings for a tree of parameters (or of anything shaped like them)."""
 
     def sharding(path: tuple, _: object) -> NamedSharding:
-        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-        return NamedSharding(mesh, next(spec for pattern, spec in PARTITIONS if re.fullmatch(pattern, name)))
+        return NamedSharding(mesh, next(spec for pattern, spec in PARTITIONS if re.fullmatch(pattern, name_of(path))))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -14,6 +14,9 @@ from odelm.config import Config, fingerprint
 from odelm.data import tokenizer as tokenizers
 from odelm.data.cache import publish
 from odelm.data.corpora import SPLITS, Corpus, find_corpus
+from odelm.data.documents import text_documents
+from odelm.data.files import text_files
+from odelm.errors import InputError
 
 FORMAT = 2
 """Part of every fingerprint: raise it when what is written changes."""
@@ -56,6 +59,19 @@ def prepare(config: Config, *, tokenizer_file: str | Path | None = None) -> Prep
         print(_summary(config, prepared), file=sys.stderr)
         return prepared
     return _open(directory, tokenizer)
+
+
+def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
+    """Returns all documents of files of text as the validation split, tokenised in memory; the other split is empty.
+
+    `source` is as `config.data.source`. Raises InputError if there is no text.
+    """
+    counter = _Counter(document for file in text_files(source) for document in text_documents(file))
+    tokens = np.array([number for ids in tokenizers.encode(tokenizer, counter) for number in ids], np.uint32)
+    if not len(tokens):
+        raise InputError(f"{source} has no text: expected files with at least one document")
+    digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+    return Prepared(tokenizer, tokens[:0], tokens, counter.bytes / len(tokens), Path(source), digest)
 
 
 def _trained(config: Config, corpus: Corpus) -> Path:

@@ -39,7 +39,8 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "increase"):
+    adapted = ("before",) if "loss_before" in first else ()
+    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "increase", *adapted):
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(
@@ -50,8 +51,9 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['tokens_per_s']:,.0f}",
             f"{row['speedup']:.2f}x",
-            "-" if row["loss"] is None else f"{row['loss']:.4f}",
-            "-" if row["loss_increase"] is None else f"{row['loss_increase']:+.2%}",
+            _number(row["loss"], ".4f"),
+            _number(row["loss_increase"], "+.2%"),
+            *(_number(row["loss_before"], ".4f") for _ in adapted),
         )
     console.print(table)
 
@@ -74,6 +76,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
     rows = report["rows"]
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     axes.plot(*zip(*((row["latency_ms"]["median"], row["loss"]) for row in rows), strict=True), "o-")
+    past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if row.get("loss_before") is not None]
+    if past:
+        axes.plot(*zip(*past, strict=True), "s--", color="grey", label="before adaptation")
     for row in rows:
         axes.annotate(
             f"{_label(row)} steps\n{row['speedup']:.1f}x",
@@ -85,7 +90,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         )
     full = rows[0]["loss"]
     axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
-    losses = [row["loss"] for row in rows]
+    losses = [row["loss"] for row in rows] + [loss for _, loss in past]
     spread = max(max(losses) - min(losses), 0.06 * full)
     axes.set_ylim(min(losses) - 0.5 * spread, max(losses) + 0.8 * spread)
     axes.set_xlim(0, 1.12 * max(row["latency_ms"]["median"] for row in rows))
@@ -94,6 +99,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _label(row: Row) -> str:

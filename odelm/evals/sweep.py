@@ -33,6 +33,8 @@ class Measured:
     latency: Latency
     evaluations: float
     loss: float | None
+    before: float | None = None
+    """The loss of the model that this one was adapted from."""
 
 
 def settings(
@@ -54,12 +56,20 @@ def settings(
 
 
 def sweep(
-    runner: Runner, chosen: Sequence[Setting], *, batch: int, length: int, held_out: Sequence[Batch], repeats: int = 30
+    runner: Runner,
+    chosen: Sequence[Setting],
+    *,
+    batch: int,
+    length: int,
+    held_out: Sequence[Batch],
+    repeats: int = 30,
+    before: Runner | None = None,
 ) -> list[Row]:
     """Returns a row for each setting; the first is the one that the others are compared with.
 
     Latency is of one forward pass from tokens (batch, length) to all logits. `held_out` may be empty: then
-    the losses are None.
+    the losses are None. `before` is the model that this one was adapted from: rows then have `loss_before` too, None
+    for step counts that it cannot take.
     """
     tokens = jnp.asarray(
         np.random.default_rng(0).integers(0, runner.model.config.vocab_size, (batch, length)), jnp.int32
@@ -81,8 +91,17 @@ def sweep(
             evaluations = _evaluations(runner, setting)
         elif not held_out:
             evaluations = float(calls[setting]()[1])
-        measured.append(Measured(latencies[setting], evaluations, loss))
-    return [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+        past = None if before is None or not _fits(before, setting) else _quality(before, setting, held_out)[0]
+        measured.append(Measured(latencies[setting], evaluations, loss, past))
+    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+    if before is not None:
+        for row, m in zip(rows, measured, strict=True):
+            row["loss_before"] = m.before
+    return rows
+
+
+def _fits(runner: Runner, setting: Setting) -> bool:
+    return setting.steps is None or setting.steps % runner.model.config.groups == 0
 
 
 def _tolerance(setting: Setting) -> float:

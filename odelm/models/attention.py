@@ -8,6 +8,7 @@ from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype
+from odelm.models.residual import Delta
 
 
 def rotary_angles(length: int, size: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -47,9 +48,20 @@ class Attention(nnx.Module):
         self.query_norm = Norm(config, K) if config.qk_norm else None
         self.key_norm = Norm(config, K) if config.qk_norm else None
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Returns (B, L, D). `mask` is bool (B, S), True at the positions that may be attended to."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        qkv_delta: Delta | None = None,
+        out_delta: Delta | None = None,
+    ) -> jax.Array:
+        """Returns (B, L, D). `mask` is bool (B, S), True at the positions that may be attended to.
+
+        The deltas are added to the two linear maps.
+        """
         qkv = self.qkv(x)
+        if qkv_delta is not None:
+            qkv = qkv + qkv_delta(x.astype(qkv.dtype)).reshape(qkv.shape)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -57,4 +69,6 @@ class Attention(nnx.Module):
             angles = rotary_angles(x.shape[1], q.shape[-1], self.rotary_base)
             q, k = rotate(q, *angles), rotate(k, *angles)
         allowed = None if mask is None else mask[:, None, None, :]
-        return self.out(jax.nn.dot_product_attention(q, k, v, mask=allowed, is_causal=self.causal))
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, is_causal=self.causal)
+        out = self.out(mixed)
+        return out if out_delta is None else out + out_delta(mixed.reshape(out.shape))

@@ -8,6 +8,7 @@ from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
+from odelm.models.feedforward import activate
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype
 
@@ -17,6 +18,11 @@ def sinusoids(length: int, size: int) -> jax.Array:
     rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, size, 2) / size)
     angles = jnp.arange(length)[:, None] * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(length, size)
+
+
+def sinusoid_table(length: int, size: int) -> jax.Array:
+    """Returns the features at the scale of newly initialised embeddings, as they are added to them."""
+    return sinusoids(length, size) / math.sqrt(size)
 
 
 class Embed(nnx.Module):
@@ -38,7 +44,7 @@ class Embed(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
         self.project = (
             nnx.Linear(E, config.width, use_bias=config.bias, kernel_init=initialize.matrix, rngs=rngs)
-            if E != config.width
+            if config.embed_dim is not None
             else None
         )
 
@@ -53,7 +59,7 @@ class Embed(nnx.Module):
         if self.positions == "learned":
             x = x + self.learned[...][:length]
         elif self.positions == "sinusoidal":
-            x = x + sinusoids(length, x.shape[-1]) / math.sqrt(x.shape[-1])
+            x = x + sinusoid_table(length, x.shape[-1])
         if self.norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)
@@ -71,8 +77,9 @@ class Readout(nnx.Module):
         D, E = config.width, config.embed_size
         self.masked = config.kind == "encoder"
         self.dtype = compute_dtype(config)
-        self.approximate = config.activation != "gelu"
-        if self.masked or E != D:
+        # A gate needs a layer of twice the size, which this head has not.
+        self.activation = "gelu_tanh" if config.activation == "swiglu" else config.activation
+        if self.masked or config.embed_dim is not None:
             bias = self.masked or config.bias
             self.project = nnx.Linear(D, E, use_bias=bias, dtype=self.dtype, kernel_init=initialize.matrix, rngs=rngs)
         if self.masked:
@@ -87,7 +94,7 @@ class Readout(nnx.Module):
         if hasattr(self, "project"):
             x = self.project(x)
         if self.masked:
-            x = self.norm(jax.nn.gelu(x, approximate=self.approximate))
+            x = self.norm(activate(x, self.activation))
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
         logits = jnp.einsum("...e,ve->...v", x, matrix.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits + self.bias[...] if self.masked else logits

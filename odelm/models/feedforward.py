@@ -3,9 +3,10 @@
 import jax
 from flax import nnx
 
-from odelm.config import ModelConfig
+from odelm.config import ACTIVATIONS, ModelConfig
 from odelm.models import initialize
 from odelm.models.precision import compute_dtype
+from odelm.models.residual import Delta
 
 
 class FeedForward(nnx.Module):
@@ -24,9 +25,14 @@ class FeedForward(nnx.Module):
             F, D, use_bias=config.bias, dtype=dtype, kernel_init=initialize.residual_matrix(config), rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns (.., D) of (.., D)."""
-        return self.down(activate(self.up(x), self.activation))
+    def __call__(self, x: jax.Array, up_delta: Delta | None = None, down_delta: Delta | None = None) -> jax.Array:
+        """Returns (.., D) of (.., D). The deltas are added to the two linear maps."""
+        up = self.up(x)
+        if up_delta is not None:
+            up = up + up_delta(x.astype(up.dtype))
+        inner = activate(up, self.activation)
+        down = self.down(inner)
+        return down if down_delta is None else down + down_delta(inner)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -36,9 +42,13 @@ def activate(x: jax.Array, name: str) -> jax.Array:
             return jax.nn.gelu(x, approximate=False)
         case "gelu_tanh":
             return jax.nn.gelu(x, approximate=True)
+        case "relu":
+            return jax.nn.relu(x)
         case "relu2":
             return jax.numpy.square(jax.nn.relu(x))
+        case "silu":
+            return jax.nn.silu(x)
         case "swiglu":
             gate, value = jax.numpy.split(x, 2, axis=-1)
             return jax.nn.silu(gate) * value
-    raise ValueError(f"activation is {name!r}, expected gelu, gelu_tanh, relu2 or swiglu")
+    raise ValueError(f"activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}")

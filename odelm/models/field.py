@@ -1,13 +1,15 @@
 """The block as a vector field over depth time, bound to one call's padding mask and dropout key."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from odelm.models.block import Condition, SharedBlock
+from odelm.models.block import BlockChain, SharedBlock
 
-TimedCondition = tuple[Condition, jax.Array | None]
+TimedCondition = tuple[Any, jax.Array | None]
+"""What the block needs of its time, a `Condition` or a tuple of them, and the key of its dropout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +20,7 @@ class BlockField:
     function of (t, h) and every integration of it sees the same one.
     """
 
-    block: SharedBlock
+    block: SharedBlock | BlockChain
     mask: jax.Array | None = None
     """bool (B, L), True at real tokens."""
     key: jax.Array | None = None

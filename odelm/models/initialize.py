@@ -8,7 +8,8 @@ weights and point alike: they add coherently, so the state's growth over the dep
 if each is of order `1/L`. That is the scaling under which a residual network has an ODE, not an SDE, as its
 limit (Marion et al. 2022, "Scaling ResNets in the large-depth regime", arXiv 2206.06929). With `G` groups,
 `L/G` increments add coherently within a group and the `G` groups independently, `sqrt(G) / L` in all, which
-is Marion's scaling at `G = 1` and GPT-2's at `G = L`; the two branches give another `1/sqrt(2)`.
+is Marion's scaling at `G = 1` and GPT-2's at `G = L`; the two branches give another `1/sqrt(2)`, and `I` inner
+blocks `1/sqrt(I)`.
 
 Embeddings (V, E) start as N(0, 1/E), so that a tied readout of a normalised state gives logits of unit scale.
 GPT-2's 0.02 is far below the increments at small widths, and trains markedly slower there: width 128, depth
@@ -32,7 +33,7 @@ def residual_scale(config: ModelConfig) -> float:
     """Returns the factor on the standard deviation of each branch's last matrix."""
     if config.norm_placement == "post":
         return 1.0
-    return math.sqrt(config.groups / 2) / config.depth
+    return math.sqrt(config.groups / (2 * config.inner_blocks)) / config.depth
 
 
 def residual_matrix(config: ModelConfig) -> Initializer:

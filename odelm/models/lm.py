@@ -67,16 +67,43 @@ class Classifier(SharedTransformer):
         return self.head(hidden)
 
 
+class Encoder(SharedTransformer):
+    """An encoder without a head for its objective, such as a bare `AlbertModel`.
+
+    Calling it gives BERT's pooled first position, float32 (B, D), where it has the pooler (`pooled`), and the hidden
+    states (B, L, D) where it has not.
+    """
+
+    def __init__(self, config: ModelConfig, *, pooled: bool, rngs: nnx.Rngs):
+        _expect_kind(config, "encoder", "Encoder")
+        super().__init__(config, rngs=rngs)
+        self.pool = pooler(self.config, rngs=rngs) if pooled else None
+
+    def readout(self, hidden: jax.Array) -> jax.Array:
+        """Returns what a call gives, of hidden states (B, L, D)."""
+        return hidden if self.pool is None else pool(self.pool, hidden)
+
+
 class Pooled(nnx.Module):
     """BERT's pooler, `tanh(W h_0)`, and a linear map of it; float32."""
 
     def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
-        self.pool = nnx.Linear(config.width, config.width, kernel_init=initialize.matrix, rngs=rngs)
+        self.pool = pooler(config, rngs=rngs)
         self.out = nnx.Linear(config.width, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 (B, outputs) of hidden states (B, L, D)."""
-        return self.out(jnp.tanh(self.pool(hidden[:, 0].astype(jnp.float32))))
+        return self.out(pool(self.pool, hidden))
+
+
+def pooler(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns the linear map of BERT's pooler, newly initialised."""
+    return nnx.Linear(config.width, config.width, kernel_init=initialize.matrix, rngs=rngs)
+
+
+def pool(linear: nnx.Linear, hidden: jax.Array) -> jax.Array:
+    """Returns `tanh(W h_0 + b)`, float32 (B, D), of hidden states (B, L, D)."""
+    return jnp.tanh(linear(hidden[:, 0].astype(jnp.float32)))
 
 
 def create(config: ModelConfig, *, rngs: nnx.Rngs) -> CausalLM | MaskedLM:

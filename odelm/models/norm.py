@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.models.residual import NormDelta
 
 
 class Affine(NamedTuple):
@@ -25,9 +26,13 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,)))
         self.bias = nnx.Param(jnp.zeros((size,))) if config.bias else None
 
-    def affine(self, gamma: jax.Array | None = None, beta: jax.Array | None = None) -> Affine:
-        """Returns the norm's own map, or that map followed by `x -> x (1 + gamma) + beta`."""
+    def affine(
+        self, gamma: jax.Array | None = None, beta: jax.Array | None = None, *, own: NormDelta | None = None
+    ) -> Affine:
+        """Returns the norm's own map, `own` added to it, or that map followed by `x -> x (1 + gamma) + beta`."""
         scale, shift = self.scale[...], self.bias[...] if self.bias is not None else None
+        if own is not None:
+            scale, shift = scale + own.scale, shift if shift is None or own.bias is None else shift + own.bias
         if gamma is None or beta is None:
             return Affine(scale, shift)
         return Affine(scale * (1 + gamma), beta if shift is None else shift * (1 + gamma) + beta)

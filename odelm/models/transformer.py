@@ -12,7 +12,7 @@ from jax.core import Tracer
 from odelm import ode
 from odelm.config import ModelConfig
 from odelm.errors import InputError
-from odelm.models.block import SharedBlock
+from odelm.models.block import BlockChain, SharedBlock
 from odelm.models.embed import Embed
 from odelm.models.field import BlockField
 from odelm.models.norm import Norm
@@ -32,7 +32,9 @@ class SharedTransformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = dataclasses.replace(config.validate())
         self.embed = Embed(self.config, rngs=rngs)
-        self.blocks = nnx.List([SharedBlock(self.config, rngs=rngs) for _ in range(config.groups)])
+        block = SharedBlock if config.inner_blocks == 1 else BlockChain
+        starts = ode.grid.boundaries(config.depth, config.groups)[:-1]
+        self.blocks = nnx.List([block(self.config, start=float(start), rngs=rngs) for start in starts])
         self.final_norm = Norm(self.config, config.width) if config.norm_placement == "pre" else None
 
     def readout(self, hidden: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from odelm import rng
-from odelm.config import Config, ModelConfig, StepSamplingConfig
+from odelm.config import Config
 from odelm.ode import grid
 
 
@@ -11,19 +11,16 @@ def possible_counts(config: Config) -> tuple[int, ...]:
     """Returns every step count that training can draw, ascending: one executable is compiled for each."""
     if config.step_sampling.kind == "fixed":
         return (config.model.depth,)
-    return tuple(sorted(set(config.step_sampling.counts)))
+    return tuple(sorted(set(config.step_counts)))
 
 
 def draw_grid(config: Config, update: int) -> np.ndarray:
     """Returns the grid of an update, float32 (N + 1,), the same on every process."""
     generator = rng.host(config.train.seed, "steps", update)
-    return _draw(config.step_sampling, config.model, generator)
-
-
-def _draw(sampling: StepSamplingConfig, model: ModelConfig, generator: np.random.Generator) -> np.ndarray:
+    sampling, model = config.step_sampling, config.model
     if sampling.kind == "fixed":
         return grid.equal(model.depth, model.depth)
-    count = grid.draw_count(generator, sampling.counts, sampling.weights)
+    count = grid.draw_count(generator, config.step_counts, sampling.weights)
     if sampling.kind == "random_sizes":
         return grid.draw_sizes(generator, model.depth, count, low=sampling.low, high=sampling.high, groups=model.groups)
     return grid.draw_equal(generator, model.depth, count, jitter=sampling.jitter, groups=model.groups)

@@ -64,6 +64,14 @@ class Log:
             {f"eval/loss_{steps}_steps": loss for steps, loss in losses.items()},
         )
 
+    def comparison(self, before: dict[int, float], after: dict[int, float]) -> None:
+        """Prints a line for each step count that was evaluated before and after training."""
+        for steps in (steps for steps in after if steps in before):
+            change = after[steps] / before[steps] - 1
+            self.print(
+                f"{steps} steps: held-out loss before {before[steps]:.4f}, after {after[steps]:.4f} ({change:+.2%})"
+            )
+
     def evaluated(self, step: int, batches: int) -> dict[int, float]:
         """Returns the held-out losses recorded after update `step` over so many batches; empty if there are none."""
         path = self._workdir / METRICS

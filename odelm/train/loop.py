@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
@@ -17,12 +18,13 @@ from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
 from odelm.errors import InputError
+from odelm.pretrained import Start, adopted, starting_point
 from odelm.train.draws import draw_grid, possible_counts
-from odelm.train.evaluate import evaluate, make_loss
+from odelm.train.evaluate import LossFunction, evaluate, make_loss
 from odelm.train.interrupt import Interrupt
 from odelm.train.log import Log
 from odelm.train.optimizer import make_optimizer, schedule
-from odelm.train.step import TrainState, compile_updates, graph_of, init_state, make_update
+from odelm.train.step import TrainState, compile_updates, graph_of, init_state, make_update, with_params
 
 TOKENS = "tokens.sha256"
 """Names the file of a run that says on which tokens it is trained."""
@@ -49,24 +51,26 @@ def train(config: Config, workdir: str | Path) -> Result:
 
     Raises InputError for a config that cannot be, or a workdir that holds a different run.
     """
-    config.validate()
+    workdir = Path(workdir)
+    config, source = _with_source(config.validate(), workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh)
-    workdir = Path(workdir)
     _check_same_run(config, workdir)
-    prepared = prepare(config)
+    prepared = prepare(config, tokenizer_file=_tokenizer_file(config, source, workdir))
     _check_same_data(config, prepared, workdir)
     _open_workdir(config, workdir, prepared)
 
     graph, _ = graph_of(config)
     optimizer = make_optimizer(config.optimizer, config.train.updates)
     state = init_state(config, optimizer, mesh)
+    if source is not None:
+        state = with_params(state, nnx.state(source.model, nnx.Param))
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
     try:
         state = _restored(state, checkpoints)
         start = int(state.step)
         with Log(workdir, updates=config.train.updates, start=start, enabled=jax.process_index() == 0) as log:
-            _introduce(log, config, state, prepared, start)
+            _introduce(log, config, state, prepared, start, source)
             run = _Run(config, prepared, mesh, graph, make_update(config, graph, optimizer), checkpoints, log)
             with Interrupt() as interrupt:
                 return run(state, interrupt)
@@ -94,6 +98,7 @@ class _Run:
         batches = self._batches(start)
         held_out = self._held_out()
         loss = make_loss(self.graph)
+        before = self._before(loss, state, held_out)
         losses: dict[int, float] = {}
         step = start
         batch = next(batches)
@@ -125,7 +130,18 @@ class _Run:
             return Result(step, losses, interrupted=True)
         losses = evaluate(loss, state.params, held_out, config)
         self.log.evaluation(step, losses, config.train.eval_batches)
+        self.log.comparison(before, losses)
         return Result(step, losses, interrupted=False)
+
+    def _before(self, loss: LossFunction, state: TrainState, held_out: list[dict[str, jax.Array]]) -> dict[int, float]:
+        """Returns the losses of the model that training started from, evaluated once; {} if that was a new one."""
+        if not self.config.init.from_pretrained:
+            return {}
+        losses = self._recorded(0)
+        if not losses and int(state.step) == 0:
+            losses = evaluate(loss, state.params, held_out, self.config)
+            self.log.evaluation(0, losses, self.config.train.eval_batches)
+        return losses
 
     def _recorded(self, step: int) -> dict[int, float]:
         """Returns the losses of the evaluation asked for if it was made before, else {}: the same on every process."""
@@ -160,6 +176,34 @@ class _Run:
                 "tokens_per_s": len(window) * tokens / seconds,
             },
         )
+
+
+def _with_source(config: Config, workdir: Path) -> tuple[Config, Start | None]:
+    """Returns the config with the model of `config.init`, and that model unless the run already has its own."""
+    if not config.init.from_pretrained:
+        return config, None
+    if (workdir / checkpoint.CONFIG).exists():
+        saved = checkpoint.read_config(workdir)
+        if saved.init == config.init:
+            config = replace(config, model=adopted(config.model, saved.model))
+            if checkpoint.has_checkpoint(workdir):
+                return config.validate(), None
+    source = starting_point(config)
+    return replace(config, model=source.model.config).validate(), source
+
+
+def _tokenizer_file(config: Config, source: Start | None, workdir: Path) -> Path | None:
+    """Returns the tokenizer that an adopted model comes with; None where the data say which one to use."""
+    if not config.init.from_pretrained or config.data.tokenizer:
+        return None
+    if source is None:
+        return workdir / checkpoint.TOKENIZER
+    if source.tokenizer is None:
+        raise InputError(
+            f"{config.init.from_pretrained} has no {checkpoint.TOKENIZER}: save it there with the tokenizers or "
+            "transformers library (a fast tokenizer's save_pretrained), or give --config.data.tokenizer"
+        )
+    return source.tokenizer
 
 
 def _check_same_run(config: Config, workdir: Path) -> None:
@@ -209,7 +253,9 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> TrainState:
     return TrainState(jax.device_put(jax.numpy.int32(step), state.step.sharding), params, optimizer)
 
 
-def _introduce(log: Log, config: Config, state: TrainState, prepared: Prepared, start: int) -> None:
+def _introduce(
+    log: Log, config: Config, state: TrainState, prepared: Prepared, start: int, source: Start | None
+) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     model = config.model
     log.print(
@@ -219,3 +265,5 @@ def _introduce(log: Log, config: Config, state: TrainState, prepared: Prepared, 
     log.print(f"{len(prepared.train):,} training tokens; depth steps drawn: {config.step_sampling.kind}")
     if start:
         log.print(f"resumed after update {start}")
+    elif source is not None:
+        log.print(source.summary)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -47,6 +48,12 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
 
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
     return jax.jit(init, out_shardings=shardings)()
+
+
+def with_params(state: TrainState, params: Any) -> TrainState:
+    """Returns the state before the first update with other parameters, copied to where its own are."""
+    placed = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), params, state.params)
+    return TrainState(state.step, placed, state.optimizer)
 
 
 def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Update:

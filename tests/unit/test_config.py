@@ -34,6 +34,7 @@ CHOICES = [
     ("data__corpus", "python_sorce", "python_source"),
     ("step_sampling__kind", "random_counts", "random_count"),
     ("optimizer__decay", "cosin", "cosine"),
+    ("init__merge", "meen", "mean"),
 ]
 
 
@@ -71,7 +72,14 @@ WRONG = [
     (dict(data__vocab_size=0), r"data\.vocab_size is 0, expected a positive"),
     (dict(data__vocab_size=4096), r"data\.vocab_size is 4096, more than model\.vocab_size 2048"),
     (dict(data__tokenizer_bytes=0), r"data\.tokenizer_bytes is 0, expected a positive"),
-    (dict(step_sampling__counts=()), r"step_sampling\.counts is empty"),
+    (
+        dict(step_sampling__counts=(), step_sampling__weights=(1.0,)),
+        r"step_sampling\.weights has 1 entries, .* 4 counts",
+    ),
+    (dict(model__layer_rank=-1), r"model\.layer_rank is -1, expected 0 or more"),
+    (dict(model__inner_blocks=0), r"model\.inner_blocks is 0, expected a positive"),
+    (dict(init__groups=1), r"init\.groups shares the layers of init\.from_pretrained, which is empty"),
+    (dict(init__rank=0), r"init\.rank is 0, expected a positive"),
     (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
     (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),
     (dict(step_sampling__weights=(1.0,)), r"step_sampling\.weights has 1 entries, expected .* 4 counts"),

@@ -26,7 +26,7 @@ def make_block(request, make_config, randomise):
 
 def test_pre_norm_increment(make_block):
     block, t = make_block("pre"), jnp.float32(1.5)
-    norm1, norm2, gate1, gate2 = block.condition(t)
+    norm1, norm2, gate1, gate2, _ = block.condition(t)
     gate1, gate2 = (1 if gate is None else gate for gate in (gate1, gate2))
     a = block.attention(block.norm1(H0, norm1)) * gate1
     expected = a + block.feedforward(block.norm2(H0 if block.parallel else H0 + a, norm2)) * gate2

@@ -1,0 +1,32 @@
+"""Writes a run as a Hugging Face folder, for `transformers`.
+
+python -m odelm.interop export --workdir=runs/encoder --to=DIR [--step=N]
+"""
+
+import argparse
+import sys
+
+from odelm import interop, pretrained
+from odelm.errors import InputError
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status; a mistake is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m odelm.interop", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="write a run as a Hugging Face folder")
+    export.add_argument("--workdir", required=True, help="the run directory (or a folder, to be written anew)")
+    export.add_argument("--to", required=True, help="the folder to make")
+    export.add_argument("--step", type=int, help="the checkpoint to write; the newest if left out")
+    options = parser.parse_args(arguments)
+    try:
+        model, _, tokenizer = pretrained.load(options.workdir, step=options.step)
+        print(interop.export(model, options.to, tokenizer=tokenizer))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

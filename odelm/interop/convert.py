@@ -1,0 +1,175 @@
+"""Between models that share their blocks and models that do not.
+
+`unrolled` gives every unit of depth a block of its own, with all that the shared one knew of its time worked into the
+weights: the same function at unit steps. `shared` goes the other way, from an ordinary stack to a few shared blocks,
+and is only a starting point for further training (Bae et al. 2024, "Relaxed Recursive Transformers",
+arXiv 2410.20672, section 2.2 and 2.3).
+"""
+
+import dataclasses
+import re
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from odelm.config import InitConfig, ModelConfig
+from odelm.errors import InputError
+from odelm.models import BlockChain, SharedBlock
+from odelm.models.block import Condition
+from odelm.models.norm import Affine
+from odelm.models.parameters import parameters, with_parameters
+from odelm.models.remake import grafted, remade, shapes_of
+from odelm.models.residual import Delta
+from odelm.models.transformer import SharedTransformer
+
+Model = TypeVar("Model", bound=SharedTransformer)
+Arrays = dict[str, Any]
+
+MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "up", "feedforward/down": "down"}
+"""The linear maps of a block, and the names of their residuals in `odelm.models.residual`."""
+
+
+def unrolled(model: Model) -> Model:
+    """Returns a model with a block for each unit of depth, equal to this one at unit steps.
+
+    Where the block is told its time or has residuals, that is worked into the weights, in float32.
+    """
+    config = dataclasses.replace(model.config, groups=model.config.depth, time_modulation=False, layer_rank=0)
+    shared, arrays = parameters(model), {}
+    for unit in range(config.depth):
+        group = unit * model.config.groups // config.depth
+        block = model.blocks[group]
+        for inner, part in _parts(block):
+            arrays |= {f"blocks/{unit}/{inner}{name}": array for name, array in _at_time(part, unit).items()}
+    rest = {name: array for name, array in shared.items() if not name.startswith("blocks/")}
+    return with_parameters(shapes_of(model, config), rest | arrays)
+
+
+def flattened(model: Model) -> Model:
+    """Returns an unshared model with its inner blocks as units of depth of their own."""
+    inner = model.config.inner_blocks
+    depth = model.config.depth * inner
+    config = dataclasses.replace(model.config, depth=depth, groups=depth, inner_blocks=1)
+
+    def renamed(name: str) -> str:
+        parts = name.split("/")
+        if inner == 1 or parts[0] != "blocks":
+            return name
+        return "/".join(["blocks", str(int(parts[1]) * inner + int(parts[3])), *parts[4:]])
+
+    return with_parameters(shapes_of(model, config), {renamed(n): array for n, array in parameters(model).items()})
+
+
+def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
+    """Returns a model of `init.groups` blocks, each made of the layers of its stretch of depth as `init.merge` says.
+
+    Raises InputError if the depth does not divide over the groups, or `init.layer` is no layer of a stretch.
+    """
+    if model.config.time_modulation or model.config.layer_rank:
+        model = unrolled(model)
+    depth, had, groups = model.config.depth, model.config.groups, init.groups or model.config.groups
+    rank = init.rank if init.merge == "low_rank" else 0
+    config = dataclasses.replace(model.config, groups=groups, layer_rank=rank).validate()
+    given, size = parameters(model), depth // groups
+    if not -size <= init.layer < size:
+        raise InputError(f"init.layer is {init.layer}, but a group has {size} layers: expected {-size} to {size - 1}")
+    result = remade(model, config, rngs=rngs)
+    arrays = {name: array for name, array in given.items() if not name.startswith("blocks/")}
+    first = [name.removeprefix("blocks/0/") for name in given if name.startswith("blocks/0/")]
+    for group in range(groups):
+        sources = [unit * had // depth for unit in range(group * size, (group + 1) * size)]
+        for name in first:
+            layers = np.stack([np.asarray(given[f"blocks/{source}/{name}"]) for source in sources])
+            merged = layers[init.layer] if init.merge == "layer" else layers.mean(0)
+            arrays[f"blocks/{group}/{name}"] = merged
+            if rank:
+                arrays |= {
+                    f"blocks/{group}/{key}": array for key, array in _residual(name, layers - merged, rank).items()
+                }
+    return grafted(result, arrays)
+
+
+def summary(before: ModelConfig, after: SharedTransformer, init: InitConfig) -> str:
+    """Returns one sentence on what was shared."""
+    layers = after.config.depth // after.config.groups
+    how = {
+        "mean": f"the mean of {layers} layers",
+        "layer": f"layer {init.layer % layers} of {layers}",
+        "low_rank": f"the mean of {layers} layers, and a residual of rank {init.rank} for each as a function of time",
+    }[init.merge]
+    size = sum(array.size for array in parameters(after).values())
+    return f"shared {before.groups} blocks as {after.config.groups}: each is {how}; {size / 1e6:.2f} M parameters"
+
+
+def _parts(block: SharedBlock | BlockChain) -> list[tuple[str, SharedBlock]]:
+    if isinstance(block, BlockChain):
+        return [(f"inner/{i}/", part) for i, part in enumerate(block.inner)]
+    return [("", block)]
+
+
+def _at_time(block: SharedBlock, t: float) -> Arrays:
+    """Returns the parameters of a plain block that does what this one does at time `t`."""
+    condition = block.condition(jnp.float32(t))
+    own = parameters(block)
+    arrays = {name: array for name, array in own.items() if name.split("/")[0] in ("attention", "feedforward")}
+    if condition.residual is not None:
+        for name, key in MATRICES.items():
+            arrays |= _with_delta(arrays, name, getattr(condition.residual, key))
+    arrays |= _gated(arrays, "attention/out", condition.gate1) | _gated(arrays, "feedforward/down", condition.gate2)
+    return arrays | _norms(condition)
+
+
+def _norms(condition: Condition) -> Arrays:
+    def of(name: str, affine: Affine | None) -> Arrays:
+        if affine is None:
+            return {}
+        return {f"{name}/scale": affine.scale} | ({} if affine.shift is None else {f"{name}/bias": affine.shift})
+
+    return of("norm1", condition.norm1) | of("norm2", condition.norm2)
+
+
+def _with_delta(arrays: Arrays, name: str, delta: Delta) -> Arrays:
+    kernel = arrays[f"{name}/kernel"]
+    found = {f"{name}/kernel": kernel + (delta.down @ delta.up).reshape(kernel.shape)}
+    if delta.bias is not None:
+        bias = arrays[f"{name}/bias"]
+        found[f"{name}/bias"] = bias + delta.bias.reshape(bias.shape)
+    return found
+
+
+def _gated(arrays: Arrays, name: str, gate: jax.Array | None) -> Arrays:
+    if gate is None:
+        return {}
+    return {key: arrays[key] * gate for key in (f"{name}/kernel", f"{name}/bias") if key in arrays}
+
+
+def _residual(name: str, layers: np.ndarray, rank: int) -> Arrays:
+    """Returns the parameters that hold what each layer (n, ..) of one parameter has beyond the shared one."""
+    found = re.fullmatch(r"(inner/\d+/)?(.+)/(kernel|bias|scale)", name)
+    assert found is not None, name
+    inner, part, kind = found[1] or "", found[2], found[3]
+    if part in ("norm1", "norm2"):
+        return {f"{inner}residual/{part}/{kind}": layers}
+    if part not in MATRICES:
+        return {}
+    place = f"{inner}residual/{MATRICES[part]}"
+    if kind == "bias":
+        return {f"{place}/bias": layers.reshape(len(layers), -1)}
+    inputs = int(np.prod(layers.shape[1:3])) if part == "attention/out" else layers.shape[1]
+    down, up = low_rank(layers.reshape(len(layers), inputs, -1), rank)
+    return {f"{place}/down": down, f"{place}/up": up}
+
+
+def low_rank(matrices: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the factors (n, I, rank) and (n, rank, O) whose products are nearest to the matrices (n, I, O).
+
+    The singular values are shared out evenly, and a rank beyond the matrices' own is filled up with zeros.
+    """
+    left, values, right = np.linalg.svd(matrices, full_matrices=False)
+    kept = min(rank, values.shape[1])
+    root = np.sqrt(values[:, :kept])
+    down, up = left[:, :, :kept] * root[:, None, :], root[:, :, None] * right[:, :kept]
+    return np.pad(down, ((0, 0), (0, 0), (0, rank - kept))), np.pad(up, ((0, 0), (0, rank - kept), (0, 0)))

@@ -1,0 +1,94 @@
+"""What differs from one family of Hugging Face models to the next, and what they have in common."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from odelm.config import ModelConfig
+from odelm.errors import InputError, nearest
+from odelm.interop.tensors import Entry
+from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
+
+Model = CausalLM | MaskedLM | Classifier | Encoder
+FolderConfig = dict[str, Any]
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""The activations of folders, and ours of the same formula."""
+
+WRITTEN_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One `model_type` of transformers."""
+
+    model_type: str
+    prefix: str
+    """What the names of the body's tensors begin with where there is a head beside it."""
+    architectures: Mapping[str, type]
+    """The class of ours for each class of transformers' that can be read."""
+    model_config: Callable[[FolderConfig], ModelConfig]
+    """From a folder's config to the body's; the heads are told by the tensors. Raises InputError for options with
+    no equivalent."""
+    folder_config: Callable[[ModelConfig], FolderConfig]
+    """The inverse, for a config that `obstacles` lets pass."""
+    obstacles: Callable[[ModelConfig], list[str]]
+    """The options, as `field=value (why)`, for which the family has no equivalent."""
+    entries: Callable[[Model], list[Entry]]
+    order: str
+    """What the names of the sentence-order head's tensors begin with; empty if there is none."""
+    sizes: tuple[str, ...]
+    """The fields of the folder's config that shapes follow from."""
+    ignored: re.Pattern[str]
+    """Names of tensors that are no parameters, such as masks."""
+    duplicates: Mapping[str, str]
+    """Tensors that repeat another one where the readout is tied."""
+    heads: re.Pattern[str]
+    """Names of heads and poolers, which a folder may have beyond those that its architecture uses."""
+    prepared: Callable[[FolderConfig, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda config, tensors: tensors
+    """Changes to the tensors that make options of the config ours."""
+
+
+def activation(config: FolderConfig, field: str, default: str) -> str:
+    """Returns our name of a folder's activation, or raises InputError."""
+    name = config.get(field, default)
+    if name not in ACTIVATIONS:
+        raise InputError(f"{field} is {name!r}, which has no equivalent here; {nearest(str(name), ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def refuse(config: FolderConfig, fields: Mapping[str, Any]) -> None:
+    """Raises InputError if a field of a folder's config has another value than the only one that is supported."""
+    for field, supported in fields.items():
+        if config.get(field, supported) != supported:
+            raise InputError(f"{field} is {config[field]!r} in config.json; only {supported!r} is supported")
+
+
+def common_obstacles(config: ModelConfig) -> list[str]:
+    """Returns the options with no equivalent in any family here."""
+    found = []
+    if config.norm != "layernorm":
+        found.append(f"norm={config.norm} (only layernorm)")
+    if config.qk_norm:
+        found.append("qk_norm=True")
+    if config.positions == "rotary":
+        found.append("positions=rotary (only learned, or sinusoidal as a table)")
+    if config.activation not in WRITTEN_ACTIVATIONS:
+        found.append(f"activation={config.activation}")
+    if config.parallel_branches:
+        found.append("parallel_branches=True")
+    return found

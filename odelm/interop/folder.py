@@ -1,0 +1,109 @@
+"""The files of a Hugging Face folder: `config.json`, safetensors, `tokenizer.json`. Nothing in it is executed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odelm.errors import InputError
+
+CONFIG, TENSORS, INDEX, TOKENIZER = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+)
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MISSING_LIBRARY = 'Hugging Face folders need the safetensors library: pip install "odelm[interop]"'
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tells whether `path` looks like a Hugging Face folder, by its config.json; reads nothing else."""
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        return False
+    try:
+        values = json.loads(file.read_text())
+    except ValueError:
+        return False
+    return isinstance(values, dict) and "model_type" in values
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns config.json as plain values."""
+    return _read_json(folder / CONFIG)
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Returns every tensor of a folder by name: of `model.safetensors`, or of all the shards that an index names.
+
+    Raises InputError for pickled weights, a missing or damaged file, and an index that does not fit its shards.
+    """
+    if (folder / TENSORS).is_file():
+        return _read_file(folder / TENSORS)
+    if not (folder / INDEX).is_file():
+        raise InputError(_why_no_tensors(folder))
+    tensors: dict[str, np.ndarray] = {}
+    places = _read_json(folder / INDEX).get("weight_map", {})
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise InputError(f"{folder / INDEX} names {name!r}, expected the name of a file beside it")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} lacks {name}, which {INDEX} names: copy the folder again, with all its shards")
+        tensors |= _read_file(folder / name)
+    lost = sorted(set(places) - set(tensors))
+    if lost:
+        raise InputError(f"{folder / INDEX} promises {lost[0]} in {places[lost[0]]}, which has no such tensor")
+    return tensors
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+    """Writes a folder's files, the weights in one safetensors file; `texts` are further files by name."""
+    save_file = _safetensors_numpy().save_file
+    # transformers asks for this mark of which framework's layout the tensors have.
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(contiguous, str(folder / TENSORS), metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}): copy the folder again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    load_file = _safetensors_numpy().load_file
+    from safetensors import SafetensorError
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
+
+
+def _safetensors_numpy():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise InputError(MISSING_LIBRARY) from error
+    return safetensors.numpy
+
+
+def _why_no_tensors(folder: Path) -> str:
+    pickled = sorted(file.name for file in folder.iterdir() if file.name.endswith(PICKLED))
+    if pickled:
+        return (
+            f"{folder} has its weights in {pickled[0]}, a pickle, which can run code when it is read, so it is "
+            "refused; where you trust it, load it with transformers and save_pretrained(DIR, safe_serialization=True), "
+            "then give DIR"
+        )
+    return f"{folder} has no {TENSORS} and no {INDEX}: expected the weights as safetensors"

@@ -1,0 +1,154 @@
+"""A model of ours as a Hugging Face folder that `transformers` loads and that gives the same logits."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from odelm.config import ModelConfig
+from odelm.data.cache import publish
+from odelm.data.tokenizer import NAMES
+from odelm.errors import InputError
+from odelm.interop import folder as files
+from odelm.interop import tensors as layouts
+from odelm.interop.convert import flattened, unrolled
+from odelm.interop.encoders import ALBERT, BERT
+from odelm.interop.family import Family, FolderConfig, Model
+from odelm.interop.gpt2 import GPT2
+from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
+from odelm.models.embed import sinusoid_table
+from odelm.models.parameters import parameters, with_parameters
+from odelm.models.remake import shapes_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ARCHITECTURES = {
+    ALBERT: ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining", "AlbertForSequenceClassification"),
+    BERT: ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"),
+}
+SPECIAL = {"pad": "pad_token", "end": "eos_token", "cls": "cls_token", "sep": "sep_token", "mask": "mask_token"}
+
+
+def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = None) -> str:
+    """Writes the folder, whole or not at all, and returns one sentence on what it is.
+
+    A post-norm encoder becomes ALBERT, or BERT if it shares nothing and does not project its embeddings; a pre-norm
+    decoder becomes GPT-2, its shared block written `depth` times. What a block knows of its time is worked into
+    separate layers. Raises InputError listing the options with no equivalent, and if `folder` is there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; give a new directory")
+    family, plain = as_family(model)
+    config = family.folder_config(plain.config) | _named_ids(plain, tokenizer)
+    config["architectures"] = [_architecture(family, plain)]
+    if isinstance(plain, Classifier):
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.head.out.out_features)}
+        config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
+    tensors = layouts.write(family.entries(plain), parameters(plain))
+    bare = config["architectures"][0].endswith("Model")
+    body = {name for name in tensors if not family.heads.fullmatch(name) and name != "lm_head.weight"}
+    body |= {name for name in tensors if name.startswith("pooler.")}
+    named = {name if bare or name not in body else family.prefix + name: tensor for name, tensor in tensors.items()}
+    if not plain.config.tie_readout and isinstance(plain, MaskedLM):
+        bias = next(name for name in family.duplicates if name.endswith("decoder.bias"))
+        named[family.duplicates[bias]] = named[bias]
+    with publish(folder) as partial:
+        files.write(partial, config, named, _tokenizer_files(plain, tokenizer))
+    separate = plain.config.groups > model.config.groups
+    note = f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers" if separate else ""
+    return f"wrote {folder}: {config['architectures'][0]}, {len(named)} tensors{note}"
+
+
+def as_family(model: Model) -> tuple[Family, Model]:
+    """Returns the family that has an equivalent of the model, and the equivalent in the form that it writes."""
+    config = model.config
+    unshared = config.groups == config.depth or config.time_modulation or config.layer_rank > 0
+    if config.kind == "decoder":
+        family = GPT2
+    else:
+        family = BERT if unshared and config.embed_dim is None else ALBERT
+    obstacles = family.obstacles(config)
+    if obstacles:
+        raise InputError(f"there is no equivalent in {family.model_type.upper()} of model.{', model.'.join(obstacles)}")
+    if config.time_modulation or config.layer_rank or family is GPT2:
+        model = unrolled(model)
+    if family is not ALBERT and model.config.inner_blocks > 1:
+        model = flattened(model)
+    return family, _completed(model, family)
+
+
+def _completed(model: Model, family: Family) -> Model:
+    """Returns an equal model with all the parameters that the family has: biases of zero, a table of sinusoids, ..."""
+    config = dataclasses.replace(model.config, bias=True, positions="learned")
+    if config.kind == "encoder":
+        config.token_types = max(config.token_types, 1)
+    if family is ALBERT:
+        config.embed_dim = config.embed_size
+    complete = shapes_of(model, config)
+    own = parameters(model)
+    return with_parameters(
+        complete,
+        {name: own[name] if name in own else _filled(name, leaf.shape, config) for name, leaf in
+         parameters(complete).items()},
+    )  # fmt: skip
+
+
+def _filled(name: str, shape: tuple[int, ...], config: ModelConfig) -> jnp.ndarray:
+    if name == "embed/learned":
+        return sinusoid_table(*shape)
+    if name == "embed/project/kernel":
+        return jnp.eye(shape[0])
+    assert name.endswith("/bias") or name == "embed/types", name
+    return jnp.zeros(shape)
+
+
+def _architecture(family: Family, model: Model) -> str:
+    if isinstance(model, CausalLM):
+        return "GPT2LMHeadModel"
+    bare, masked, pretraining, classifier = ARCHITECTURES[family]
+    if isinstance(model, Encoder):
+        return bare
+    if isinstance(model, Classifier):
+        return classifier
+    return pretraining if model.config.sentence_order else masked
+
+
+def _named_ids(model: Model, tokenizer: "Tokenizer | None") -> FolderConfig:
+    """Returns the ids of the special tokens, which transformers would otherwise take from its defaults."""
+    tokens = _special(tokenizer)
+    ids = {role: tokenizer.token_to_id(token) if tokenizer else None for role, token in tokens.items()}
+    begin = ids.get("end") if isinstance(model, CausalLM) else ids.get("cls")
+    end = ids.get("end") if isinstance(model, CausalLM) else ids.get("sep")
+    return {"pad_token_id": ids.get("pad"), "bos_token_id": begin, "eos_token_id": end}
+
+
+def _special(tokenizer: "Tokenizer | None") -> dict[str, str]:
+    """Returns the token of each role that the tokenizer has."""
+    if tokenizer is None:
+        return {}
+    found = {role: [name for name in names if tokenizer.token_to_id(name) is not None] for role, names in NAMES.items()}
+    return {role: names[0] for role, names in found.items() if names}
+
+
+def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
+    """Returns tokenizer.json, with the special tokens of an encoder put around its texts, and what names them."""
+    if tokenizer is None:
+        return {}
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, tokens = Tokenizer.from_str(tokenizer.to_str()), _special(tokenizer)
+    if not isinstance(model, CausalLM) and tokenizer.post_processor is None and {"cls", "sep"} <= set(tokens):
+        cls, sep = tokens["cls"], tokens["sep"]
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+        )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_length}
+    settings |= {SPECIAL[role]: token for role, token in tokens.items()}
+    return {files.TOKENIZER: tokenizer.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}

@@ -1,0 +1,111 @@
+"""What each layer of an unshared model had of its own, kept beside a shared block as a function of depth time.
+
+A shared matrix `W` becomes `W + A(t) B(t)`, the product of low rank: at the whole times of the block's stretch it is
+the low-rank residual of the layer that stood there, and between two of them it is interpolated linearly, so that
+the field stays continuous. The vectors (biases, norms) keep their whole residual, which costs next to nothing.
+Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, section 2.3); as a function of time it
+is ours. It depends on `t` alone, so `odelm.ode.plan` computes it for a whole grid ahead of the first step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.config import ModelConfig
+from odelm.models import initialize
+
+
+class Delta(NamedTuple):
+    """What is added to one linear map: `x @ down @ up + bias`; float32 (I, 2 rank), (2 rank, O) and (O,) or None."""
+
+    down: jax.Array
+    up: jax.Array
+    bias: jax.Array | None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns (.., O) of (.., I), in the dtype of `x`."""
+        y = x @ self.down.astype(x.dtype) @ self.up.astype(x.dtype)
+        return y if self.bias is None else y + self.bias.astype(x.dtype)
+
+
+class NormDelta(NamedTuple):
+    """What is added to the scale (D,) and the bias (D,) of one norm."""
+
+    scale: jax.Array
+    bias: jax.Array | None
+
+
+class Residual(NamedTuple):
+    """What is added to each part of a block at one time."""
+
+    qkv: Delta
+    out: Delta
+    up: Delta
+    down: Delta
+    norm1: NormDelta
+    norm2: NormDelta | None
+
+
+class Place(NamedTuple):
+    """A time between two layers: their indices, int32, and the weight of the second, float32."""
+
+    first: jax.Array
+    second: jax.Array
+    weight: jax.Array
+
+
+class LowRank(nnx.Module):
+    """The residuals of one matrix at `layers` times; zero at initialisation."""
+
+    def __init__(self, layers: int, inputs: int, outputs: int, rank: int, *, bias: bool, rngs: nnx.Rngs):
+        self.down = nnx.Param(initialize.matrix(rngs.params(), (layers, inputs, rank)))
+        self.up = nnx.Param(jnp.zeros((layers, rank, outputs)))
+        self.bias = nnx.Param(jnp.zeros((layers, outputs))) if bias else None
+
+    def __call__(self, place: Place) -> Delta:
+        down = jnp.concatenate([self.down[...][place.first], self.down[...][place.second]], axis=1)
+        first, second = self.up[...][place.first], self.up[...][place.second]
+        up = jnp.concatenate([(1 - place.weight) * first, place.weight * second], axis=0)
+        return Delta(down, up, None if self.bias is None else between(self.bias[...], place))
+
+
+class NormTable(nnx.Module):
+    """The residuals of one norm at `layers` times; zero at initialisation."""
+
+    def __init__(self, layers: int, size: int, *, bias: bool):
+        self.scale = nnx.Param(jnp.zeros((layers, size)))
+        self.bias = nnx.Param(jnp.zeros((layers, size))) if bias else None
+
+    def __call__(self, place: Place) -> NormDelta:
+        return NormDelta(between(self.scale[...], place), None if self.bias is None else between(self.bias[...], place))
+
+
+class LayerResidual(nnx.Module):
+    """All residuals of a block whose stretch of time begins at `start`: a layer at every whole time of it."""
+
+    def __init__(self, config: ModelConfig, *, start: float, two_norms: bool, rngs: nnx.Rngs):
+        D, F, rank, bias = config.width, config.feedforward_size, config.layer_rank, config.bias
+        self.start = start
+        self.layers = config.depth // config.groups
+        widened = 2 * F if config.activation == "swiglu" else F
+        self.qkv = LowRank(self.layers, D, 3 * D, rank, bias=bias, rngs=rngs)
+        self.out = LowRank(self.layers, D, D, rank, bias=bias, rngs=rngs)
+        self.up = LowRank(self.layers, D, widened, rank, bias=bias, rngs=rngs)
+        self.down = LowRank(self.layers, F, D, rank, bias=bias, rngs=rngs)
+        self.norm1 = NormTable(self.layers, D, bias=bias)
+        self.norm2 = NormTable(self.layers, D, bias=bias) if two_norms else None
+
+    def __call__(self, t: jax.Array) -> Residual:
+        """Returns the residuals at `t`; past the last layer's time they stay as they are there."""
+        local = jnp.clip(t - self.start, 0.0, self.layers - 1.0)
+        first = jnp.floor(local).astype(jnp.int32)
+        place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first)
+        norm2 = None if self.norm2 is None else self.norm2(place)
+        return Residual(self.qkv(place), self.out(place), self.up(place), self.down(place), self.norm1(place), norm2)
+
+
+def between(table: jax.Array, place: Place) -> jax.Array:
+    """Returns the row of `table` (layers, n) at a place, interpolated linearly."""
+    return (1 - place.weight) * table[place.first] + place.weight * table[place.second]
