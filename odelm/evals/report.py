@@ -40,7 +40,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         padding=(0, 1, 0, 0),
     )
     adapted = ("before",) if "loss_before" in first else ()
-    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "increase", *adapted):
+    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *adapted):
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(

@@ -6,6 +6,8 @@ python -m odelm.interop export --workdir=runs/encoder --to=DIR [--step=N]
 import argparse
 import sys
 
+from absl import logging
+
 from odelm import interop, pretrained
 from odelm.errors import InputError
 
@@ -19,6 +21,8 @@ def main(arguments: list[str]) -> int:
     export.add_argument("--to", required=True, help="the folder to make")
     export.add_argument("--step", type=int, help="the checkpoint to write; the newest if left out")
     options = parser.parse_args(arguments)
+    # Orbax warns of what is normal here.
+    logging.set_verbosity(logging.ERROR)
     try:
         model, _, tokenizer = pretrained.load(options.workdir, step=options.step)
         print(interop.export(model, options.to, tokenizer=tokenizer))
