@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import grain
 import numpy as np
@@ -44,7 +45,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class NextTokenRows:
-    """Turns a window of L + 1 tokens into a row of L and the token after each. Windows overlap by that one
+    """Turns windows of L + 1 tokens into rows of L and the token after each. Windows overlap by that one
     token, so each token but the first of the stream is predicted once an epoch."""
 
     length: int
@@ -58,12 +59,12 @@ class NextTokenRows:
     def stride(self) -> int:
         return self.length
 
-    def row(self, index: int, window: np.ndarray) -> Batch:
-        """Returns `tokens`, `targets` int32 (L,) and `weights` float32 (L,), 0 where a short window is padded."""
-        missing = self.size - len(window)
-        padded = np.pad(window, (0, missing), constant_values=self.pad)
-        weights = (np.arange(self.length) < len(window) - 1).astype(np.float32)
-        return {"tokens": padded[:-1], "targets": padded[1:], "weights": weights}
+    def batch(self, windows: Batch) -> Batch:
+        """Returns `tokens`, `targets` int32 (B, L) and `weights` float32 (B, L), 0 where a short window is padded."""
+        places, counts = np.arange(self.size), windows["count"][:, None]
+        padded = np.where(places < counts, windows["window"], self.pad).astype(np.int32)
+        weights = (places[1:] < counts).astype(np.float32)
+        return {"tokens": padded[:, :-1], "targets": padded[:, 1:], "weights": weights}
 
 
 def train_batches(
@@ -76,7 +77,7 @@ def train_batches(
     of a global batch of B = train.batch_size.
 
     Decoder: `tokens`, `targets` int32 (B, L), `weights` float32 (B, L), with L = train.length. Encoder: see
-    `odelm.data.masking.MaskedRows.row`, each array with a leading B; masks are new every epoch.
+    `odelm.data.masking.MaskedRows.batch`; masks are new every epoch.
 
     Raises InputError if B does not divide over the processes, or the split holds less than one window.
     """
@@ -91,7 +92,8 @@ def train_batches(
     whole = config.model.kind == "encoder"
     windows = Windows(prepared.train, size=rows.size, stride=rows.stride, whole=whole)
     dataset = grain.MapDataset.source(windows).seed(config.train.seed).shuffle().repeat(EPOCHS)
-    batches = dataset.map_with_index(rows.row).batch(size)
+    # Whole batches are made at once: a call of NumPy for every row would hold the accelerator up.
+    batches = dataset.map_with_index(partial(_padded, size=rows.size)).batch(size).map(rows.batch)
     return iter(batches[start * process_count + process_index :: process_count].to_iter_dataset(READING))
 
 
@@ -110,15 +112,24 @@ def eval_batches(
     windows = Windows(prepared.validation, size=rows.size, stride=rows.stride)
     count = -(-len(windows) // size)
     padding = [np.empty(0, np.int32)] * (count * size - len(windows))
-    padded = itertools.chain(map(windows.__getitem__, range(len(windows))), padding)
-    made = itertools.starmap(rows.row, enumerate(padded))
-    return (_stack(list(itertools.islice(made, size))) for _ in range(min(count, limit or count)))
+    each = itertools.chain(map(windows.__getitem__, range(len(windows))), padding)
+    padded = (_padded(index, window, size=rows.size) for index, window in enumerate(each))
+    return (rows.batch(_stack(list(itertools.islice(padded, size)))) for _ in range(min(count, limit or count)))
 
 
 def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> NextTokenRows | MaskedRows:
     if config.model.kind == "decoder":
         return NextTokenRows(length, pad=special_id(prepared.tokenizer, "end"))
     return masked_rows(prepared.tokenizer, config, length=length, stream=stream)
+
+
+def _padded(index: int, window: np.ndarray, *, size: int) -> Batch:
+    """Returns a window filled up to `size` tokens, how many of them count, and its index."""
+    return {
+        "index": np.int64(index),
+        "window": np.pad(window, (0, size - len(window))),
+        "count": np.int64(len(window)),
+    }
 
 
 def _check_enough(tokens: np.ndarray, needed: int, split: str) -> None:
