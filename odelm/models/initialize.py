@@ -15,7 +15,11 @@ Embeddings (V, E) start as N(0, 1/E), so that a tied readout of a normalised sta
 GPT-2's 0.02 is far below the increments at small widths, and trains markedly slower there: width 128, depth
 12, 120 updates at three steps, held-out loss 5.02 with it at 0.1 and 5.49 at 0.02, all else equal.
 
-A post-norm block renormalises its state after each branch, so nothing accumulates and nothing is scaled.
+A post-norm block renormalises its state after each branch, so nothing grows, but what a branch adds takes the place
+of what was there: of branches of unit scale each leaves `1/sqrt(2)` of the state, and after `2 L` of them nothing tells
+one token from another. The same scale keeps the state, for the same reason. Without it a masked model stays on the
+plateau of token frequencies: width 64, depth 12, unit steps, 800 updates of 32 x 64 tokens of the standard library,
+training loss 5.31 without it and 4.75 with it, all else equal.
 """
 
 import math
@@ -31,8 +35,6 @@ embedding: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "no
 
 def residual_scale(config: ModelConfig) -> float:
     """Returns the factor on the standard deviation of each branch's last matrix."""
-    if config.norm_placement == "post":
-        return 1.0
     return math.sqrt(config.groups / (2 * config.inner_blocks)) / config.depth
 
 
