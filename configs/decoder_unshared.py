@@ -30,6 +30,6 @@ def get_config() -> Config:
         step_sampling=StepSamplingConfig(kind="fixed"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=300, decay="linear", final_fraction=0.0),
         train=TrainConfig(
-            updates=8000, batch_size=32, length=512, eval_every=1000, eval_batches=32, checkpoint_every=1000
+            updates=6000, batch_size=32, length=512, eval_every=1000, eval_batches=32, checkpoint_every=1000
         ),
     )

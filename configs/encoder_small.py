@@ -35,6 +35,6 @@ def get_config() -> Config:
             learning_rate=1e-3, warmup=1000, decay="linear", final_fraction=0.0, weight_decay=0.01
         ),
         train=TrainConfig(
-            updates=20_000, batch_size=128, length=128, eval_every=2000, eval_batches=64, checkpoint_every=2000
+            updates=15_000, batch_size=128, length=128, eval_every=1000, eval_batches=64, checkpoint_every=1000
         ),
     )
