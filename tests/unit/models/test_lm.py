@@ -108,6 +108,15 @@ def test_steps_grid_and_plan_are_the_same_call(make_model, tokens):
     assert np.abs(steps - other).max() > 1e-3 and np.abs(steps - full).max() > 1e-3
 
 
+def test_a_traced_grid_is_cut_into_equal_shares(make_model, tokens):
+    graph, params = nnx.split(make_model(groups=2))
+    run = jax.jit(lambda params, grid: nnx.merge(graph, params)(tokens, grid=grid))
+    known = jax.jit(lambda params: nnx.merge(graph, params)(tokens, grid=[0, 0.5, 2, 3, 4]))
+    np.testing.assert_allclose(run(params, jnp.array([0, 0.5, 2, 3, 4])), known(params), rtol=0, atol=ATOL)
+    with pytest.raises(InputError, match="a traced grid has 3 steps.*2 groups; give a multiple of 2"):
+        run(params, jnp.array([0, 1, 2, 4.0]))
+
+
 def test_groups_cover_their_own_stretch_of_time(make_model, tokens):
     model = make_model(groups=2)
     h = model.embed(tokens)
