@@ -353,7 +353,7 @@ class Config:
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """The step counts that random sampling draws from."""
+        """The step counts that random sampling draws from, one for each weight."""
         return self.step_sampling.counts or default_steps(self.model)
 
     @property
