@@ -28,11 +28,24 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
             raise InputError(f"{extra[1]!r} is not a flag; flags look like --name=value")
         # Orbax warns of what is normal here; a mistake should be the only line that is seen.
         logging.set_verbosity(logging.ERROR)
+        _ignore_late_reads()
         main()
     except (InputError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _ignore_late_reads() -> None:
+    """Keeps quiet about reads of a damaged checkpoint that end after Orbax has closed their event loop."""
+    tell = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    # It stays for good: they may end when the error has been told.
+    sys.unraisablehook = hook
 
 
 def _parsed(argv: list[str]) -> list[str]:
