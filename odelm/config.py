@@ -338,6 +338,7 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns self, or raises InputError naming the first field that cannot be."""
+        _check_types(self, "config")
         self.model.validate()
         self.data.validate()
         self.step_sampling.validate(self.model)
