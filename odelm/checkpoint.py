@@ -86,7 +86,7 @@ class Checkpoints:
 
     def _check_shapes(self, step: int, params: Any) -> None:
         """Raises InputError if the saved parameters have other names or shapes; Orbax names neither."""
-        metadata = ocp.StandardCheckpointHandler().metadata(self._directory(step).absolute() / "params")
+        metadata = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "params")
         saved, given = _shapes(metadata.tree), _shapes(params)
         for name in sorted(saved.keys() | given.keys()):
             before, now = saved.get(name, "absent"), given.get(name, "absent")

@@ -24,7 +24,7 @@ import numpy as np
 from jax.core import Tracer
 
 from odelm.errors import InputError, nearest
-from odelm.ode.grid import increasing
+from odelm.ode.grid import Times, increasing
 from odelm.ode.solver import (
     ProjectedEuler,
     Solver,
@@ -275,7 +275,7 @@ def _times(grid: Grid) -> jax.Array:
         grid = jnp.asarray(grid)
         return grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
     dtype = jnp.promote_types(getattr(grid, "dtype", np.float64), jnp.float32)
-    return jnp.asarray(increasing(grid, jax.dtypes.canonicalize_dtype(dtype)))
+    return jnp.asarray(increasing(cast(Times, grid), jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def _stage(conditions: Condition, r: int) -> Condition:
