@@ -40,6 +40,8 @@ NEW_TOKENS = flags.DEFINE_integer("new_tokens", 100, "Tokens to generate.", lowe
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
+for name in ("workdir", "model"):
+    flags.register_validator(name, lambda value: value != "", message="is empty, expected a directory")
 
 
 def main() -> None:
@@ -74,6 +76,8 @@ def _with_dtype(config: Config) -> Config:
 def _steps(config: Config) -> tuple[int, ...]:
     if STEPS.value is None:
         return default_steps(config.model)
+    if not STEPS.value:
+        raise InputError("--steps is empty, expected whole numbers such as 12,6,3")
     try:
         return tuple(int(count) for count in STEPS.value)
     except ValueError:

@@ -12,8 +12,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from odelm import cli
-from odelm.config import Config
-from odelm.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, such as configs/tiny.py.")
 WORKDIR = flags.DEFINE_string(
@@ -21,6 +19,7 @@ WORKDIR = flags.DEFINE_string(
 )
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job first.")
 flags.mark_flag_as_required("config")
+flags.register_validator("workdir", lambda value: value != "", message="is empty, expected a directory")
 
 
 def main() -> None:
@@ -30,14 +29,7 @@ def main() -> None:
         import jax
 
         jax.distributed.initialize()
-    loop.train(_recipe(), WORKDIR.value)
-
-
-def _recipe() -> Config:
-    try:
-        return CONFIG.value.validate()
-    except OSError as error:
-        raise InputError(f"the recipe cannot be read: {error}") from error
+    loop.train(CONFIG.value.validate(), WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from flax import nnx
 from odelm.config import Config, from_json, to_json
 from odelm.errors import InputError
 from odelm.models import CausalLM, MaskedLM, create
+from odelm.models.parameters import name_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,7 +34,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )
-        self._manager = ocp.CheckpointManager((Path(workdir) / CHECKPOINTS).absolute(), options=options)
+        self._workdir = Path(workdir)
+        self._manager = ocp.CheckpointManager((self._workdir / CHECKPOINTS).absolute(), options=options)
 
     def latest(self) -> int | None:
         """Returns the newest finished step, or None."""
@@ -55,23 +57,62 @@ class Checkpoints:
             raise RuntimeError(f"step {step} was not saved: the newest checkpoint is already {self.latest()}")
 
     def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
-        """Returns (params, optimizer) of `step`; the arguments give structure, dtypes and shardings."""
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params), optimizer=ocp.args.StandardRestore(optimizer)
-            ),
-        )
+        """Returns (params, optimizer) of `step`; the arguments give structure, dtypes and shardings.
+
+        Raises InputError for a step that is not there, does not fit the arguments, or is damaged.
+        """
+        items = self._restored(step, params=params, optimizer=optimizer)
         return items["params"], items["optimizer"]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Returns the parameters of `step` alone."""
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(params)))["params"]
+        """Returns the parameters of `step` alone; raises as `restore` does."""
+        return self._restored(step, params=params)["params"]
+
+    def _restored(self, step: int, **items: Any) -> Any:
+        steps = sorted(self._manager.all_steps())
+        if step not in steps:
+            raise InputError(
+                f"there is no checkpoint {step} of {self._workdir} (the newest is {self.latest()}); "
+                f"there are {', '.join(map(str, steps))}"
+            )
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        try:
+            self._check_shapes(step, items["params"])
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except InputError:
+            raise
+        except Exception as error:  # Orbax raises bare Exception
+            raise InputError(self._unreadable(step, error)) from error
+
+    def _check_shapes(self, step: int, params: Any) -> None:
+        """Raises InputError if the saved parameters have other names or shapes; Orbax names neither."""
+        metadata = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "params")
+        saved, given = _shapes(metadata.tree), _shapes(params)
+        for name in sorted(saved.keys() | given.keys()):
+            before, now = saved.get(name, "absent"), given.get(name, "absent")
+            if before != now:
+                raise InputError(
+                    f"checkpoint {step} of {self._workdir} does not fit: its {name} is {before}, "
+                    f"but {CONFIG} gives {now}; restore the {CONFIG} that it was saved with"
+                )
+
+    def _unreadable(self, step: int, error: Exception) -> str:
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        older = [other for other in self._manager.all_steps() if other < step]
+        then = f"to go on from step {max(older)}" if older else "and train again"
+        return f"checkpoint {step} of {self._workdir} cannot be read: {reason}; remove {self._directory(step)} {then}"
+
+    def _directory(self, step: int) -> Path:
+        return self._workdir / CHECKPOINTS / str(step)
 
     def close(self) -> None:
         """Waits until what was saved is whole on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -131,7 +172,7 @@ def load(
     """Returns (model, config, tokenizer) of a training directory, at its newest checkpoint or at `step`.
 
     `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what
-    is missing, for a directory that is no run or has no finished checkpoint.
+    is missing, for a directory that is no run or has no finished checkpoint, and for a checkpoint that cannot be read.
     """
     from odelm.data import tokenizer as tokenizers
 
@@ -141,20 +182,13 @@ def load(
         raise InputError(f"{workdir} has no {TOKENIZER}: the run stopped before training began; start it again")
     tokenizer = tokenizers.load(Path(workdir) / TOKENIZER)
     newest = latest_step(workdir)
-    found = newest if step is None else step
     model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model, nnx.Param)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        try:
-            params = checkpoints.restore_params(found, abstract)
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"checkpoint {found} of {workdir} cannot be read: {line} (the newest is {newest})"
-            ) from error
+        params = checkpoints.restore_params(newest if step is None else step, abstract)
     finally:
         checkpoints.close()
     return nnx.merge(graph, params), config, tokenizer

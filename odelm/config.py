@@ -338,6 +338,7 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns self, or raises InputError naming the first field that cannot be."""
+        _check_types(self, "config")
         self.model.validate()
         self.data.validate()
         self.step_sampling.validate(self.model)
@@ -353,7 +354,7 @@ class Config:
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """The step counts that random sampling draws from."""
+        """The step counts that random sampling draws from, one for each weight."""
         return self.step_sampling.counts or default_steps(self.model)
 
     @property

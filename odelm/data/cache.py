@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from odelm.errors import InputError
+
 
 @contextlib.contextmanager
 def publish(directory: Path) -> Iterator[Path]:
@@ -14,9 +16,14 @@ def publish(directory: Path) -> Iterator[Path]:
 
     Renaming is atomic, so a reader never sees a part. If another process was first, its result stays and
     ours is dropped: both hold the same, because the name of a cached directory says all that it depends on.
+
+    Raises InputError where no directory can be made.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
+    except OSError as error:
+        raise InputError(f"{directory.parent} cannot be written ({error}); give another data.data_dir") from error
     try:
         yield partial
         partial.chmod(0o755)

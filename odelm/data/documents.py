@@ -6,8 +6,10 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from odelm.data.files import open_file
+from odelm.data.files import COMPRESSIONS, open_file
 from odelm.errors import InputError
+
+JSONL_ENDINGS = tuple(f".jsonl{compression}" for compression in COMPRESSIONS)
 
 
 def python_documents(path: Path) -> Iterator[str]:
@@ -27,7 +29,7 @@ def text_documents(path: Path) -> Iterator[str]:
     Raises InputError, naming the file and the line, for what is not UTF-8, not a JSON object or has no "text".
     """
     with open_file(path) as file:
-        if ".jsonl" in path.suffixes[-2:]:
+        if path.name.endswith(JSONL_ENDINGS):
             texts = (_json_text(line, f"{path}, line {number}") for number, line in enumerate(file, 1))
         else:
             texts = iter([_decode(file.read(), str(path))])

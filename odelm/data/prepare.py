@@ -119,6 +119,15 @@ class _Counter:
 
 
 def _open(directory: Path, tokenizer: Tokenizer) -> Prepared:
+    try:
+        return _opened(directory, tokenizer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{directory} holds no whole tokens ({error!r}); remove it, and the same command makes it again"
+        ) from error
+
+
+def _opened(directory: Path, tokenizer: Tokenizer) -> Prepared:
     meta = json.loads((directory / "prepared.json").read_text())
     train, validation = (np.memmap(directory / f"{split}.bin", meta["dtype"], mode="r") for split in SPLITS)
     held_out = meta["splits"]["validation"]

@@ -1,6 +1,7 @@
 """The report of a sweep: a table on the terminal, `report.json`, and `report.png`."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,24 +60,27 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
-    """Writes `report.json`, and `report.png` if the losses were measured."""
+    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "report.json", json.dumps(report, indent=2) + "\n")
-    if all(row["loss"] is not None for row in report["rows"]):
+    write_text(directory / "report.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
+    if any(_finite(row["loss"]) for row in report["rows"]):
         plot(report, directory / "report.png")
+    else:
+        # That of an earlier report would be taken for this one's.
+        (directory / "report.png").unlink(missing_ok=True)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Draws held-out loss against latency, each point labelled by its steps."""
+    """Draws held-out loss against latency where it is finite, each point labelled by its steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = report["rows"]
+    rows = [row for row in report["rows"] if _finite(row["loss"])]
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     axes.plot(*zip(*((row["latency_ms"]["median"], row["loss"]) for row in rows), strict=True), "o-")
-    past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if row.get("loss_before") is not None]
+    past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if _finite(row.get("loss_before"))]
     if past:
         axes.plot(*zip(*past, strict=True), "s--", color="grey", label="before adaptation")
     for row in rows:
@@ -88,17 +92,32 @@ def plot(report: dict[str, Any], path: Path) -> None:
             ha="center",
             fontsize=8,
         )
-    full = rows[0]["loss"]
-    axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
+    full = report["rows"][0]["loss"]
+    if _finite(full):
+        axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
     losses = [row["loss"] for row in rows] + [loss for _, loss in past]
-    spread = max(max(losses) - min(losses), 0.06 * full)
+    spread = max(max(losses) - min(losses), 0.06 * max(losses))
     axes.set_ylim(min(losses) - 0.5 * spread, max(losses) + 0.8 * spread)
     axes.set_xlim(0, 1.12 * max(row["latency_ms"]["median"] for row in rows))
     axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
     axes.set_ylabel("held-out loss, nats/token")
-    axes.legend(loc="lower right", fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Returns plain values with None for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None, form: str) -> str:

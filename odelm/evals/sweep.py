@@ -1,7 +1,10 @@
 """Latency and held-out loss for each number of steps, against full depth."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +72,7 @@ def sweep(
 
     Latency is of one forward pass from tokens (batch, length) to all logits. `held_out` may be empty: then
     the losses are None. `before` is the model that this one was adapted from: rows then have `loss_before` too, None
-    for step counts that it cannot take.
+    for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
     """
     tokens = jnp.asarray(
         np.random.default_rng(0).integers(0, runner.model.config.vocab_size, (batch, length)), jnp.int32
@@ -83,7 +86,44 @@ def sweep(
         else:
             plan = runner.plan(setting.steps, setting.solver)
             calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
-    latencies = measure(calls, repeats=repeats)
+    with _within_budget():
+        latencies = measure(calls, repeats=repeats)
+        measured = _measured(runner, chosen, calls, latencies, held_out, before)
+    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+    if before is not None:
+        for row, m in zip(rows, measured, strict=True):
+            row["loss_before"] = m.before
+    return rows
+
+
+@contextlib.contextmanager
+def _within_budget() -> Iterator[None]:
+    """Turns an adaptive integration that ran out of steps into an InputError.
+
+    The error is raised inside a callback of compiled code, and JAX logs its traceback before it raises it again.
+    """
+    logger = logging.getLogger("jax")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        told = re.search(r"\d+ steps did not reach t1 at tolerance \S+", str(error))
+        if told is None:
+            raise
+        raise InputError(f"{told[0].removesuffix(':')}: try a larger tolerance, such as 0.01") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _measured(
+    runner: Runner,
+    chosen: Sequence[Setting],
+    calls: Mapping[Setting, Callable[[], Any]],
+    latencies: Mapping[Setting, Latency],
+    held_out: Sequence[Batch],
+    before: Runner | None,
+) -> list[Measured]:
     measured = []
     for setting in chosen:
         loss, evaluations = _quality(runner, setting, held_out)
@@ -93,11 +133,7 @@ def sweep(
             evaluations = float(calls[setting]()[1])
         past = None if before is None or not _fits(before, setting) else _quality(before, setting, held_out)[0]
         measured.append(Measured(latencies[setting], evaluations, loss, past))
-    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
-    if before is not None:
-        for row, m in zip(rows, measured, strict=True):
-            row["loss_before"] = m.before
-    return rows
+    return measured
 
 
 def _fits(runner: Runner, setting: Setting) -> bool:

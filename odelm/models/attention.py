@@ -7,7 +7,7 @@ from flax import nnx
 from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.norm import Norm
-from odelm.models.precision import compute_dtype
+from odelm.models.precision import compute_dtype, summed_in_float32
 from odelm.models.residual import Delta
 
 
@@ -69,6 +69,7 @@ class Attention(nnx.Module):
             angles = rotary_angles(x.shape[1], q.shape[-1], self.rotary_base)
             q, k = rotate(q, *angles), rotate(k, *angles)
         allowed = None if mask is None else mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, is_causal=self.causal)
+        wide = (summed_in_float32(part) for part in (q, k, v))
+        mixed = jax.nn.dot_product_attention(*wide, mask=allowed, is_causal=self.causal).astype(v.dtype)
         out = self.out(mixed)
         return out if out_delta is None else out + out_delta(mixed.reshape(out.shape))

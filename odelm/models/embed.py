@@ -10,7 +10,7 @@ from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.feedforward import activate
 from odelm.models.norm import Norm
-from odelm.models.precision import compute_dtype
+from odelm.models.precision import compute_dtype, summed_in_float32
 
 
 def sinusoids(length: int, size: int) -> jax.Array:
@@ -96,5 +96,6 @@ class Readout(nnx.Module):
         if self.masked:
             x = self.norm(activate(x, self.activation))
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
-        logits = jnp.einsum("...e,ve->...v", x, matrix.astype(self.dtype), preferred_element_type=jnp.float32)
+        x, matrix = summed_in_float32(x), summed_in_float32(matrix.astype(self.dtype))
+        logits = jnp.einsum("...e,ve->...v", x, matrix, preferred_element_type=jnp.float32)
         return logits + self.bias[...] if self.masked else logits

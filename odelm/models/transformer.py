@@ -89,7 +89,8 @@ class SharedTransformer(nnx.Module):
 
         Args:
             steps: so many equal steps (spread evenly over the groups); None is full depth, unit steps.
-            grid: or any increasing times from 0 to depth that contain the group boundaries, (N + 1,).
+            grid: or any increasing times from 0 to depth that contain the group boundaries, (N + 1,). The values of
+                a traced grid are not known, so it is cut into equal shares: each group gets N / groups of its steps.
             solver: a name in `odelm.ode.SOLVERS` or a Diffrax solver. For a post-norm model "euler" is the
                 projected step; any other solver integrates `Block(h) - h`, which is stiff: for study.
             key: a JAX key that turns dropout on.
@@ -138,9 +139,7 @@ class SharedTransformer(nnx.Module):
             solver = "projected_euler"
         grids = self._grids(steps, grid)
         fields = self._fields(None, key)
-        return tuple(
-            ode.plan(field, jnp.asarray(part), solver=solver) for field, part in zip(fields, grids, strict=True)
-        )
+        return tuple(ode.plan(field, part, solver=solver) for field, part in zip(fields, grids, strict=True))
 
     def _embedded(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
         length, longest = tokens.shape[1], self.config.max_length
@@ -174,5 +173,10 @@ class SharedTransformer(nnx.Module):
             grid = ode.grid.checked(np.asarray(grid), depth, groups)
             cuts = np.searchsorted(grid, ode.grid.boundaries(depth, groups))
             return [grid[start : stop + 1] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
-        share = (len(grid) - 1) // groups
+        share, rest = divmod(len(grid) - 1, groups)
+        if rest:
+            raise InputError(
+                f"a traced grid has {len(grid) - 1} steps, which are no equal shares of the model's {groups} groups; "
+                f"give a multiple of {groups}, or a grid of known values"
+            )
         return [grid[g * share : (g + 1) * share + 1] for g in range(groups)]

@@ -5,6 +5,7 @@ array of shape (N + 1,), made on the host. The draws of pre-training (`draw_*`) 
 the caller makes from (seed, update), so that every process draws the same grid and a resumed run repeats it.
 """
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,29 +17,48 @@ Times = Sequence[float] | np.ndarray
 
 def equal(depth: float, steps: int) -> np.ndarray:
     """Returns `steps` equal steps from 0 to `depth`, shape (steps + 1,)."""
-    if steps < 1:
-        raise InputError(f"steps is {steps}, expected at least 1")
+    _check_whole("steps", steps)
     return _exact_end(np.arange(steps + 1) * (depth / steps), depth)
 
 
 def from_sizes(sizes: Times, *, depth: float | None = None) -> np.ndarray:
     """Returns the grid with the given step sizes, scaled to span `depth` if one is given."""
-    steps = np.asarray(sizes, np.float64)
+    steps = _numbers(sizes)
     if steps.ndim != 1 or not len(steps):
         raise InputError(f"step sizes have shape {steps.shape}, expected (N,) with N of at least 1")
-    if not (steps > 0).all():
-        worst = int(np.argmin(steps))
-        raise InputError(f"step size {worst} is {steps[worst]:g}, expected only positive sizes")
+    good = np.isfinite(steps) & (steps > 0)
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise InputError(f"step size {bad} is {steps[bad]:g}, expected only finite positive sizes")
     times = np.concatenate([[0.0], np.cumsum(steps)])
     return _exact_end(times if depth is None else times * (depth / times[-1]), depth or times[-1])
 
 
 def refined(grid: Times, factor: int) -> np.ndarray:
     """Returns the grid with every step cut into `factor` equal ones."""
-    times = np.asarray(grid, np.float64)
+    _check_whole("factor", factor)
+    times = increasing(grid, np.float64)
     parts = np.arange(factor) / factor
     inner = (times[:-1, None] + parts * np.diff(times)[:, None]).ravel()
     return _exact_end(np.append(inner, times[-1]), times[-1])
+
+
+def increasing(grid: Times, dtype: type | np.dtype = np.float32) -> np.ndarray:
+    """Returns `grid` (N + 1,) in a float `dtype`, or raises InputError naming the entry that is wrong.
+
+    Times are two or more, finite, and strictly increasing once they are rounded to `dtype`.
+    """
+    times = _numbers(grid).astype(dtype)
+    if times.ndim != 1 or len(times) < 2:
+        raise InputError(f"a grid has shape {times.shape}, expected (N + 1,) with at least one step")
+    if not np.isfinite(times).all():
+        bad = int(np.argmin(np.isfinite(times)))
+        raise InputError(f"grid[{bad}] is {times[bad]:g}, expected finite times")
+    backward = np.flatnonzero(np.diff(times) <= 0)
+    if len(backward):
+        i = int(backward[0]) + 1
+        raise InputError(f"grid[{i}] is {times[i]:g}, not above grid[{i - 1}] = {times[i - 1]:g}; times must increase")
+    return times
 
 
 def checked(grid: Times, depth: float, groups: int = 1) -> np.ndarray:
@@ -47,18 +67,9 @@ def checked(grid: Times, depth: float, groups: int = 1) -> np.ndarray:
     A grid starts at 0, strictly increases, ends at `depth`, and contains the group boundaries
     `depth * g / groups`, because no step may straddle two blocks.
     """
-    times = np.asarray(grid, np.float32)
-    if times.ndim != 1 or len(times) < 2:
-        raise InputError(f"a grid has shape {times.shape}, expected (N + 1,) with at least one step")
-    if not np.isfinite(times).all():
-        bad = int(np.argmin(np.isfinite(times)))
-        raise InputError(f"grid[{bad}] is {times[bad]:g}, expected finite times")
+    times = increasing(grid)
     if times[0] != 0:
         raise InputError(f"grid[0] is {times[0]:g}, expected 0, where depth time starts")
-    backward = np.flatnonzero(np.diff(times) <= 0)
-    if len(backward):
-        i = int(backward[0]) + 1
-        raise InputError(f"grid[{i}] is {times[i]:g}, not above grid[{i - 1}] = {times[i - 1]:g}; times must increase")
     if times[-1] != np.float32(depth):
         raise InputError(f"grid[{len(times) - 1}] is {times[-1]:g}, expected the depth, {depth:g}, where time ends")
     for boundary in boundaries(depth, groups):
@@ -98,6 +109,22 @@ def draw_count(rng: np.random.Generator, counts: Sequence[int], weights: Sequenc
     """Draws one of `counts`, with relative probabilities `weights` (uniform when empty)."""
     p = np.asarray(weights, np.float64) / np.sum(weights) if len(weights) else None
     return int(rng.choice(np.asarray(counts), p=p))
+
+
+def _numbers(values: Times) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a grid is {values!r:.100}, expected numbers such as [0, 4, 12]") from error
+
+
+def _check_whole(name: str, value: int) -> None:
+    try:
+        good = operator.index(value) >= 1
+    except TypeError:
+        good = False
+    if not good:
+        raise InputError(f"{name} is {value}, expected a whole number of at least 1")
 
 
 def _pinned(times: np.ndarray, depth: float, groups: int) -> np.ndarray:

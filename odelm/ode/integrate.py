@@ -12,7 +12,7 @@ ahead of the scan (`plan`), and can be kept from one call to the next.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -21,8 +21,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from odelm.errors import InputError, nearest
+from odelm.ode.grid import Times, increasing
 from odelm.ode.solver import (
     ProjectedEuler,
     Solver,
@@ -35,7 +37,7 @@ from odelm.ode.solver import (
 
 State = TypeVar("State")
 Condition = Any
-Grid = jax.Array | np.ndarray
+Grid = Sequence[float] | np.ndarray | jax.Array
 Field = Callable[[Any, Any], Any]
 
 REMAT_POLICIES = (
@@ -85,7 +87,8 @@ class Plan:
 def plan(field: Field, grid: Grid, *, solver: Solver = "euler") -> Plan:
     """Computes everything that does not depend on the state, for `follow`.
 
-    `grid` is float (N + 1,), increasing. Raises InputError for a solver that cannot walk a fixed grid.
+    `grid` is float (N + 1,), increasing. Raises InputError for another one, as far as its values are known, and for
+    a solver that cannot walk a fixed grid.
     """
     solver = get_solver(solver)
     offsets = (0.0,) if isinstance(solver, ProjectedEuler) else get_tableau(solver).c
@@ -125,7 +128,7 @@ def integrate(
     Args:
         field: any callable `field(t, h)`; `t` is a float32 scalar, `h` any pytree of arrays.
         h0: the state at `grid[0]`.
-        grid: increasing times, (N + 1,); made float32, because bfloat16 times lose steps.
+        grid: increasing times, (N + 1,), InputError for others; made float32, because bfloat16 times lose steps.
         solver: a name in `odelm.ode.SOLVERS`, or any explicit Runge-Kutta instance of Diffrax.
         unroll: steps unrolled in the scan; True unrolls all.
         remat: one of `REMAT_POLICIES`; None saves every intermediate for the gradient.
@@ -264,9 +267,15 @@ def _advanced(h: State, dt: jax.Array, weights: tuple[float, ...], ks: list[Stat
 
 
 def _times(grid: Grid) -> jax.Array:
-    """Returns the grid in float32 or wider: bfloat16 arithmetic on times loses or moves steps."""
-    grid = jnp.asarray(grid)
-    return grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
+    """Returns the grid in float32 or wider: bfloat16 arithmetic on times loses or moves steps.
+
+    Raises InputError for times that do not increase, unless they are traced: then their values are not known yet.
+    """
+    if any(isinstance(time, Tracer) for time in jax.tree.leaves(grid)):
+        grid = jnp.asarray(grid)
+        return grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
+    dtype = jnp.promote_types(getattr(grid, "dtype", np.float64), jnp.float32)
+    return jnp.asarray(increasing(cast(Times, grid), jax.dtypes.canonicalize_dtype(dtype)))
 
 
 def _stage(conditions: Condition, r: int) -> Condition:

@@ -11,7 +11,9 @@ def possible_counts(config: Config) -> tuple[int, ...]:
     """Returns every step count that training can draw, ascending: one executable is compiled for each."""
     if config.step_sampling.kind == "fixed":
         return (config.model.depth,)
-    return tuple(sorted(set(config.step_counts)))
+    counts, weights = config.step_counts, config.step_sampling.weights
+    drawn = {count for count, weight in zip(counts, weights, strict=True) if weight} if weights else set(counts)
+    return tuple(sorted(drawn))
 
 
 def draw_grid(config: Config, update: int) -> np.ndarray:

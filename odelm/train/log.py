@@ -26,7 +26,10 @@ class Log:
             console=self.console,
             disable=not enabled,
         )
-        self._task = self._progress.add_task("training", total=updates, completed=start, loss=float("nan"), speed=0.0)
+        # Shown with its first loss: a run that was finished before has none.
+        self._task = self._progress.add_task(
+            "training", total=updates, completed=start, visible=False, loss=float("nan"), speed=0.0
+        )
         if enabled:
             # TensorBoard's writer takes half a second to import, and only training needs it.
             from tensorboardX import SummaryWriter
@@ -51,7 +54,7 @@ class Log:
     def training(self, step: int, metrics: dict[str, float]) -> None:
         """Records the metrics of an update; `loss` and `tokens_per_s` also show in the bar."""
         self._progress.update(
-            self._task, completed=step, loss=metrics["loss"], speed=metrics["tokens_per_s"], refresh=False
+            self._task, completed=step, visible=True, loss=metrics["loss"], speed=metrics["tokens_per_s"], refresh=False
         )
         self._write({"step": step, **metrics}, {f"train/{name}": value for name, value in metrics.items()})
 

@@ -58,6 +58,7 @@ def train(config: Config, workdir: str | Path) -> Result:
     _check_same_run(config, workdir)
     prepared = prepare(config, tokenizer_file=_tokenizer_file(config, source, workdir))
     _check_same_data(config, prepared, workdir)
+    _check_batches(config, prepared)
     _open_workdir(config, workdir, prepared)
 
     graph, _ = graph_of(config)
@@ -207,9 +208,10 @@ def _tokenizer_file(config: Config, source: Start | None, workdir: Path) -> Path
 
 
 def _check_same_run(config: Config, workdir: Path) -> None:
-    """Raises InputError if `workdir` holds a run with another config, or is a file."""
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file, expected a directory for the run")
+    """Raises InputError if `workdir` holds a run with another config, or is or lies under a file."""
+    present = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise InputError(f"{present} is a file, expected a directory for the run")
     if not (workdir / checkpoint.CONFIG).exists():
         return
     changed = checkpoint.differences(checkpoint.read_config(workdir), config, MAY_CHANGE)
@@ -236,13 +238,22 @@ def _check_same_data(config: Config, prepared: Prepared, workdir: Path) -> None:
         )
 
 
+def _check_batches(config: Config, prepared: Prepared) -> None:
+    """Raises InputError for batches that cannot be made, while there is no workdir yet that would hold this config."""
+    train_batches(prepared, config, process_count=jax.process_count())
+    eval_batches(prepared, config)
+
+
 def _open_workdir(config: Config, workdir: Path, prepared: Prepared) -> None:
     if jax.process_index() != 0:
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
-    checkpoint.write_text(workdir / TOKENS, prepared.digest + "\n")
-    checkpoint.save_config(workdir, config)
+    try:
+        (workdir / checkpoint.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
+        checkpoint.write_text(workdir / TOKENS, prepared.digest + "\n")
+        checkpoint.save_config(workdir, config)
+    except OSError as error:
+        raise InputError(f"{workdir} cannot be written ({error}); give another --workdir") from error
 
 
 def _restored(state: TrainState, checkpoints: Checkpoints) -> TrainState:

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from tests.cli.conftest import program
+from tests.cli.conftest import ROOT, program
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -15,11 +19,17 @@ def report_of(workdir) -> dict:
     return json.loads((workdir / "infer" / "report.json").read_text())
 
 
+def steps_of(workdir) -> list[int]:
+    """Returns the updates whose loss a run has recorded."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "loss" in record]
+
+
 def test_training_leaves_a_run(decoder):
     names = {path.name for path in decoder.iterdir()}
     assert {"config.json", "tokenizer.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
     records = [json.loads(line) for line in (decoder / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert steps_of(decoder) == [1, 2, 3, 4, 5, 6]
     assert set(records[-1]["eval_loss"]) == {"4", "2", "1"}
     assert sorted(path.name for path in (decoder / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "6"]
     assert list((decoder / "tensorboard").glob("events*"))
@@ -76,6 +86,43 @@ def test_finished_run_is_left_alone(decoder, small):
     assert (decoder / "metrics.jsonl").read_text() == before
 
 
+HEADS = ["--config.model.embed_dim=16", "--config.model.sentence_order=true", "--config.model.token_types=2"]
+
+
+@pytest.mark.parametrize(("kind", "recipe", "options"), [("decoder", "tiny", []), ("encoder", "tiny_encoder", HEADS)])
+def test_a_run_is_resumed_by_its_command(kind, recipe, options, request, call, small, tmp_path):
+    workdir = shutil.copytree(request.getfixturevalue(kind), tmp_path / "run")
+    command = [f"--config=configs/{recipe}.py", f"--workdir={workdir}", *small, *options, "--config.train.updates=8"]
+    done = call("train.py", *command)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after update 6" in done.stdout
+    assert steps_of(workdir) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (workdir / "checkpoints" / "8").is_dir()
+
+
+def test_an_interrupted_run_is_resumed(call, small, tmp_path):
+    command = ["--config=configs/tiny.py", f"--workdir={tmp_path}", *small]
+    endless = [sys.executable, "train.py", *command, "--config.train.updates=1000000"]
+    with subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        wait_for_update(running, tmp_path)
+        running.send_signal(signal.SIGINT)
+        output = running.communicate(timeout=120)[0]
+    assert running.returncode == 0, output
+    last = steps_of(tmp_path)[-1]
+    assert f"interrupted after update {last}; run the same command to resume" in output
+    done = call("train.py", *command, f"--config.train.updates={last + 1}")
+    assert done.returncode == 0, done.stderr
+    assert f"resumed after update {last}" in done.stdout
+    assert steps_of(tmp_path) == list(range(1, last + 2))
+
+
+def wait_for_update(running, workdir, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not (workdir / "metrics.jsonl").is_file() or not steps_of(workdir):
+        assert running.poll() is None and time.monotonic() < end, "no update was recorded"
+        time.sleep(0.1)
+
+
 def refused(done, *words: str) -> None:
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line]
@@ -98,21 +145,61 @@ def refused(done, *words: str) -> None:
         (["--config=configs/decoder_small.py"], ["data.source"]),
         (["--config=configs/tiny.py", "--config.data.corpus=text", "--config.data.source=/absent"], ["/absent"]),
         (["--config=configs/tiny.py", "extra"], ["extra"]),
+        (["--config=README.md"], ["README.md", "line 6", "SyntaxError"]),
+        (["--config=odelm/version.py"], ["version.py", "get_config"]),
+        (["--config=configs/tiny.py", "--workdir="], ["--workdir", "empty"]),
         ([], ["config"]),
     ],
 )
-def test_train_refuses(arguments, words, tmp_path):
+def test_train_refuses(arguments, words, call, tmp_path):
     workdir = tmp_path / "run"
     cache = [f"--config.data.data_dir={tmp_path}"] if arguments else []
-    done = program("train.py", f"--workdir={workdir}", *arguments, *cache)
-    refused(done, *words)
+    refused(call("train.py", f"--workdir={workdir}", *arguments, *cache), *words)
     assert not workdir.exists()
 
 
-def test_train_refuses_another_run(decoder, small):
+def test_a_refusal_is_one_line_in_a_terminal_too(tmp_path):
+    refused(program("train.py", f"--workdir={tmp_path / 'run'}", "--config=README.md"), "README.md")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wrong", "words"),
+    [
+        ("tiny_encoder", ["--config.train.length=2"], ["2 tokens", "train.length"]),
+        ("tiny", ["--config.train.length=9999", "--config.model.max_length=9999"],
+         ["training split", "train.length"]),
+    ],
+)  # fmt: skip
+def test_what_is_refused_leaves_the_workdir_to_the_corrected_command(
+    recipe, wrong, words, call, decoder, small, tmp_path
+):
+    workdir = tmp_path / "run"
+    refused(call("train.py", f"--config=configs/{recipe}.py", f"--workdir={workdir}", *small, *wrong), *words)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below/it", "run/checkpoints"])
+def test_train_refuses_a_workdir_that_cannot_be(place, call, small, tmp_path):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / place
+    if place.startswith("run"):
+        workdir = tmp_path / "run"
+        workdir.mkdir()
+        (workdir / "checkpoints").touch()
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={workdir}", *small)
+    refused(done, str(tmp_path / place.split("/below")[0]))
+
+
+def test_train_refuses_a_data_dir_that_is_a_file(call, small, tmp_path):
+    (tmp_path / "file").touch()
+    options = [*small, f"--config.data.data_dir={tmp_path / 'file'}"]
+    refused(call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *options), "data.data_dir")
+
+
+def test_train_refuses_another_run(call, decoder, small):
     before = (decoder / "config.json").read_bytes()
     changed = ["--config.model.width=64", "--config.model.heads=4"]
-    done = program("train.py", "--config=configs/tiny.py", f"--workdir={decoder}", *small, *changed)
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={decoder}", *small, *changed)
     refused(done, "model.width: 32 -> 64", "--workdir")
     assert (decoder / "config.json").read_bytes() == before
 
@@ -128,30 +215,62 @@ def test_train_refuses_another_run(decoder, small):
         (["--adaptive_tolerance=-1"], ["-1"]),
         (["--prompt="], ["prompt"]),
         (["--prompt=a", "--new_tokens=99"], ["99", "32"]),
+        (["--steps="], ["--steps", "empty"]),
+        (["--adaptive_tolerance=1e-12", "--eval_batches=0", "--repeats=1"], ["1e-12", "256 steps", "larger"]),
+        (["--prompt=a", f"--seed={10**26}"], ["seed"]),
+        (["--prompt=a", "--temperature=nan"], ["temperature"]),
+        (["--workdir="], ["--workdir", "empty"]),
+        (["--model="], ["--model", "empty"]),
     ],
 )
-def test_infer_refuses(arguments, words, decoder):
-    refused(program("infer.py", f"--workdir={decoder}", "--length=16", *arguments), *words)
+def test_infer_refuses(arguments, words, call, decoder):
+    refused(call("infer.py", f"--workdir={decoder}", "--length=16", *arguments), *words)
 
 
-def test_infer_refuses_steps_that_do_not_fit_the_groups(small, tmp_path):
+def test_infer_refuses_a_report_where_a_file_is(call, decoder, tmp_path):
+    run = shutil.copytree(decoder, tmp_path / "run", ignore=shutil.ignore_patterns("infer"))
+    (run / "infer").touch()
+    options = ["--steps=2", "--length=16", "--repeats=1", "--eval_batches=0"]
+    refused(call("infer.py", f"--workdir={run}", *options), "infer", "--out")
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(decoder, tmp_path):
+    run = shutil.copytree(decoder, tmp_path / "run")
+    for part in list((run / "checkpoints" / "6" / "params").rglob("d")):
+        shutil.rmtree(part)
+    refused(program("infer.py", f"--workdir={run}"), "checkpoint 6", str(run), "step 3")
+
+
+def test_training_refuses_to_go_on_from_a_damaged_checkpoint(call, decoder, small, tmp_path):
+    run = shutil.copytree(decoder, tmp_path / "run")
+    for path in (run / "checkpoints" / "6" / "optimizer").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    command = ["--config=configs/tiny.py", f"--workdir={run}", *small, "--config.train.updates=7"]
+    refused(call("train.py", *command), "checkpoint 6", str(run), "step 3")
+    shutil.rmtree(run / "checkpoints" / "6")
+    done = call("train.py", *command)
+    assert done.returncode == 0 and "resumed after update 3" in done.stdout, done.stderr
+
+
+def test_infer_refuses_steps_that_do_not_fit_the_groups(call, small, tmp_path):
     options = ["--config.model.groups=2", "--config.train.updates=1", "--config.train.eval_batches=1"]
     done = program("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *options)
     assert done.returncode == 0, done.stderr
-    refused(program("infer.py", f"--workdir={tmp_path}", "--steps=4,3", "--length=16"), "3", "2 groups", "try 4")
+    refused(call("infer.py", f"--workdir={tmp_path}", "--steps=4,3", "--length=16"), "3", "2 groups", "try 4")
 
 
-def test_infer_refuses_a_prompt_for_an_encoder(encoder):
-    refused(program("infer.py", f"--workdir={encoder}", "--prompt=a"), "encoder")
+def test_infer_refuses_a_prompt_for_an_encoder(call, encoder):
+    refused(call("infer.py", f"--workdir={encoder}", "--prompt=a"), "encoder")
 
 
-def test_infer_refuses_what_is_no_run(decoder, tmp_path):
-    refused(program("infer.py", f"--workdir={tmp_path / 'absent'}"), "absent")
-    refused(program("infer.py", f"--workdir={tmp_path}"), "config.json")
+def test_infer_refuses_what_is_no_run(call, decoder, tmp_path):
+    refused(call("infer.py", f"--workdir={tmp_path / 'absent'}"), "absent")
+    refused(call("infer.py", f"--workdir={tmp_path}"), "config.json")
     shutil.copytree(decoder, tmp_path / "half", ignore=shutil.ignore_patterns("checkpoints"))
-    refused(program("infer.py", f"--workdir={tmp_path / 'half'}"), "checkpoint")
+    refused(call("infer.py", f"--workdir={tmp_path / 'half'}"), "checkpoint")
     (tmp_path / "half" / "checkpoints").mkdir()
-    refused(program("infer.py", f"--workdir={tmp_path / 'half'}"), "checkpoint")
+    refused(call("infer.py", f"--workdir={tmp_path / 'half'}"), "checkpoint")
     config = tmp_path / "half" / "config.json"
     config.write_text(config.read_text()[:100])
-    refused(program("infer.py", f"--workdir={tmp_path / 'half'}"), "JSON")
+    refused(call("infer.py", f"--workdir={tmp_path / 'half'}"), "JSON")

@@ -88,6 +88,14 @@ def test_finished_run_is_not_recorded_twice(config, tmp_path):
     assert (tmp_path / log.METRICS).read_text() == before
 
 
+def test_a_run_past_its_updates_shows_no_bar(config, tmp_path, capsys):
+    loop.train(config, tmp_path)
+    assert f"{UPDATES}/{UPDATES}" in capsys.readouterr().out
+    loop.train(dataclasses.replace(config, train=dataclasses.replace(config.train, updates=3)), tmp_path)
+    out = capsys.readouterr().out
+    assert f"already finished: {UPDATES} updates" in out and "loss nan" not in out and "/3" not in out
+
+
 def with_other_source(config: odelm.Config, folder: Path, **data) -> odelm.Config:
     """Returns the config with a copy of its text in `folder`, and other options of its data."""
     shutil.copytree(config.data.source, folder)

@@ -1,5 +1,9 @@
 """What is saved comes back to the bit, and what cannot be loaded says why in one line."""
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +65,84 @@ def test_loading_leaves_an_unfinished_checkpoint_to_the_run_that_writes_it(saved
     unfinished.rmdir()
 
 
+def truncate(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncate_arrays(folder: Path) -> None:
+    for part in list(folder.rglob("d")):
+        truncate(part)
+
+
+def remove_arrays(folder: Path) -> None:
+    for part in list(folder.rglob("d")):
+        shutil.rmtree(part)
+
+
+DAMAGES = [
+    truncate,
+    truncate_arrays,
+    remove_arrays,
+    lambda folder: (folder / "manifest.ocdbt").unlink(),
+    lambda folder: (folder / "_METADATA").write_text("{}"),
+    shutil.rmtree,
+]
+
+
+def message_of(caught) -> str:
+    """Returns the message of an InputError, which has to be a line that can be read."""
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_parameters_are_told_with_what_to_try(saved, tmp_path, damage):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    damage(run / checkpoint.CHECKPOINTS / "5" / "params")
+    with pytest.raises(odelm.InputError) as caught:
+        odelm.load(run)
+    message = message_of(caught)
+    assert message.startswith(f"checkpoint 5 of {run} cannot be read: ")
+    assert message.endswith(f"; remove {run / checkpoint.CHECKPOINTS / '5'} to go on from step 3")
+    assert_same(nnx.state(odelm.load(run, step=3)[0], nnx.Param), saved[2])
+    shutil.rmtree(run / checkpoint.CHECKPOINTS / "5")
+    assert_same(nnx.state(odelm.load(run)[0], nnx.Param), saved[2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_optimizer_stops_a_resumed_run_the_same_way(saved, tmp_path, damage):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    damage(run / checkpoint.CHECKPOINTS / "3" / "optimizer")
+    checkpoints = Checkpoints(run)
+    with pytest.raises(odelm.InputError) as caught:
+        checkpoints.restore(3, saved[2], OPTIMIZER)
+    checkpoints.close()
+    message = message_of(caught)
+    assert message.startswith(f"checkpoint 3 of {run} cannot be read: ")
+    assert message.endswith(f"; remove {run / checkpoint.CHECKPOINTS / '3'} and train again")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(feedforward=32), r"blocks/0/feedforward/down/kernel is \(24, 16\), but config.json gives \(32, 16\)"),
+        (dict(tie_readout=False), r"head/tokens is absent, but config.json gives \(13, 16\)"),
+        (dict(qk_norm=False), r"key_norm/scale is \(8,\), but config.json gives absent"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_told(saved, tmp_path, make_config, options, words):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    checkpoint.save_config(run, dataclasses.replace(saved[1], model=make_config(**options)))
+    with pytest.raises(odelm.InputError, match=words) as caught:
+        odelm.load(run)
+    assert message_of(caught).startswith(f"checkpoint 5 of {run} does not fit: ")
+
+
 def test_missing_step_is_told(saved):
-    with pytest.raises(odelm.InputError, match=r"checkpoint 4 of .*\(the newest is 5\)"):
+    with pytest.raises(odelm.InputError, match=r"no checkpoint 4 of .*\(the newest is 5\); .* 3, 5"):
         odelm.load(saved[0], step=4)
 
 

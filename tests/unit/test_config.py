@@ -117,6 +117,11 @@ def test_what_is_wrong_is_named(values, message):
         edited(**values).validate()
 
 
+def test_a_part_of_another_type_is_named():
+    with pytest.raises(InputError, match=r"config\.model is 3 \(int\), expected ModelConfig"):
+        c.Config(model=3).validate()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["learning_rate", "clip_norm", "eps", "weight_decay"])
 def test_numbers_are_finite(name, value):

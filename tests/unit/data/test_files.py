@@ -39,6 +39,11 @@ def test_every_ending_is_read(tmp_path: Path, ending: str):
     assert list(text_documents(path)) == expected
 
 
+@pytest.mark.parametrize(("name", "count"), [("a.jsonl.txt", 1), ("a.txt.jsonl", 2), ("a.jsonl.v2.txt.gz", 1)])
+def test_the_ending_says_the_kind(tmp_path: Path, name: str, count: int):
+    assert len(list(text_documents(write(tmp_path / name, b'{"text": "one"}\n{"text": "two"}\n')))) == count
+
+
 def test_zst_of_several_frames_and_a_byte_order_mark(tmp_path: Path):
     frames = [zstandard.ZstdCompressor().compress(part) for part in (b"\xef\xbb\xbfone ", b"two " * 50_000, b"three")]
     path = tmp_path / "a.txt.zst"

@@ -79,6 +79,31 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(config: Config):
         prepare(config, tokenizer_file=file)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "prepared.json").write_text(""),
+        lambda folder: (folder / "prepared.json").write_text("{}"),
+        lambda folder: (folder / "prepared.json").write_text("null"),
+        lambda folder: (folder / "prepared.json").unlink(),
+        lambda folder: (folder / "train.bin").write_bytes(b""),
+    ],
+)
+def test_damaged_tokens_are_named(config: Config, damage):
+    folder = prepare(config).directory
+    damage(folder)
+    with pytest.raises(InputError, match=f"{folder} .*remove it"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_data_dir_that_cannot_be_is_named(config: Config, tmp_path: Path, place: str):
+    (tmp_path / "file").touch()
+    config.data.data_dir = str(tmp_path / place)
+    with pytest.raises(InputError, match=f"{tmp_path / place}.*data.data_dir"):
+        prepare(config)
+
+
 def test_an_interrupted_call_is_not_taken_for_whole(config: Config, monkeypatch):
     def interrupted(tokenizer, texts):
         yield [1, 2, 3]

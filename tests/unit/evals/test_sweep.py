@@ -1,14 +1,16 @@
 """The rows of a sweep and the report made of them."""
 
+import io
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import odelm
 from odelm.evals import sweep as sweeps
-from odelm.evals.report import make_report, write_report
+from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import Setting, settings, sweep
 from odelm.infer.encode import Runner
 from odelm.infer.latency import Latency
@@ -89,3 +91,41 @@ def test_without_held_out_batches_there_are_latencies_only(runner, fixed_latenci
     assert rows[-1]["evaluations"] > 0
     write_report(make_report(runner.model.config, rows), tmp_path)
     assert (tmp_path / "report.json").exists() and not (tmp_path / "report.png").exists()
+
+
+def test_a_tolerance_that_takes_too_many_steps_is_told(runner, held_out, capfd, caplog):
+    chosen = settings(runner, (4,), tolerance=1e-12)
+    with pytest.raises(odelm.InputError, match="256 steps did not reach .* tolerance 1e-12: try a larger") as caught:
+        sweep(runner, chosen, batch=1, length=6, held_out=held_out, repeats=1)
+    assert "\n" not in str(caught.value)
+    assert not caplog.records and not capfd.readouterr().err
+
+
+def strict(path) -> dict:
+    """Reads JSON as others do: NaN and Infinity are not of it."""
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_null_and_not_drawn(runner, tmp_path, lost, value):
+    losses = [value if i in lost else 2.0 + i for i in range(3)]
+    measured = [sweeps.Measured(Latency(8.0 / 2**i, 9.0), 4, loss) for i, loss in enumerate(losses)]
+    rows = [sweeps._row(Setting("euler", 4 // 2**i), one, measured[0], 2, 6) for i, one in enumerate(measured)]
+    for row in rows:
+        row["loss_before"] = row["loss"]
+    report = make_report(runner.model.config, rows)
+    (tmp_path / "report.png").write_bytes(b"of another report")
+    write_report(report, tmp_path)
+    read = strict(tmp_path / "report.json")["rows"]
+    assert [row["loss"] for row in read] == [None if i in lost else row["loss"] for i, row in enumerate(rows)]
+    drawn = tmp_path / "report.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG") if len(lost) < 3 else not drawn.exists()
+    print_table(report, Console(file=io.StringIO()))
+
+
+def test_a_report_without_losses_takes_the_plot_of_the_last_one_away(runner, fixed_latencies, tmp_path):
+    (tmp_path / "report.png").write_bytes(b"of another report")
+    rows = sweep(runner, settings(runner, (4,)), batch=1, length=6, held_out=[])
+    write_report(make_report(runner.model.config, rows), tmp_path)
+    assert not (tmp_path / "report.png").exists()

@@ -56,6 +56,8 @@ def test_checked_returns_float32():
         ([0, 3, 3, 12], 1, r"grid\[2\] is 3, not above grid\[1\] = 3"),
         ([0, 3, 11], 1, r"grid\[2\] is 11, expected the depth, 12"),
         ([0, 3, 12], 2, r"lacks 6, a boundary between groups"),
+        (["a", 12], 1, r"a grid is \['a', 12\], expected numbers"),
+        ([[0, 1], 12], 1, "expected numbers"),
     ],
 )
 def test_checked_names_what_is_wrong(times, groups, message):
@@ -66,11 +68,18 @@ def test_checked_names_what_is_wrong(times, groups, message):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: grid.equal(12, 0), "steps is 0, expected at least 1"),
+        (lambda: grid.equal(12, 0), "steps is 0, expected a whole number of at least 1"),
         (lambda: grid.from_sizes([]), r"shape \(0,\)"),
         (lambda: grid.from_sizes([[1.0]]), r"shape \(1, 1\)"),
         (lambda: grid.from_sizes([1, 0, 2]), "step size 1 is 0"),
         (lambda: grid.from_sizes([1, 2, -3]), "step size 2 is -3"),
+        (lambda: grid.from_sizes([1, np.nan]), "step size 1 is nan"),
+        (lambda: grid.from_sizes([1, np.inf, 2]), "step size 1 is inf, expected only finite positive"),
+        (lambda: grid.from_sizes(["a"]), "expected numbers"),
+        (lambda: grid.equal(4, 2.5), "steps is 2.5, expected a whole number"),
+        (lambda: grid.refined([0, 1], 0), "factor is 0, expected a whole number"),
+        (lambda: grid.refined([0, 1], 1.5), "factor is 1.5, expected a whole number"),
+        (lambda: grid.refined([0, 2, 1], 2), r"grid\[2\] is 1, not above"),
     ],
 )
 def test_bad_sizes_are_named(call, message):

@@ -87,6 +87,34 @@ def test_an_unknown_solver_is_named(integrate):
         integrate(lambda t, h: h, jnp.ones(2), [0, 1], solver="midpiont")
 
 
+@pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 2, 1], r"grid\[2\] is 1, not above grid\[1\] = 2"),
+        ([1, 0], r"grid\[1\] is 0, not above"),
+        ([0, 0], r"grid\[1\] is 0, not above"),
+        ([0, np.nan, 2], r"grid\[1\] is nan, expected finite"),
+        ([0, np.inf], r"grid\[1\] is inf"),
+        ([], r"shape \(0,\)"),
+        ([0], r"shape \(1,\)"),
+        (["a", 1], "expected numbers"),
+        # Two times of float64 that are one in float32, in which the steps are taken.
+        (np.array([0, 1e8, 1e8 + 1]), r"grid\[2\]"),
+    ],
+)
+def test_a_grid_that_does_not_increase_is_named(integrate, times, message):
+    with pytest.raises(InputError, match=message):
+        integrate(lambda t, h: h, jnp.ones(2), times)
+    with pytest.raises(InputError, match=message):
+        jax.jit(lambda h: integrate(lambda t, h: h, h, times))(jnp.ones(2))
+
+
+def test_a_grid_may_be_traced():
+    end = jax.jit(lambda t: ode.integrate(lambda t, h: t + h, jnp.float32(1), [0, t, 1.5]))(1.0)
+    assert float(end) == 3.5
+
+
 def test_an_unknown_remat_policy_gets_the_nearest():
     with pytest.raises(InputError, match="remat is 'nothing_savable'; did you mean 'nothing_saveable'"):
         ode.integrate(lambda t, h: h, jnp.ones(2), [0, 1], remat="nothing_savable")
