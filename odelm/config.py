@@ -178,7 +178,7 @@ class StepSamplingConfig:
     `random_count`: a count drawn from `counts`, equal steps."""
     counts: tuple[int, ...] = (3, 4, 6, 12)
     """Numbers of steps to draw from; each must divide evenly over the groups. Empty is full depth, a half, a third
-    and a quarter of it."""
+    and a quarter of it; with `anneal`, counts from full depth to a quarter of it, each about a fifth below the last."""
     weights: tuple[float, ...] = ()
     """Relative probability of each count; empty is uniform."""
     low: float = 0.5
@@ -186,6 +186,9 @@ class StepSamplingConfig:
     high: float = 1.5
     jitter: float = 0.0
     """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
+    anneal: float = 0.0
+    """Share of the updates over which the counts are let in one by one, the largest first; 0 draws from all at once.
+    A model trained with unit steps loses all that it learned if it meets steps of four at once."""
 
     def validate(self, model: ModelConfig) -> "StepSamplingConfig":
         _check_types(self, "step_sampling")
@@ -194,7 +197,7 @@ class StepSamplingConfig:
             for count in self.counts:
                 _positive("step_sampling.counts", count)
                 _divides("model.groups", model.groups, "a count in step_sampling.counts", count)
-            counts = self.counts or default_steps(model)
+            counts = self.counts_of(model)
             if self.weights and len(self.weights) != len(counts):
                 raise InputError(
                     f"step_sampling.weights has {len(self.weights)} entries, expected one for each of the "
@@ -206,7 +209,13 @@ class StepSamplingConfig:
             raise InputError(f"step_sampling.low, high are {self.low}, {self.high}, expected 0 < low <= high")
         if not 0.0 <= self.jitter < 1.0:
             raise InputError(f"step_sampling.jitter is {self.jitter}, expected at least 0 and below 1")
+        if not 0.0 <= self.anneal <= 1.0:
+            raise InputError(f"step_sampling.anneal is {self.anneal}, expected a share of the updates, 0 to 1")
         return self
+
+    def counts_of(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the step counts that random sampling draws from."""
+        return self.counts or (annealed_steps(model) if self.anneal else default_steps(model))
 
 
 @dataclass(unsafe_hash=True)
@@ -355,7 +364,7 @@ class Config:
     @property
     def step_counts(self) -> tuple[int, ...]:
         """The step counts that random sampling draws from, one for each weight."""
-        return self.step_sampling.counts or default_steps(self.model)
+        return self.step_sampling.counts_of(self.model)
 
     @property
     def eval_steps(self) -> tuple[int, ...]:
@@ -369,6 +378,15 @@ def default_steps(model: ModelConfig) -> tuple[int, ...]:
     """Full depth, half, a third and a quarter of it, as far as they divide over the groups."""
     counts = {model.depth // part for part in (1, 2, 3, 4) if model.depth % part == 0}
     return tuple(sorted((n for n in counts if n % model.groups == 0), reverse=True))
+
+
+def annealed_steps(model: ModelConfig) -> tuple[int, ...]:
+    """Full depth and counts down to a quarter of it, each about a fifth below the last, as the groups allow."""
+    groups, counts = model.groups, [model.depth]
+    last = max(groups, -(-model.depth // (4 * groups)) * groups)
+    while counts[-1] > last:
+        counts.append(max(last, int(0.8 * counts[-1]) // groups * groups))
+    return tuple(counts)
 
 
 def to_json(config: Any) -> str:

@@ -38,6 +38,8 @@ def unrolled(model: Model) -> Model:
     Where the block is told its time or has residuals, that is worked into the weights, in float32.
     """
     config = dataclasses.replace(model.config, groups=model.config.depth, time_modulation=False, layer_rank=0)
+    # Modulation shifts a state whose norms have no bias of their own.
+    config.bias = config.bias or model.config.time_modulation
     shared, arrays = parameters(model), {}
     for unit in range(config.depth):
         group = unit * model.config.groups // config.depth
@@ -45,7 +47,8 @@ def unrolled(model: Model) -> Model:
         for inner, part in _parts(block):
             arrays |= {f"blocks/{unit}/{inner}{name}": array for name, array in _at_time(part, unit).items()}
     rest = {name: array for name, array in shared.items() if not name.startswith("blocks/")}
-    return with_parameters(shapes_of(model, config), rest | arrays)
+    result = shapes_of(model, config)
+    return with_parameters(result, _zero_biases(result) | rest | arrays)
 
 
 def flattened(model: Model) -> Model:
@@ -102,6 +105,10 @@ def summary(before: ModelConfig, after: SharedTransformer, init: InitConfig) -> 
     }[init.merge]
     size = sum(array.size for array in parameters(after).values())
     return f"shared {before.groups} blocks as {after.config.groups}: each is {how}; {size / 1e6:.2f} M parameters"
+
+
+def _zero_biases(model: SharedTransformer) -> Arrays:
+    return {name: jnp.zeros(leaf.shape) for name, leaf in parameters(model).items() if name.endswith("/bias")}
 
 
 def _parts(block: SharedBlock | BlockChain) -> list[tuple[str, SharedBlock]]:

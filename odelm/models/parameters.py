@@ -22,6 +22,9 @@ def parameters(module: nnx.Module) -> dict[str, jax.Array]:
 
 
 def with_parameters(module: Module, arrays: Mapping[str, Any]) -> Module:
-    """Returns a copy of a module with these parameters in place of its own; all have to be there."""
+    """Returns a copy of a module with these parameters in place of its own: all of them, and no others."""
     graph, state = nnx.split(module, nnx.Param)
+    own = {name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    if own != arrays.keys():
+        raise ValueError(f"the parameters {sorted(own ^ arrays.keys())} are not in both the module and the arrays")
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(lambda path, _: arrays[name_of(path)], state))

@@ -22,7 +22,18 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
     sampling, model = config.step_sampling, config.model
     if sampling.kind == "fixed":
         return grid.equal(model.depth, model.depth)
-    count = grid.draw_count(generator, config.step_counts, sampling.weights)
+    count = grid.draw_count(generator, *_let_in(config, update))
     if sampling.kind == "random_sizes":
         return grid.draw_sizes(generator, model.depth, count, low=sampling.low, high=sampling.high, groups=model.groups)
     return grid.draw_equal(generator, model.depth, count, jitter=sampling.jitter, groups=model.groups)
+
+
+def _let_in(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Returns the counts that an update may draw and their weights: with annealing the largest first, then all."""
+    counts, weights = config.step_counts, config.step_sampling.weights
+    span = config.step_sampling.anneal * config.train.updates
+    if update >= span:
+        return counts, weights
+    drawn = [i for i in range(len(counts)) if not weights or weights[i]]
+    first = sorted(drawn, key=lambda i: -counts[i])[: 1 + int(len(drawn) * update / span)]
+    return tuple(counts[i] for i in first), tuple(weights[i] for i in first) if weights else ()

@@ -76,6 +76,7 @@ WRONG = [
         dict(step_sampling__counts=(), step_sampling__weights=(1.0,)),
         r"step_sampling\.weights has 1 entries, .* 4 counts",
     ),
+    (dict(step_sampling__anneal=1.5), r"step_sampling\.anneal is 1\.5, expected a share of the updates"),
     (dict(model__layer_rank=-1), r"model\.layer_rank is -1, expected 0 or more"),
     (dict(model__inner_blocks=0), r"model\.inner_blocks is 0, expected a positive"),
     (dict(init__groups=1), r"init\.groups shares the layers of init\.from_pretrained, which is empty"),

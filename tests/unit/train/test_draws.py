@@ -50,3 +50,21 @@ def test_counts_are_drawn_by_weight_in_equal_steps():
 def test_another_seed_draws_other_grids():
     one, other = (config_of(seed=seed, kind="random_sizes") for seed in (0, 1))
     assert draw_grid(one, 0).tobytes() != draw_grid(other, 0).tobytes()
+
+
+def test_annealing_lets_the_largest_counts_in_first():
+    config = config_of(counts=(3, 12, 6), anneal=0.5)
+    config.train.updates = 600
+    seen = [
+        {len(draw_grid(config, update)) - 1 for update in range(start, start + 100)} for start in range(0, 600, 100)
+    ]
+    assert seen == [{12}, {12, 6}, {12, 6, 3}, {12, 6, 3}, {12, 6, 3}, {12, 6, 3}]
+    assert possible_counts(config) == (3, 6, 12)
+    weighted = config_of(counts=(3, 12, 6), weights=(1.0, 0.0, 2.0), anneal=0.5)
+    assert {len(draw_grid(weighted, update)) - 1 for update in range(40)} == {6}
+
+
+def test_without_counts_the_depth_says_which():
+    assert possible_counts(config_of(counts=())) == (3, 4, 6, 12)
+    assert possible_counts(config_of(counts=(), anneal=0.5)) == (3, 4, 5, 7, 9, 12)
+    assert possible_counts(config_of(3, counts=(), anneal=0.5)) == (3, 6, 9, 12)
