@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-interop lint clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -17,6 +17,10 @@ test: .venv/.installed-test
 # What `make test` leaves out: recipes trained to their end.
 test-all: test
 	$(BIN)/python -m pytest -q -m slow
+
+# Against torch and transformers, which are large: without them `make test` skips these.
+test-interop: .venv/.installed-interop-test
+	ODELM_INTEROP=1 $(BIN)/python -m pytest -q tests/interop
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
