@@ -8,15 +8,13 @@ they are, and raises `odelm.errors.InputError` naming the field, its value and t
 import dataclasses
 import hashlib
 import json
-import math
-import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from odelm.errors import InputError, nearest
 from odelm.ode.integrate import REMAT_POLICIES
+from odelm.validation import check_types, choice, divides, nearest_divisor, positive, within
 
 KINDS = ("decoder", "encoder")
 NORMS = ("layernorm", "rmsnorm")
@@ -102,22 +100,22 @@ class ModelConfig:
 
     def validate(self) -> "ModelConfig":
         """Returns self, or raises InputError naming the first field that cannot be."""
-        _check_types(self, "model")
-        _choice("model.kind", self.kind, KINDS)
-        _choice("model.norm", self.norm, NORMS)
-        _choice("model.norm_placement", self.norm_placement, NORM_PLACEMENTS)
-        _choice("model.activation", self.activation, ACTIVATIONS)
-        _choice("model.positions", self.positions, POSITIONS)
-        _choice("model.dtype", self.dtype, DTYPES)
-        _choice("model.residual_dtype", self.residual_dtype, DTYPES)
+        check_types(self, "model")
+        choice("model.kind", self.kind, KINDS)
+        choice("model.norm", self.norm, NORMS)
+        choice("model.norm_placement", self.norm_placement, NORM_PLACEMENTS)
+        choice("model.activation", self.activation, ACTIVATIONS)
+        choice("model.positions", self.positions, POSITIONS)
+        choice("model.dtype", self.dtype, DTYPES)
+        choice("model.residual_dtype", self.residual_dtype, DTYPES)
         for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "max_length"):
-            _positive(f"model.{name}", getattr(self, name))
+            positive(f"model.{name}", getattr(self, name))
         for name in ("feedforward", "embed_dim"):
             if getattr(self, name) is not None:
-                _positive(f"model.{name}", getattr(self, name))
-        _divides("model.heads", self.heads, "model.width", self.width)
-        _divides("model.groups", self.groups, "model.depth", self.depth)
-        _within("model.dropout", self.dropout, 0.0, 1.0)
+                positive(f"model.{name}", getattr(self, name))
+        divides("model.heads", self.heads, "model.width", self.width)
+        divides("model.groups", self.groups, "model.depth", self.depth)
+        within("model.dropout", self.dropout, 0.0, 1.0)
         if self.norm_eps <= 0:
             raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")
         for name in ("token_types", "layer_rank"):
@@ -126,7 +124,7 @@ class ModelConfig:
         if self.positions == "rotary" and self.head_size % 2:
             raise InputError(
                 f"model.width / model.heads is {self.head_size}, but rotary positions turn pairs: expected an "
-                f"even head size; try model.heads={_nearest_divisor(self.width // 2, self.heads)}"
+                f"even head size; try model.heads={nearest_divisor(self.width // 2, self.heads)}"
             )
         if self.positions == "sinusoidal" and self.embed_size % 2:
             raise InputError(f"sinusoidal positions come in pairs, but the embedding size is {self.embed_size} (odd)")
@@ -155,8 +153,8 @@ class DataConfig:
     """Encoder only: the share of tokens to predict."""
 
     def validate(self) -> "DataConfig":
-        _check_types(self, "data")
-        _choice("data.corpus", self.corpus, CORPORA)
+        check_types(self, "data")
+        choice("data.corpus", self.corpus, CORPORA)
         if self.corpus == "text" and not self.source:
             raise InputError("data.corpus is 'text', but data.source is empty: give a file, a folder or a glob")
         if not 0.0 < self.valid_fraction < 1.0:
@@ -164,8 +162,8 @@ class DataConfig:
         if not 0.0 < self.mask_rate < 1.0:
             raise InputError(f"data.mask_rate is {self.mask_rate}, expected a number between 0 and 1, such as 0.15")
         if self.vocab_size is not None:
-            _positive("data.vocab_size", self.vocab_size)
-        _positive("data.tokenizer_bytes", self.tokenizer_bytes)
+            positive("data.vocab_size", self.vocab_size)
+        positive("data.tokenizer_bytes", self.tokenizer_bytes)
         return self
 
 
@@ -191,12 +189,12 @@ class StepSamplingConfig:
     A model trained with unit steps loses all that it learned if it meets steps of four at once."""
 
     def validate(self, model: ModelConfig) -> "StepSamplingConfig":
-        _check_types(self, "step_sampling")
-        _choice("step_sampling.kind", self.kind, SAMPLINGS)
+        check_types(self, "step_sampling")
+        choice("step_sampling.kind", self.kind, SAMPLINGS)
         if self.kind != "fixed":
             for count in self.counts:
-                _positive("step_sampling.counts", count)
-                _divides("model.groups", model.groups, "a count in step_sampling.counts", count)
+                positive("step_sampling.counts", count)
+                divides("model.groups", model.groups, "a count in step_sampling.counts", count)
             counts = self.counts_of(model)
             if self.weights and len(self.weights) != len(counts):
                 raise InputError(
@@ -237,13 +235,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def validate(self) -> "OptimizerConfig":
-        _check_types(self, "optimizer")
-        _choice("optimizer.decay", self.decay, DECAYS)
+        check_types(self, "optimizer")
+        choice("optimizer.decay", self.decay, DECAYS)
         for name in ("learning_rate", "clip_norm", "eps"):
             if getattr(self, name) <= 0:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
         for name in ("b1", "b2", "final_fraction"):
-            _within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
+            within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
         if self.weight_decay < 0 or self.warmup < 0:
             raise InputError("optimizer.weight_decay and optimizer.warmup must be 0 or more")
         return self
@@ -273,11 +271,11 @@ class TrainConfig:
     """One of `odelm.ode.integrate.REMAT_POLICIES`, for the depth step, to save memory; None keeps everything."""
 
     def validate(self, model: ModelConfig) -> "TrainConfig":
-        _check_types(self, "train")
+        check_types(self, "train")
         for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every"):
-            _positive(f"train.{name}", getattr(self, name))
+            positive(f"train.{name}", getattr(self, name))
         if self.remat is not None:
-            _choice("train.remat", self.remat, REMAT_POLICIES)
+            choice("train.remat", self.remat, REMAT_POLICIES)
         if self.eval_batches < 0:
             raise InputError(f"train.eval_batches is {self.eval_batches}, expected 0 (all) or more")
         if not 0 <= self.seed < 2**31:
@@ -288,8 +286,8 @@ class TrainConfig:
                 "shorten the one or raise the other"
             )
         for steps in self.eval_steps:
-            _positive("train.eval_steps", steps)
-            _divides("model.groups", model.groups, "a count in train.eval_steps", steps)
+            positive("train.eval_steps", steps)
+            divides("model.groups", model.groups, "a count in train.eval_steps", steps)
         return self
 
 
@@ -299,9 +297,9 @@ class MeshConfig:
     """Devices along the batch; -1 is all there are."""
 
     def validate(self) -> "MeshConfig":
-        _check_types(self, "mesh")
+        check_types(self, "mesh")
         if self.data != -1:
-            _positive("mesh.data", self.data)
+            positive("mesh.data", self.data)
         return self
 
 
@@ -323,11 +321,11 @@ class InitConfig:
     """Of `low_rank`: the rank of a residual."""
 
     def validate(self) -> "InitConfig":
-        _check_types(self, "init")
-        _choice("init.merge", self.merge, MERGES)
-        _positive("init.rank", self.rank)
+        check_types(self, "init")
+        choice("init.merge", self.merge, MERGES)
+        positive("init.rank", self.rank)
         if self.groups is not None:
-            _positive("init.groups", self.groups)
+            positive("init.groups", self.groups)
         if self.groups is not None and not self.from_pretrained:
             raise InputError("init.groups shares the layers of init.from_pretrained, which is empty: give a folder")
         return self
@@ -347,7 +345,7 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns self, or raises InputError naming the first field that cannot be."""
-        _check_types(self, "config")
+        check_types(self, "config")
         self.model.validate()
         self.data.validate()
         self.step_sampling.validate(self.model)
@@ -429,52 +427,3 @@ def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
     plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # pyright: ignore
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _check_types(config: Any, path: str) -> None:
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _is_a(value, hint):
-            expected = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-            expected = f"a finite {expected}" if hint is float else expected
-            raise InputError(f"{path}.{name} is {value!r} ({type(value).__name__}), expected {expected}")
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_is_a(value, choice) for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, (tuple, list)) and all(_is_a(item, typing.get_args(hint)[0]) for item in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _choice(path: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{path} is {value!r}; {nearest(value, choices)}")
-
-
-def _positive(path: str, value: int) -> None:
-    if value <= 0:
-        raise InputError(f"{path} is {value}, expected a positive whole number")
-
-
-def _within(path: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise InputError(f"{path} is {value}, expected at least {low} and below {high}")
-
-
-def _divides(small_path: str, small: int, large_path: str, large: int) -> None:
-    if large % small:
-        raise InputError(
-            f"{small_path} is {small}, which does not divide {large_path} ({large}); "
-            f"the nearest that does is {_nearest_divisor(large, small)}"
-        )
-
-
-def _nearest_divisor(number: int, near: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: abs(d - near))

@@ -126,9 +126,9 @@ def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> Ne
 def _padded(index: int, window: np.ndarray, *, size: int) -> Batch:
     """Returns a window filled up to `size` tokens, how many of them count, and its index."""
     return {
-        "index": np.int64(index),
+        "index": np.array(index, np.int64),
         "window": np.pad(window, (0, size - len(window))),
-        "count": np.int64(len(window)),
+        "count": np.array(len(window), np.int64),
     }
 
 

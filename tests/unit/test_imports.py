@@ -10,7 +10,7 @@ import pytest
 import odelm
 
 ROOT = Path(odelm.__file__).parent
-BASE = {"errors", "config", "rng", "ode"}
+BASE = {"errors", "validation", "config", "rng", "ode"}
 MODEL = {"models", "data", "sharding"}
 SOURCE = {"checkpoint", "interop"}
 RUN = {"train", "infer"}
@@ -18,9 +18,10 @@ RUN = {"train", "infer"}
 # What each part may import of the package, besides itself.
 ALLOWED = {
     "errors": set(),
+    "validation": {"errors"},
     "rng": {"errors"},
     "version": set(),
-    "config": {"errors", "rng", "ode"},
+    "config": {"errors", "validation", "rng", "ode"},
     "ode": {"errors"},
     **{part: BASE | MODEL for part in MODEL},
     **{part: BASE | MODEL for part in SOURCE},
