@@ -29,7 +29,7 @@ def main() -> None:
         import jax
 
         jax.distributed.initialize()
-    loop.train(CONFIG.value.validate(), WORKDIR.value)
+    loop.train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":

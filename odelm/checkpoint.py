@@ -138,7 +138,7 @@ def read_config(workdir: str | Path) -> Config:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); restore it, or train again") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error} (of a Hugging Face folder it would say its model_type)") from error
 
 
 def has_checkpoint(workdir: str | Path) -> bool:

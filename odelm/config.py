@@ -186,7 +186,8 @@ class StepSamplingConfig:
     """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
     anneal: float = 0.0
     """Share of the updates over which the counts are let in one by one, the largest first; 0 draws from all at once.
-    A model trained with unit steps loses all that it learned if it meets steps of four at once."""
+    A model trained with unit steps loses all that it learned if it meets steps of four at once. A run resumed with
+    more updates lets them in by the new number."""
 
     def validate(self, model: ModelConfig) -> "StepSamplingConfig":
         check_types(self, "step_sampling")
@@ -326,6 +327,10 @@ class InitConfig:
         positive("init.rank", self.rank)
         if self.groups is not None:
             positive("init.groups", self.groups)
+        if self.groups is None and self.merge != "mean":
+            raise InputError(
+                f"init.merge is {self.merge!r}, but init.groups is None: say how many blocks to share among"
+            )
         if self.groups is not None and not self.from_pretrained:
             raise InputError("init.groups shares the layers of init.from_pretrained, which is empty: give a folder")
         return self

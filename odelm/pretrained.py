@@ -11,14 +11,13 @@ from flax import nnx
 from odelm import checkpoint, interop, rng
 from odelm.config import ADOPTED, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
-from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
+from odelm.interop.family import Model
+from odelm.models import CausalLM, MaskedLM
 from odelm.models.parameters import parameters
 from odelm.models.remake import grafted, remade
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Model = CausalLM | MaskedLM | Classifier | Encoder
 
 
 def load(
@@ -33,6 +32,7 @@ def load(
     The tokenizer is None for a folder without a `tokenizer.json`. Raises InputError, naming what is missing or does
     not fit, for what is neither.
     """
+    path = Path(path).expanduser()
     if not interop.is_folder(path):
         return checkpoint.load(path, step=step, adjust=adjust)
     if step is not None:
@@ -82,10 +82,12 @@ def starting_point(config: Config) -> Start:
             "or export the run first, which works the time into separate layers"
         )
     model = grafted(remade(model, options, rngs=rngs), parameters(model))
-    file = Path(init.from_pretrained) / checkpoint.TOKENIZER
+    file = Path(init.from_pretrained).expanduser() / checkpoint.TOKENIZER
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
+    if options.sentence_order:
+        kind += ", its second head trained on the order of segments"
     return Start(model, file if file.is_file() else None, f"starts from {init.from_pretrained} ({kind}{shared})")
 
 
 def _shares(init: InitConfig, source: ModelConfig) -> bool:
-    return init.groups is not None and (init.groups != source.groups or init.merge == "low_rank")
+    return init.groups is not None and (init.groups != source.groups or init.merge != "mean")

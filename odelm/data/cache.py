@@ -23,7 +23,7 @@ def publish(directory: Path) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=directory.parent))
     except OSError as error:
-        raise InputError(f"{directory.parent} cannot be written ({error}); give another data.data_dir") from error
+        raise InputError(f"{directory.parent} cannot be written ({error}); give another directory") from error
     try:
         yield partial
         partial.chmod(0o755)

@@ -22,11 +22,12 @@ ENDINGS = tuple(kind + compression for kind in KINDS for compression in COMPRESS
 NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
-def text_files(source: str) -> list[Path]:
+def text_files(source: str, *, option: str = "data.source") -> list[Path]:
     """Returns the .txt and .jsonl files of `source` (a file, a folder, a glob), sorted by path.
 
     In a folder (searched recursively) and a glob, files of other kinds are passed over. Raises InputError
-    if nothing is there, if nothing there is of a supported kind, or if a single file is not.
+    if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` is what it
+    calls the source.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -36,12 +37,12 @@ def text_files(source: str) -> list[Path]:
     elif glob.has_magic(str(path)):
         found = [Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
         if not found:
-            raise InputError(f"data.source {source!r} matches no file; try the folder itself, or quote the pattern")
+            raise InputError(f"{option} {source!r} matches no file; try the folder itself, or quote the pattern")
     else:
-        raise InputError(f"data.source {source!r} does not exist; expected a file, a folder or a glob")
+        raise InputError(f"{option} {source!r} does not exist; expected a file, a folder or a glob")
     files = sorted(file.absolute() for file in found if file.name.endswith(ENDINGS))
     if not files:
-        raise InputError(f"data.source {source!r} has no file with a supported ending; expected {', '.join(ENDINGS)}")
+        raise InputError(f"{option} {source!r} has no file with a supported ending; expected {', '.join(ENDINGS)}")
     return files
 
 

@@ -62,11 +62,11 @@ def prepare(config: Config, *, tokenizer_file: str | Path | None = None) -> Prep
 
 
 def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
-    """Returns all documents of files of text as the validation split, tokenised in memory; the other split is empty.
+    """Returns the documents of files of text as the validation split, tokenised in memory; the other split is empty.
 
     `source` is as `config.data.source`. Raises InputError if there is no text.
     """
-    counter = _Counter(document for file in text_files(source) for document in text_documents(file))
+    counter = _Counter(document for file in text_files(source, option="the text") for document in text_documents(file))
     tokens = np.array([number for ids in tokenizers.encode(tokenizer, counter) for number in ids], np.uint32)
     if not len(tokens):
         raise InputError(f"{source} has no text: expected files with at least one document")

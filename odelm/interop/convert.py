@@ -28,6 +28,9 @@ from odelm.models.transformer import SharedTransformer
 Model = TypeVar("Model", bound=SharedTransformer)
 Arrays = dict[str, Any]
 
+ROUNDING = 1e-6
+"""Singular values of differences of float32 matrices, with entries of order 0.1, below which they are equal."""
+
 MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "up", "feedforward/down": "down"}
 """The linear maps of a block, and the names of their residuals in `odelm.models.residual`."""
 
@@ -75,12 +78,15 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
         model = unrolled(model)
     depth, had, groups = model.config.depth, model.config.groups, init.groups or model.config.groups
     rank = init.rank if init.merge == "low_rank" else 0
+    if groups > had:
+        raise InputError(f"init.groups is {groups}, but the model has only {had} groups of layers to share")
     config = dataclasses.replace(model.config, groups=groups, layer_rank=rank).validate()
     given, size = parameters(model), depth // groups
     if not -size <= init.layer < size:
         raise InputError(f"init.layer is {init.layer}, but a group has {size} layers: expected {-size} to {size - 1}")
     result = remade(model, config, rngs=rngs)
-    arrays = {name: array for name, array in given.items() if not name.startswith("blocks/")}
+    new = parameters(result)
+    arrays: Arrays = {name: array for name, array in given.items() if not name.startswith("blocks/")}
     first = [name.removeprefix("blocks/0/") for name in given if name.startswith("blocks/0/")]
     for group in range(groups):
         sources = [unit * had // depth for unit in range(group * size, (group + 1) * size)]
@@ -88,10 +94,9 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
             layers = np.stack([np.asarray(given[f"blocks/{source}/{name}"]) for source in sources])
             merged = layers[init.layer] if init.merge == "layer" else layers.mean(0)
             arrays[f"blocks/{group}/{name}"] = merged
-            if rank:
-                arrays |= {
-                    f"blocks/{group}/{key}": array for key, array in _residual(name, layers - merged, rank).items()
-                }
+            for key, array in _residual(name, layers - merged, rank).items() if rank else ():
+                key = f"blocks/{group}/{key}"
+                arrays[key] = _alive(array, new[key]) if key.endswith("/down") else array
     return grafted(result, arrays)
 
 
@@ -170,13 +175,19 @@ def _residual(name: str, layers: np.ndarray, rank: int) -> Arrays:
     return {f"{place}/down": down, f"{place}/up": up}
 
 
+def _alive(down: np.ndarray, new: jax.Array) -> np.ndarray:
+    """Returns the first factors, newly drawn where they are zero: of two factors of zero neither would ever learn."""
+    return np.where(down.any(axis=1, keepdims=True), down, new)
+
+
 def low_rank(matrices: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the factors (n, I, rank) and (n, rank, O) whose products are nearest to the matrices (n, I, O).
 
-    The singular values are shared out evenly, and a rank beyond the matrices' own is filled up with zeros.
+    The singular values are shared out evenly; those that are but rounding, and a rank beyond the matrices' own, give
+    zeros.
     """
     left, values, right = np.linalg.svd(matrices, full_matrices=False)
     kept = min(rank, values.shape[1])
-    root = np.sqrt(values[:, :kept])
+    root = np.sqrt(np.where(values > ROUNDING, values, 0.0)[:, :kept])
     down, up = left[:, :, :kept] * root[:, None, :], root[:, :, None] * right[:, :kept]
     return np.pad(down, ((0, 0), (0, 0), (0, rank - kept))), np.pad(up, ((0, 0), (0, rank - kept), (0, 0)))

@@ -1,5 +1,6 @@
 """ALBERT (Lan et al. 2019, arXiv 1909.11942) and BERT (Devlin et al. 2018, arXiv 1810.04805)."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -12,68 +13,68 @@ from odelm.interop.family import (
     Model,
     activation,
     common_obstacles,
+    flag,
+    number,
     refuse,
+    share,
 )
 from odelm.interop.tensors import Entry, attention, linear, norm
 from odelm.models import Classifier, Encoder, MaskedLM
 
+# What ALBERT's and BERT's arithmetic have in common.
+POST_NORM = ModelConfig(
+    kind="encoder",
+    norm="layernorm",
+    norm_placement="post",
+    embed_norm=True,
+    positions="learned",
+    qk_norm=False,
+    bias=True,
+    time_modulation=False,
+)
 
-def _model_config(config: FolderConfig, **options) -> ModelConfig:
-    """Returns what ALBERT's and BERT's configs say alike. The defaults are those of transformers."""
+
+def _common(config: FolderConfig, vocab_size: int, width: int, heads: int, feedforward: int) -> ModelConfig:
+    """Returns what ALBERT's and BERT's configs say alike, given the defaults that transformers has for each."""
     refuse(config, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
-    return ModelConfig(
-        kind="encoder",
-        vocab_size=config.get("vocab_size", options.pop("vocab_size")),
-        max_length=config.get("max_position_embeddings", 512),
-        token_types=config.get("type_vocab_size", 2),
-        norm="layernorm",
-        norm_placement="post",
-        norm_eps=config.get("layer_norm_eps", 1e-12),
-        embed_norm=True,
-        positions="learned",
-        qk_norm=False,
-        bias=True,
-        tie_readout=config.get("tie_word_embeddings", True),
-        time_modulation=False,
-        dtype="auto",
-        **options,
+    return dataclasses.replace(
+        POST_NORM,
+        vocab_size=number(config, "vocab_size", vocab_size),
+        width=number(config, "hidden_size", width),
+        heads=number(config, "num_attention_heads", heads),
+        feedforward=number(config, "intermediate_size", feedforward),
+        depth=number(config, "num_hidden_layers", 12),
+        max_length=number(config, "max_position_embeddings", 512),
+        token_types=number(config, "type_vocab_size", 2),
+        norm_eps=share(config, "layer_norm_eps", 1e-12),
+        tie_readout=flag(config, "tie_word_embeddings", True),
     )
 
 
 def _albert_config(config: FolderConfig) -> ModelConfig:
-    depth, groups = config.get("num_hidden_layers", 12), config.get("num_hidden_groups", 1)
-    if depth % groups:
+    common, groups = _common(config, 30_000, 4096, 64, 16_384), number(config, "num_hidden_groups", 1)
+    if common.depth % groups:
         raise InputError(
-            f"num_hidden_groups is {groups}, which does not divide num_hidden_layers ({depth}): here every group "
-            "covers as much of the depth as any other"
+            f"num_hidden_groups is {groups}, which does not divide num_hidden_layers ({common.depth}): here every "
+            "group covers as much of the depth as any other"
         )
-    return _model_config(
-        config,
-        vocab_size=30_000,
-        width=config.get("hidden_size", 4096),
-        heads=config.get("num_attention_heads", 64),
-        depth=depth,
+    return dataclasses.replace(
+        common,
         groups=groups,
-        inner_blocks=config.get("inner_group_num", 1),
-        feedforward=config.get("intermediate_size", 16_384),
-        embed_dim=config.get("embedding_size", 128),
+        inner_blocks=number(config, "inner_group_num", 1),
+        embed_dim=number(config, "embedding_size", 128),
         activation=activation(config, "hidden_act", "gelu_new"),
-        dropout=float(config.get("hidden_dropout_prob", 0.0)),
+        dropout=share(config, "hidden_dropout_prob", 0.0),
     )
 
 
 def _bert_config(config: FolderConfig) -> ModelConfig:
-    depth = config.get("num_hidden_layers", 12)
-    return _model_config(
-        config,
-        vocab_size=30_522,
-        width=config.get("hidden_size", 768),
-        heads=config.get("num_attention_heads", 12),
-        depth=depth,
-        groups=depth,
-        feedforward=config.get("intermediate_size", 3072),
+    common = _common(config, 30_522, 768, 12, 3072)
+    return dataclasses.replace(
+        common,
+        groups=common.depth,
         activation=activation(config, "hidden_act", "gelu"),
-        dropout=float(config.get("hidden_dropout_prob", 0.1)),
+        dropout=share(config, "hidden_dropout_prob", 0.1),
     )
 
 
@@ -207,7 +208,7 @@ ALBERT = Family(
         "predictions.decoder.weight": "embeddings.word_embeddings.weight",
         "predictions.decoder.bias": "predictions.bias",
     },
-    heads=re.compile(r"(pooler|predictions|sop_classifier|classifier)\..*"),
+    heads=("pooler.", "predictions.", "sop_classifier.", "classifier."),
 )  # fmt: skip
 
 BERT = Family(
@@ -233,5 +234,5 @@ BERT = Family(
         "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    heads=re.compile(r"(pooler|cls|classifier)\..*"),
+    heads=("pooler.", "cls.predictions.", "cls.seq_relationship.", "classifier."),
 )  # fmt: skip

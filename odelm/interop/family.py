@@ -57,16 +57,40 @@ class Family:
     """Names of tensors that are no parameters, such as masks."""
     duplicates: Mapping[str, str]
     """Tensors that repeat another one where the readout is tied."""
-    heads: re.Pattern[str]
-    """Names of heads and poolers, which a folder may have beyond those that its architecture uses."""
+    heads: tuple[str, ...]
+    """What the names of the tensors of heads and poolers begin with: a folder may have more than it uses."""
     prepared: Callable[[FolderConfig, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda config, tensors: tensors
     """Changes to the tensors that make options of the config ours."""
+
+
+def number(config: FolderConfig, field: str, default: int) -> int:
+    """Returns a whole number above zero of a folder's config, or raises InputError."""
+    value = config.get(field, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{field} is {value!r} in config.json, expected a whole number above 0")
+    return value
+
+
+def share(config: FolderConfig, field: str, default: float) -> float:
+    """Returns a number from 0 to below 1 of a folder's config, or raises InputError."""
+    value = config.get(field, default)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InputError(f"{field} is {value!r} in config.json, expected a number from 0 to below 1")
+    return float(value)
+
+
+def flag(config: FolderConfig, field: str, default: bool) -> bool:
+    """Returns a truth value of a folder's config, or raises InputError."""
+    value = config.get(field, default)
+    if not isinstance(value, bool):
+        raise InputError(f"{field} is {value!r} in config.json, expected true or false")
+    return value
 
 
 def activation(config: FolderConfig, field: str, default: str) -> str:
     """Returns our name of a folder's activation, or raises InputError."""
     name = config.get(field, default)
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InputError(f"{field} is {name!r}, which has no equivalent here; {nearest(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

@@ -15,6 +15,10 @@ CONFIG, TENSORS, INDEX, TOKENIZER = (
     "model.safetensors.index.json",
     "tokenizer.json",
 )
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS_ONLY = f"expected one of {', '.join(FLOATS)}: save the model without quantisation"
+BUFFERS = ("position_ids", "token_type_ids", "attn.bias", "attn.masked_bias")
+"""Ends of the names of tensors that are no parameters, which may be of any dtype."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MISSING_LIBRARY = 'Hugging Face folders need the safetensors library: pip install "odelm[interop]"'
 
@@ -26,7 +30,7 @@ def is_folder(path: str | Path) -> bool:
         return False
     try:
         values = json.loads(file.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(values, dict) and "model_type" in values
 
@@ -46,13 +50,15 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / INDEX).is_file():
         raise InputError(_why_no_tensors(folder))
     tensors: dict[str, np.ndarray] = {}
-    places = _read_json(folder / INDEX).get("weight_map", {})
+    places = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map of tensors to files: copy the folder again")
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise InputError(f"{folder / INDEX} names {name!r}, expected the name of a file beside it")
         if not (folder / name).is_file():
             raise InputError(f"{folder} lacks {name}, which {INDEX} names: copy the folder again, with all its shards")
-        tensors |= _read_file(folder / name)
+        tensors |= {tensor: array for tensor, array in _read_file(folder / name).items() if places.get(tensor) == name}
     lost = sorted(set(places) - set(tensors))
     if lost:
         raise InputError(f"{folder / INDEX} promises {lost[0]} in {places[lost[0]]}, which has no such tensor")
@@ -73,7 +79,7 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}): copy the folder again") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds a {type(values).__name__}, expected a JSON object")
@@ -85,9 +91,15 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
 
     try:
-        return load_file(str(path))
+        tensors = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
+    except (AttributeError, KeyError, TypeError) as error:  # a dtype that NumPy does not have
+        raise InputError(f"{path} has a tensor of a dtype that cannot be read ({error}); {FLOATS_ONLY}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in FLOATS and not name.endswith(BUFFERS):
+            raise InputError(f"{name} in {path} is {tensor.dtype.name}; {FLOATS_ONLY}")
+    return tensors
 
 
 def _safetensors_numpy():

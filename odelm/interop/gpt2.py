@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from odelm.config import ModelConfig
+from odelm.errors import InputError
 from odelm.interop.family import (
     WRITTEN_ACTIVATIONS,
     Family,
@@ -13,34 +14,57 @@ from odelm.interop.family import (
     Model,
     activation,
     common_obstacles,
+    flag,
+    number,
     refuse,
+    share,
 )
 from odelm.interop.tensors import JOINED, JOINED_BIAS, MERGED, Entry, norm
 from odelm.models import CausalLM
 
+ALIASES = {
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+}
+"""Other names that transformers takes for the same fields."""
+
+
+def _plain(config: FolderConfig) -> FolderConfig:
+    """Returns the config under GPT-2's own names; InputError if two names of a field differ."""
+    plain = dict(config)
+    for alias, name in ALIASES.items():
+        if alias in plain and plain.setdefault(name, plain[alias]) != plain[alias]:
+            raise InputError(
+                f"config.json says {alias} {plain[alias]!r} and {name} {plain[name]!r}, which are one field"
+            )
+    return plain
+
 
 def _model_config(config: FolderConfig) -> ModelConfig:
     refuse(config, {"add_cross_attention": False})
-    depth = config.get("n_layer", 12)
+    config = _plain(config)
+    depth = number(config, "n_layer", 12)
     return ModelConfig(
         kind="decoder",
-        vocab_size=config.get("vocab_size", 50_257),
-        width=config.get("n_embd", 768),
-        heads=config.get("n_head", 12),
+        vocab_size=number(config, "vocab_size", 50_257),
+        width=number(config, "n_embd", 768),
+        heads=number(config, "n_head", 12),
         depth=depth,
         groups=depth,
-        feedforward=config.get("n_inner"),
-        max_length=config.get("n_positions", 1024),
+        feedforward=None if config.get("n_inner") is None else number(config, "n_inner", 0),
+        max_length=number(config, "n_positions", 1024),
         norm="layernorm",
         norm_placement="pre",
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        norm_eps=share(config, "layer_norm_epsilon", 1e-5),
         activation=activation(config, "activation_function", "gelu_new"),
         positions="learned",
         qk_norm=False,
         bias=True,
-        tie_readout=config.get("tie_word_embeddings", True),
+        tie_readout=flag(config, "tie_word_embeddings", True),
         time_modulation=False,
-        dropout=float(config.get("resid_pdrop", 0.1)),
+        dropout=share(config, "resid_pdrop", 0.1),
     )
 
 
@@ -98,16 +122,16 @@ def _entries(model: Model) -> list[Entry]:
 
 def _scaled(config: FolderConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Moves the scale of a layer's attention logits, where it is not `1/sqrt(K)`, into its queries."""
-    width, heads = config.get("n_embd", 768), config.get("n_head", 12)
-    by_layer = config.get("scale_attn_by_inverse_layer_idx", False)
-    unscaled = math.sqrt(width // heads) if not config.get("scale_attn_weights", True) else 1.0
+    model = _model_config(config)
+    by_layer = flag(config, "scale_attn_by_inverse_layer_idx", False)
+    unscaled = 1.0 if flag(config, "scale_attn_weights", True) else math.sqrt(model.head_size)
     scaled = dict(tensors)
-    for g in range(config.get("n_layer", 12)):
+    for g in range(model.depth):
         factor = unscaled / (g + 1 if by_layer else 1)
         for part in ("weight", "bias"):
             name = f"h.{g}.attn.c_attn.{part}"
             if factor != 1.0 and name in scaled:
-                factors = np.where(np.arange(scaled[name].shape[-1]) < width, factor, 1.0)
+                factors = np.where(np.arange(scaled[name].shape[-1]) < model.width, factor, 1.0)
                 scaled[name] = (scaled[name] * factors).astype(np.float32)
     return scaled
 
@@ -124,6 +148,6 @@ GPT2 = Family(
     sizes=("vocab_size", "n_embd", "n_inner", "n_layer", "n_positions"),
     ignored=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
     duplicates={"lm_head.weight": "wte.weight"},
-    heads=re.compile(r"(?!)"),
+    heads=(),
     prepared=_scaled,
 )

@@ -1,5 +1,8 @@
 """A Hugging Face folder as a model of ours: `config.json` and safetensors in, with nothing left over."""
 
+import dataclasses
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +17,9 @@ from odelm.errors import InputError, nearest
 from odelm.interop import folder as files
 from odelm.interop import tensors as layouts
 from odelm.interop.encoders import ALBERT, BERT
-from odelm.interop.family import Family, FolderConfig, Model
+from odelm.interop.family import Family, FolderConfig, Model, number
 from odelm.interop.gpt2 import GPT2
-from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
+from odelm.models import Classifier, Encoder
 from odelm.models.parameters import parameters, with_parameters
 
 if TYPE_CHECKING:
@@ -47,30 +50,38 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
     path = Path(path)
     config = files.read_config(path)
     family = _family(config, path)
-    made = family.model_config(config)
+    if config.get("quantization_config") is not None:
+        raise InputError(f"{path} is quantised (quantization_config in config.json): give the model as it was before")
+    made = family.model_config(config).validate()
     if options is not None:
         made.dtype, made.residual_dtype = options.dtype, options.residual_dtype
-    tensors = _named(family, config, files.read_tensors(path), tied=made.tie_readout)
-    model = nnx.eval_shape(lambda: _make(family, config, made.validate(), tensors))
+    tensors = files.read_tensors(path)
+    # A block has a dozen of its own: nothing is built for a config that claims more of them than there can be.
+    if made.groups * made.inner_blocks > len(tensors):
+        raise InputError(f"config.json of {path} says {made.depth} layers, but there are only {len(tensors)} tensors")
+    named = _named(family, config, tensors, tied=made.tie_readout)
+    model = nnx.eval_shape(_maker(family, config, made, named))
     entries = family.entries(model)
-    used = {name for entry in entries for name in entry.tensors}
-    unused = tuple(sorted(name for name in tensors if name not in used and family.heads.fullmatch(name)))
+    unused = _set_aside(family, named, {name for entry in entries for name in entry.tensors})
     arrays = layouts.read(
         entries,
         {name: leaf.shape for name, leaf in parameters(model).items()},
-        {name: tensor for name, tensor in tensors.items() if name not in unused},
+        {name: tensor for name, tensor in named.items() if name not in unused},
         place=str(path),
         implied_by=", ".join(f"{field} {config[field]}" for field in family.sizes if field in config),
     )
     device = jax.local_devices()[0]
     model = with_parameters(model, {name: jax.device_put(array, device) for name, array in arrays.items()})
     file = path / files.TOKENIZER
-    return Folder(model, tokenizers.load(file) if file.is_file() else None, unused)
+    tokenizer = tokenizers.check_size(tokenizers.load(file), made.vocab_size) if file.is_file() else None
+    return Folder(model, tokenizer, unused)
 
 
 def load(path: str | Path, *, options: ModelConfig | None = None) -> tuple[Model, Config, "Tokenizer | None"]:
     """Returns (model, config, tokenizer) of a folder, as `odelm.load` does of a run. Errors are those of `read`."""
     found = read(path, options=options)
+    if found.unused:
+        print(f"left out of {path}, for no part of the model uses them: {', '.join(found.unused)}", file=sys.stderr)
     model, file = found.model.config, Path(path) / files.TOKENIZER
     config = Config(
         model=model,
@@ -91,46 +102,64 @@ def _family(config: FolderConfig, path: Path) -> Family:
 def _named(family: Family, config: FolderConfig, tensors: Tensors, *, tied: bool) -> Tensors:
     """Returns the tensors under the names that the entries use: no prefix, nothing twice, nothing without effect."""
     plain = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix(family.prefix)
+    for given, tensor in tensors.items():
+        name = given.removeprefix(family.prefix)
         # The oldest folders call the parts of a norm by the names that TensorFlow had for them.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if name in plain:
+            raise InputError(f"the folder has {name} twice, once as {given}: remove one of them")
         if not family.ignored.fullmatch(name):
             plain[name] = tensor
     for twin, name in family.duplicates.items():
-        if tied and twin in plain:
-            copy = plain.pop(twin)
-            if not np.array_equal(copy, plain.setdefault(name, copy)):
-                raise InputError(f"{twin} differs from {name}, though tie_word_embeddings says that they are one")
-        elif not tied and name.endswith(".bias") and name in plain:
-            plain.setdefault(twin, plain.pop(name))
+        if twin not in plain or not tied:
+            continue
+        copy = plain.pop(twin)
+        # Where two biases differ, transformers adds the decoder's.
+        if name.endswith(".bias"):
+            plain[name] = copy
+        elif not np.array_equal(copy, plain.setdefault(name, copy)):
+            raise InputError(f"{twin} differs from {name}, though tie_word_embeddings says that they are one")
+    if not tied:
+        for twin, name in family.duplicates.items():
+            if name.endswith(".bias") and name in plain:
+                plain.setdefault(twin, plain.pop(name))
     return family.prepared(config, plain)
 
 
-def _make(family: Family, config: FolderConfig, model: ModelConfig, tensors: Tensors) -> Model:
-    """Returns a new model of the class that the folder's architecture, or else its tensors, ask for."""
-    made, rngs = _class(family, config, tensors), nnx.Rngs(0)
-    if made is CausalLM:
-        return CausalLM(model, rngs=rngs)
+def _set_aside(family: Family, tensors: Tensors, used: set[str]) -> tuple[str, ...]:
+    """Returns the tensors of heads that the class does not have at all."""
+    heads = [head for head in family.heads if not any(name.startswith(head) for name in used)]
+    return tuple(sorted(name for name in tensors if name.startswith(tuple(heads))))
+
+
+def _maker(family: Family, config: FolderConfig, model: ModelConfig, tensors: Tensors) -> Callable[[], Model]:
+    """Returns a function that makes a model of the class that the folder's architecture, or its tensors, ask for."""
+    names = config.get("architectures") or [_architecture(family, tensors)]
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in family.architectures:
+        raise InputError(
+            f"config.json says architecture {name!r}, which has no equivalent; "
+            f"{nearest(str(name), family.architectures)}"
+        )
+    made = family.architectures[name]
     if made is Classifier:
-        return Classifier(model, outputs=config.get("num_labels", len(config.get("id2label", (0, 1)))), rngs=rngs)
+        labels = config.get("id2label")
+        outputs = number(config, "num_labels", len(labels) if isinstance(labels, dict) else 2)
+        return lambda: Classifier(model, outputs=outputs, rngs=nnx.Rngs(0))
     if made is Encoder:
-        return Encoder(model, pooled=any(name.startswith("pooler.") for name in tensors), rngs=rngs)
-    model.sentence_order = any(name.startswith(family.order) for name in tensors)
-    return MaskedLM(model, rngs=rngs)
+        pooled = any(tensor.startswith("pooler.") for tensor in tensors)
+        return lambda: Encoder(model, pooled=pooled, rngs=nnx.Rngs(0))
+    config_of_it = dataclasses.replace(model, sentence_order=name.endswith("ForPreTraining"))
+    return lambda: made(config_of_it, rngs=nnx.Rngs(0))
 
 
-def _class(family: Family, config: FolderConfig, tensors: Tensors) -> type:
-    names = config.get("architectures") or []
-    if names:
-        if names[0] not in family.architectures:
-            raise InputError(
-                f"config.json says architecture {names[0]!r}, which has no equivalent; "
-                f"{nearest(names[0], family.architectures)}"
-            )
-        return family.architectures[names[0]]
+def _architecture(family: Family, tensors: Tensors) -> str:
+    """Returns the architecture that a folder which names none must be of, by its tensors."""
     if family is GPT2:
-        return CausalLM
+        return "GPT2LMHeadModel"
+    bare, masked, pretraining, classifier = family.architectures
     if "classifier.weight" in tensors:
-        return Classifier
-    return MaskedLM if any("predictions." in name for name in tensors) else Encoder
+        return classifier
+    if any("predictions." in name for name in tensors):
+        return pretraining if any(name.startswith(family.order) for name in tensors) else masked
+    return bare

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from odelm.errors import InputError
@@ -51,13 +52,18 @@ SPLIT = Layout(
 )
 """Their biases (3, H, K) as three vectors (H K,)."""
 
-MERGED = Layout(lambda x: (_flat(2)(x),), lambda shape, tensors: tensors[0].reshape(shape))
+
+def _reshaped(shape: tuple[int, ...], tensors: tuple[np.ndarray, ...]) -> np.ndarray:
+    return tensors[0].reshape(shape)
+
+
+MERGED = Layout(lambda x: (_flat(2)(x),), _reshaped)
 """The attention's output map (H, K, D) as GPT-2's `Conv1D` holds it, (H K, D)."""
 
-JOINED = Layout(lambda x: (_flat(1)(x),), lambda shape, tensors: tensors[0].reshape(shape))
+JOINED = Layout(lambda x: (_flat(1)(x),), _reshaped)
 """The three maps (D, 3, H, K) in one `Conv1D`, (D, 3 H K)."""
 
-JOINED_BIAS = Layout(lambda x: (x.reshape(-1),), lambda shape, tensors: tensors[0].reshape(shape))
+JOINED_BIAS = Layout(lambda x: (x.reshape(-1),), _reshaped)
 """Their biases (3, H, K) as one vector (3 H K,)."""
 
 
@@ -116,7 +122,8 @@ def read(
     """
     expected = {}
     for entry in entries:
-        expected |= zip(entry.tensors, entry.layout.write(np.empty(shapes[entry.parameter], np.int8)), strict=True)
+        shape = jax.ShapeDtypeStruct(shapes[entry.parameter], np.float32)
+        expected |= zip(entry.tensors, jax.eval_shape(entry.layout.write, shape), strict=True)
     problems = [f"{name} is missing, shape {expected[name].shape}" for name in expected if name not in tensors]
     problems += [f"{name} is unexpected, shape {tensors[name].shape}" for name in tensors if name not in expected]
     problems += [

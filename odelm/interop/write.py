@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from odelm.config import ModelConfig
 from odelm.data.cache import publish
-from odelm.data.tokenizer import NAMES
+from odelm.data.tokenizer import NAMES, check_size
 from odelm.errors import InputError
 from odelm.interop import folder as files
 from odelm.interop import tensors as layouts
@@ -29,7 +29,7 @@ ARCHITECTURES = {
     ALBERT: ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining", "AlbertForSequenceClassification"),
     BERT: ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"),
 }
-SPECIAL = {"pad": "pad_token", "end": "eos_token", "cls": "cls_token", "sep": "sep_token", "mask": "mask_token"}
+UNKNOWN = ("[UNK]", "<unk>", "<|unk|>")
 
 
 def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = None) -> str:
@@ -43,6 +43,8 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new directory")
     family, plain = as_family(model)
+    if tokenizer is not None:
+        check_size(tokenizer, model.config.vocab_size)
     config = family.folder_config(plain.config) | _named_ids(plain, tokenizer)
     config["architectures"] = [_architecture(family, plain)]
     if isinstance(plain, Classifier):
@@ -50,8 +52,9 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
     tensors = layouts.write(family.entries(plain), parameters(plain))
     bare = config["architectures"][0].endswith("Model")
-    body = {name for name in tensors if not family.heads.fullmatch(name) and name != "lm_head.weight"}
-    body |= {name for name in tensors if name.startswith("pooler.")}
+    # A pooler is of the body; what a tied readout leaves of GPT-2's head has no tensors.
+    heads = (*(head for head in family.heads if head != "pooler."), "lm_head.")
+    body = {name for name in tensors if not name.startswith(heads)}
     named = {name if bare or name not in body else family.prefix + name: tensor for name, tensor in tensors.items()}
     if not plain.config.tie_readout and isinstance(plain, MaskedLM):
         bias = next(name for name in family.duplicates if name.endswith("decoder.bias"))
@@ -117,21 +120,29 @@ def _architecture(family: Family, model: Model) -> str:
     return pretraining if model.config.sentence_order else masked
 
 
-def _named_ids(model: Model, tokenizer: "Tokenizer | None") -> FolderConfig:
-    """Returns the ids of the special tokens, which transformers would otherwise take from its defaults."""
-    tokens = _special(tokenizer)
-    ids = {role: tokenizer.token_to_id(token) if tokenizer else None for role, token in tokens.items()}
-    begin = ids.get("end") if isinstance(model, CausalLM) else ids.get("cls")
-    end = ids.get("end") if isinstance(model, CausalLM) else ids.get("sep")
-    return {"pad_token_id": ids.get("pad"), "bos_token_id": begin, "eos_token_id": end}
+def _special(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
+    """Returns the special tokens by the names that transformers has for them, as far as the tokenizer has them.
 
-
-def _special(tokenizer: "Tokenizer | None") -> dict[str, str]:
-    """Returns the token of each role that the tokenizer has."""
+    What begins and ends a text is the class and separator token to an encoder, the end-of-text token to a decoder.
+    """
     if tokenizer is None:
         return {}
-    found = {role: [name for name in names if tokenizer.token_to_id(name) is not None] for role, names in NAMES.items()}
-    return {role: names[0] for role, names in found.items() if names}
+    begin, end = ("end", "end") if isinstance(model, CausalLM) else ("cls", "sep")
+    roles = {"pad": "pad", "bos": begin, "eos": end, "cls": "cls", "sep": "sep", "mask": "mask"}
+    names = {name: NAMES[role] for name, role in roles.items()} | {"unk": UNKNOWN}
+    held = {
+        name: [token for token in tokens if tokenizer.token_to_id(token) is not None] for name, tokens in names.items()
+    }
+    return {name: tokens[0] for name, tokens in held.items() if tokens}
+
+
+def _named_ids(model: Model, tokenizer: "Tokenizer | None") -> FolderConfig:
+    """Returns the ids of the special tokens, which transformers would otherwise take from its defaults."""
+    tokens = _special(model, tokenizer)
+    return {
+        f"{name}_token_id": tokenizer.token_to_id(tokens[name]) if tokenizer and name in tokens else None
+        for name in ("pad", "bos", "eos")
+    }
 
 
 def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
@@ -141,14 +152,19 @@ def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None") -> dict[str, s
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer, tokens = Tokenizer.from_str(tokenizer.to_str()), _special(tokenizer)
+    tokenizer, tokens = Tokenizer.from_str(tokenizer.to_str()), _special(model, tokenizer)
+    typed = not isinstance(model, CausalLM) and model.config.token_types > 1
     if not isinstance(model, CausalLM) and tokenizer.post_processor is None and {"cls", "sep"} <= set(tokens):
-        cls, sep = tokens["cls"], tokens["sep"]
+        cls, sep, second = tokens["cls"], tokens["sep"], int(typed)
         tokenizer.post_processor = TemplateProcessing(
             single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            pair=f"{cls} $A {sep} $B:{second} {sep}:{second}",
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
         )
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.config.max_length}
-    settings |= {SPECIAL[role]: token for role, token in tokens.items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.config.max_length,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
+        **{f"{name}_token": token for name, token in tokens.items()},
+    }
     return {files.TOKENIZER: tokenizer.to_str(), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}

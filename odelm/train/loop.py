@@ -52,7 +52,9 @@ def train(config: Config, workdir: str | Path) -> Result:
     Raises InputError for a config that cannot be, or a workdir that holds a different run.
     """
     workdir = Path(workdir)
-    config, source = _with_source(config.validate(), workdir)
+    config.init.validate()
+    config, source = _with_source(config, workdir)
+    config.validate()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh)
     _check_same_run(config, workdir)
@@ -64,14 +66,16 @@ def train(config: Config, workdir: str | Path) -> Result:
     graph, _ = graph_of(config)
     optimizer = make_optimizer(config.optimizer, config.train.updates)
     state = init_state(config, optimizer, mesh)
+    summary = None if source is None else source.summary
     if source is not None:
         state = with_params(state, nnx.state(source.model, nnx.Param))
+        del source
     checkpoints = Checkpoints(workdir, keep=config.train.keep)
     try:
         state = _restored(state, checkpoints)
         start = int(state.step)
         with Log(workdir, updates=config.train.updates, start=start, enabled=jax.process_index() == 0) as log:
-            _introduce(log, config, state, prepared, start, source)
+            _introduce(log, config, state, prepared, start, summary)
             run = _Run(config, prepared, mesh, graph, make_update(config, graph, optimizer), checkpoints, log)
             with Interrupt() as interrupt:
                 return run(state, interrupt)
@@ -188,9 +192,9 @@ def _with_source(config: Config, workdir: Path) -> tuple[Config, Start | None]:
         if saved.init == config.init:
             config = replace(config, model=adopted(config.model, saved.model))
             if checkpoint.has_checkpoint(workdir):
-                return config.validate(), None
+                return config, None
     source = starting_point(config)
-    return replace(config, model=source.model.config).validate(), source
+    return replace(config, model=source.model.config), source
 
 
 def _tokenizer_file(config: Config, source: Start | None, workdir: Path) -> Path | None:
@@ -265,7 +269,7 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> TrainState:
 
 
 def _introduce(
-    log: Log, config: Config, state: TrainState, prepared: Prepared, start: int, source: Start | None
+    log: Log, config: Config, state: TrainState, prepared: Prepared, start: int, summary: str | None
 ) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     model = config.model
@@ -276,5 +280,5 @@ def _introduce(
     log.print(f"{len(prepared.train):,} training tokens; depth steps drawn: {config.step_sampling.kind}")
     if start:
         log.print(f"resumed after update {start}")
-    elif source is not None:
-        log.print(source.summary)
+    elif summary is not None:
+        log.print(summary)

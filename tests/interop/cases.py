@@ -51,6 +51,7 @@ CASES = [
     albert("albert-groups", num_hidden_layers=6, num_hidden_groups=3),
     albert("albert-inner", num_hidden_groups=2, inner_group_num=3),
     albert("albert-square", embedding_size=48),
+    albert("albert-eps", layer_norm_eps=1e-2),
     albert("albert-relu", hidden_act="relu"),
     albert("albert-untied", tie_word_embeddings=False),
     albert("albert-order", "AlbertForPreTraining"),
@@ -60,6 +61,7 @@ CASES = [
     bert("bert-base", num_attention_heads=12, intermediate_size=192, num_hidden_layers=12),
     bert("bert-order", "BertForPreTraining", hidden_act="gelu_new"),
     bert("bert-silu", hidden_act="silu", type_vocab_size=3),
+    bert("bert-eps", layer_norm_eps=1e-2),
     bert("bert-untied", tie_word_embeddings=False),
     bert("bert-classes", "BertForSequenceClassification"),
     bert("bert-bare", "BertModel"),
@@ -68,5 +70,6 @@ CASES = [
     gpt2("gpt2-relu", activation_function="relu"),
     gpt2("gpt2-by-layer", scale_attn_by_inverse_layer_idx=True),
     gpt2("gpt2-unscaled", scale_attn_weights=False, reorder_and_upcast_attn=True),
+    gpt2("gpt2-eps", layer_norm_epsilon=1e-2),
     gpt2("gpt2-bare", "GPT2Model"),
 ]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -131,7 +130,12 @@ def test_the_tokenizer_is_written_too(make_model, tmp_path):
     plain = trained.encode("other words", add_special_tokens=False).ids
     assert theirs("other words")["input_ids"] == [2, *plain, 3]
     assert theirs.mask_token_id == 4 and theirs.pad_token_id == 0
+    ids = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ids["bos_token_id"], ids["eos_token_id"]) == (2, 3)
+    pair = theirs("other", "words")
+    assert pair["token_type_ids"] == [0] * (pair["input_ids"].index(3) + 1) + [1] * (
+        len(pair["input_ids"]) - 1 - pair["input_ids"].index(3)
+    )
     _, config, tokenizer = odelm.load(tmp_path / "out")
     assert tokenizer is not None and config.data.tokenizer == str(tmp_path / "out" / "tokenizer.json")
     assert tokenizer.encode("other words", add_special_tokens=False).ids == plain
-    assert jax.tree.leaves(parameters(model))

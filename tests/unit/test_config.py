@@ -80,6 +80,7 @@ WRONG = [
     (dict(model__layer_rank=-1), r"model\.layer_rank is -1, expected 0 or more"),
     (dict(model__inner_blocks=0), r"model\.inner_blocks is 0, expected a positive"),
     (dict(init__groups=1), r"init\.groups shares the layers of init\.from_pretrained, which is empty"),
+    (dict(init__merge="layer"), r"init\.merge is 'layer', but init\.groups is None"),
     (dict(init__rank=0), r"init\.rank is 0, expected a positive"),
     (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
     (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),

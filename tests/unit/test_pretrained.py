@@ -85,6 +85,19 @@ def test_a_model_without_a_language_head_is_no_start(make_config, tmp_path):
         pretrained.starting_point(config_of(tmp_path / "bare"))
 
 
+def test_a_recipe_need_not_fit_a_model_that_does_not_count(folder, tmp_path):
+    """The length and the weights are held against the folder's model, not against the one that the recipe has."""
+    from odelm.train.loop import train
+
+    config = config_of(folder(**ALBERT), options=dict(max_length=8, depth=7))
+    config.train.length, config.step_sampling.counts, config.step_sampling.weights = 16, (), (1.0, 1.0, 1.0)
+    with pytest.raises(odelm.InputError, match="no tokenizer.json"):
+        train(config, tmp_path / "run")
+    config.train.length = 17
+    with pytest.raises(odelm.InputError, match="train.length is 17, but model.max_length is 16"):
+        train(config, tmp_path / "run")
+
+
 def test_a_source_that_is_nothing_is_told(tmp_path):
     with pytest.raises(odelm.InputError, match="absent is not a directory"):
         pretrained.starting_point(config_of(tmp_path / "absent"))

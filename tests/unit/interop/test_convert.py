@@ -1,5 +1,7 @@
 """From shared to unshared, exactly; from unshared to shared, exactly where nothing is lost."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -86,10 +88,27 @@ def test_equal_layers_are_shared_without_loss(make_model, tokens):
     np.testing.assert_allclose(shared(stack, groups=1)(tokens, steps=2), model(tokens, steps=2), rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("options", [dict(groups=3), dict(groups=2, merge="layer", layer=2)])
-def test_groups_and_layers_that_cannot_be_are_refused(options, make_model):
-    with pytest.raises(odelm.InputError, match="groups|init.layer is 2, but a group has 2 layers"):
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(groups=3), "model.groups is 3, which does not divide model.depth"),
+        (dict(groups=8), "init.groups is 8, but the model has only 4"),
+        (dict(groups=2, merge="layer", layer=2), "init.layer is 2, but a group has 2 layers"),
+    ],
+)
+def test_groups_and_layers_that_cannot_be_are_refused(options, says, make_model):
+    with pytest.raises(odelm.InputError, match=says):
         shared(make_model(**GPT2), **options)
+
+
+@pytest.mark.parametrize("stack", [dict(groups=1), dict(groups=4)], ids=["alike", "different"])
+def test_residuals_can_learn_where_there_is_nothing_to_keep(stack, make_model, tokens):
+    """Of equal layers the residual is zero, and beyond a matrix's rank too: there its gradient must not be."""
+    model = shared(make_model(**(PLAIN | stack)), groups=1, merge="low_rank", rank=20)
+    graph, params = nnx.split(model, nnx.Param)
+    grads = jax.grad(lambda p: jnp.square(nnx.merge(graph, p)(tokens)).mean())(params)
+    up = parameters(nnx.merge(graph, grads))["blocks/0/residual/up/up"]
+    assert np.abs(up).max(axis=-1).min() > 0, "a column of the residual is dead"
 
 
 def test_low_rank_factors_are_the_nearest():

@@ -46,7 +46,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_named(albert, change
         interop.read(albert)
     text = str(error.value)
     assert "encoder.embedding_hidden_mapping_in.bias is missing, shape (16,)" in text
-    assert "surplus is unexpected, shape (5,)" in text
+    assert "surplus is unexpected, shape (5,)" in text and "predictions.more is unexpected, shape (2, 3)" in text
     assert "predictions.dense.weight has shape (16, 8), expected (8, 16)" in text
     assert "embedding_size 8, hidden_size 16" in text and str(albert) in text
 
@@ -84,6 +84,94 @@ def test_names_of_old_folders_are_known(albert, change, make_model):
     assert_same(interop.read(albert).model, make_model(**ALBERT))
 
 
+def test_a_name_that_is_there_twice_is_refused(albert, change):
+    def twice(tensors):
+        tensors[WORDS] = tensors["albert." + WORDS]
+
+    change(albert, tensors=twice)
+    with pytest.raises(odelm.InputError, match=f"the folder has {WORDS} twice"):
+        interop.read(albert)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_])
+def test_what_is_no_float_is_refused(dtype, albert, change):
+    def cast(tensors):
+        tensors["predictions.dense.weight"] = tensors["predictions.dense.weight"].astype(dtype)
+
+    change(albert, tensors=cast)
+    with pytest.raises(
+        odelm.InputError, match="predictions.dense.weight in .* is (int8|bool); expected one of float16"
+    ):
+        interop.read(albert)
+
+
+def test_the_decoder_bias_counts_where_two_differ(albert, change):
+    def differ(tensors):
+        tensors["predictions.decoder.bias"] = tensors["predictions.bias"] + 1
+
+    before = parameters(interop.read(albert).model)["head/bias"]
+    change(albert, tensors=differ)
+    np.testing.assert_array_equal(parameters(interop.read(albert).model)["head/bias"], before + 1)
+
+
+def test_the_architecture_says_whether_there_is_a_second_head(make_model, change, tmp_path):
+    from tests.unit.interop.conftest import ALBERT
+
+    interop.export(make_model(**ALBERT, sentence_order=True), tmp_path / "two")
+    assert interop.read(tmp_path / "two").model.config.sentence_order
+    change(tmp_path / "two", architectures=["AlbertForMaskedLM"])
+    found = interop.read(tmp_path / "two")
+    assert not found.model.config.sentence_order
+    assert {name.split(".")[0] for name in found.unused} == {"pooler", "sop_classifier"}
+
+    interop.export(make_model(**ALBERT), tmp_path / "one")
+    change(tmp_path / "one", architectures=["AlbertForPreTraining"])
+    with pytest.raises(odelm.InputError, match="pooler.weight is missing.*sop_classifier.classifier.weight is missing"):
+        interop.read(tmp_path / "one")
+
+
+def test_what_is_left_out_is_told(albert, change, capsys):
+    change(albert, tensors=lambda t: t.update({"albert.pooler.bias": np.zeros(16, "f")}))
+    odelm.load(albert)
+    assert "left out of" in (told := capsys.readouterr().err) and "pooler.bias" in told
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(albert, make_model, tmp_path):
+    from odelm.data import tokenizer as tokenizers
+    from tests.unit.interop.conftest import ALBERT
+
+    trained = tokenizers.train(["some words"], vocab_size=270, max_bytes=100)
+    trained.save(str(albert / "tokenizer.json"))
+    with pytest.raises(odelm.InputError, match="more than model.vocab_size 13"):
+        odelm.load(albert)
+    with pytest.raises(odelm.InputError, match="more than model.vocab_size 13"):
+        interop.export(make_model(**ALBERT), tmp_path / "out", tokenizer=trained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_names_of_gpt2s_fields_count(gpt2, change, tokens):
+    before = interop.read(gpt2).model
+    path = gpt2 / "config.json"
+    config = json.loads(path.read_text())
+    config["num_attention_heads"] = config.pop("n_head")
+    path.write_text(json.dumps(config))
+    after = interop.read(gpt2).model
+    assert after.config.heads == before.config.heads == 2
+    np.testing.assert_array_equal(after(tokens), before(tokens))
+    change(gpt2, n_head=4)
+    with pytest.raises(odelm.InputError, match="num_attention_heads 2 and n_head 4, which are one field"):
+        interop.read(gpt2)
+
+
+def test_a_folder_of_no_known_kind_is_told_so(albert):
+    path = albert / "config.json"
+    config = json.loads(path.read_text())
+    del config["model_type"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(odelm.InputError, match="of a Hugging Face folder it would say its model_type"):
+        odelm.load(albert)
+
+
 def test_a_copy_that_differs_from_what_it_is_tied_to_is_refused(albert, change):
     def differ(tensors):
         tensors["predictions.decoder.weight"] = tensors["albert." + WORDS] + 1
@@ -102,6 +190,16 @@ def test_a_copy_that_differs_from_what_it_is_tied_to_is_refused(albert, change):
         (dict(num_hidden_groups=3), r"num_hidden_groups is 3, which does not divide num_hidden_layers \(4\)"),
         (dict(position_embedding_type="relative_key"), "position_embedding_type is 'relative_key'.*only 'absolute'"),
         (dict(num_attention_heads=5), "model.heads is 5, which does not divide"),
+        (dict(num_hidden_groups=0), "num_hidden_groups is 0 in config.json, expected a whole number above 0"),
+        (dict(num_hidden_layers="4"), "num_hidden_layers is '4'"),
+        (dict(type_vocab_size=0), "type_vocab_size is 0"),
+        (dict(hidden_dropout_prob=None), "hidden_dropout_prob is None"),
+        (dict(hidden_act=["gelu"]), "hidden_act is \\['gelu'\\]"),
+        (dict(tie_word_embeddings=1), "tie_word_embeddings is 1.*expected true or false"),
+        (dict(architectures=[1]), "architecture 1, which has no equivalent"),
+        (dict(quantization_config={"bits": 4}), "is quantised"),
+        (dict(num_hidden_layers=10**9, num_hidden_groups=10**9), "says 1000000000 layers, but there are only 28"),
+        (dict(vocab_size=10**12), r"has shape \(13, 8\), expected \(1000000000000, 8\)"),
     ],
 )
 def test_what_has_no_equivalent_is_named(albert, change, config, says):
@@ -155,6 +253,10 @@ def test_shards_that_do_not_fit_their_index_are_told(albert):
     index.write_text(json.dumps({"weight_map": places | {"lost": next(iter(places.values()))}}))
     with pytest.raises(odelm.InputError, match="promises lost in model-"):
         interop.read(albert)
+    for map in ([], None, {"a": 3}):
+        index.write_text(json.dumps({"weight_map": map}))
+        with pytest.raises(odelm.InputError, match="has no weight_map of tensors to files"):
+            interop.read(albert)
     index.write_text(json.dumps({"weight_map": places | {"away": "../other.safetensors"}}))
     with pytest.raises(odelm.InputError, match="expected the name of a file beside it"):
         interop.read(albert)
@@ -180,6 +282,8 @@ def test_damaged_and_missing_files_are_named(albert):
     weights.unlink()
     with pytest.raises(odelm.InputError, match="has no model.safetensors"):
         interop.read(albert)
+    (albert / "config.json").write_text("[" * 200_000)
+    assert not interop.is_folder(albert)
     (albert / "config.json").write_text("{")
     assert not interop.is_folder(albert)
     with pytest.raises(odelm.InputError, match="config.json cannot be read as JSON"):
