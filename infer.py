@@ -141,13 +141,15 @@ def _compare(model, config: Config, tokenizer, steps: tuple[int, ...], step: int
         before=None if before is None else Runner.of(before),
     )
     report = make_report(config.model, rows, step=step)
+    # A file has no width of its own; a terminal's may cut the numbers short.
+    console = Console(width=None if sys.stdout.isatty() else 100)
     out = Path(OUT.value) if OUT.value else Path(_source()) / "infer"
     try:
         write_report(report, out)
     except OSError as error:
-        print_table(report, Console())
+        print_table(report, console)
         raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
-    print_table(report, Console())
+    print_table(report, console)
     print(f"written to {out}")
 
 

@@ -4,7 +4,7 @@
         --config.data.source=PATH
 
 The model and its tokenizer are the folder's. The options of `config.init` can share the layers of an ordinary BERT or
-GPT-2 among fewer blocks first. It has not been run yet.
+GPT-2 among fewer blocks first. What it was seen to do, and where it was not tried yet, is in docs/adopt.md.
 """
 
 from odelm.config import Config, DataConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
