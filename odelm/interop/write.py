@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+import numpy as np
 
 from odelm.config import ModelConfig
 from odelm.data.cache import publish
@@ -25,10 +26,6 @@ from odelm.models.remake import shapes_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ARCHITECTURES = {
-    ALBERT: ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining", "AlbertForSequenceClassification"),
-    BERT: ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"),
-}
 UNKNOWN = ("[UNK]", "<unk>", "<|unk|>")
 
 
@@ -45,25 +42,17 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     family, plain = as_family(model)
     if tokenizer is not None:
         check_size(tokenizer, model.config.vocab_size)
-    config = family.folder_config(plain.config) | _named_ids(plain, tokenizer)
-    config["architectures"] = [_architecture(family, plain)]
+    architecture = _architecture(family, plain)
+    config = family.folder_config(plain.config) | _named_ids(plain, tokenizer) | {"architectures": [architecture]}
     if isinstance(plain, Classifier):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.head.out.out_features)}
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
-    tensors = layouts.write(family.entries(plain), parameters(plain))
-    bare = config["architectures"][0].endswith("Model")
-    # A pooler is of the body; what a tied readout leaves of GPT-2's head has no tensors.
-    heads = (*(head for head in family.heads if head != "pooler."), "lm_head.")
-    body = {name for name in tensors if not name.startswith(heads)}
-    named = {name if bare or name not in body else family.prefix + name: tensor for name, tensor in tensors.items()}
-    if not plain.config.tie_readout and isinstance(plain, MaskedLM):
-        bias = next(name for name in family.duplicates if name.endswith("decoder.bias"))
-        named[family.duplicates[bias]] = named[bias]
+    tensors = _tensors(family, plain, prefix="" if architecture.endswith("Model") else family.prefix)
     with publish(folder) as partial:
-        files.write(partial, config, named, _tokenizer_files(plain, tokenizer))
+        files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
     separate = plain.config.groups > model.config.groups
     note = f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers" if separate else ""
-    return f"wrote {folder}: {config['architectures'][0]}, {len(named)} tensors{note}"
+    return f"wrote {folder}: {architecture}, {len(tensors)} tensors{note}"
 
 
 def as_family(model: Model) -> tuple[Family, Model]:
@@ -82,6 +71,18 @@ def as_family(model: Model) -> tuple[Family, Model]:
     if family is not ALBERT and model.config.inner_blocks > 1:
         model = flattened(model)
     return family, _completed(model, family)
+
+
+def _tensors(family: Family, model: Model, *, prefix: str) -> dict[str, np.ndarray]:
+    """Returns the tensors under the names that transformers gives them, those of the body after `prefix`."""
+    tensors = layouts.write(family.entries(model), parameters(model))
+    # A pooler is of the body.
+    heads = (*(head for head in family.heads if head != "pooler."), "lm_head.")
+    named = {name if name.startswith(heads) else prefix + name: tensor for name, tensor in tensors.items()}
+    if not model.config.tie_readout and isinstance(model, MaskedLM):
+        bias = next(name for name in family.duplicates if name.endswith("decoder.bias"))
+        named[family.duplicates[bias]] = named[bias]
+    return named
 
 
 def _completed(model: Model, family: Family) -> Model:
@@ -112,7 +113,7 @@ def _filled(name: str, shape: tuple[int, ...], config: ModelConfig) -> jnp.ndarr
 def _architecture(family: Family, model: Model) -> str:
     if isinstance(model, CausalLM):
         return "GPT2LMHeadModel"
-    bare, masked, pretraining, classifier = ARCHITECTURES[family]
+    bare, masked, pretraining, classifier = family.architectures
     if isinstance(model, Encoder):
         return bare
     if isinstance(model, Classifier):
