@@ -48,7 +48,7 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.head.out.out_features)}
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
     tensors = _tensors(family, plain, prefix="" if architecture.endswith("Model") else family.prefix)
-    with publish(folder) as partial:
+    with publish(folder, option="folder") as partial:
         files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
     separate = plain.config.groups > model.config.groups
     note = f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers" if separate else ""
