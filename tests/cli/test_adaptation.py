@@ -30,7 +30,9 @@ def folder(tmp_path_factory, small):
 @pytest.fixture(scope="module")
 def options(small) -> list[str]:
     """Returns the small options without those of the model, which is the folder's."""
-    return [option for option in small if ".model." not in option and "counts" not in option]
+    kept = [option for option in small if ".model." not in option and "counts" not in option]
+    # Two executables an adaptation, and two to evaluate: each takes seconds to compile.
+    return [*kept, "--config.step_sampling.counts=4,2", "--config.train.eval_steps=2"]
 
 
 def losses_of(workdir) -> dict[int, dict[str, float]]:
@@ -104,7 +106,7 @@ def test_an_ordinary_stack_is_shared_and_adapted(small, options, call, tmp_path)
         done.stdout.split()
     )
     assert set(losses_of(tmp_path / "shared")) == {0, 6}
-    assert set(losses_of(tmp_path / "shared")[0]) == {"4", "2", "1"}
+    assert set(losses_of(tmp_path / "shared")[0]) == {"4", "2"}
     done = call("infer.py", f"--workdir={tmp_path / 'shared'}", "--steps=4,2", *SHAPE)
     assert done.returncode == 0, done.stderr
     full, coarse = report_of(tmp_path / "shared")["rows"]
