@@ -55,6 +55,6 @@ def test_projected_steps_of_size_four_keep_the_loss(trained):
     learned = uniform - full
     assert learned > 0.8 * uniform, f"the toy task was not learned: loss {full}, {uniform} untrained"
     # Training saw both counts, so large steps keep what was learned, but for a twentieth at the most. Plain Euler's
-    # step goes from h to 4 Block(h) - 3 h, amplifies the state and loses at least half of it, or diverges.
+    # step goes from h to 4 Block(h) - 3 h, which amplifies the state: its loss is many times that of either.
     assert abs(coarse - full) < 0.05 * learned, f"loss {coarse} in steps of 4, {full} in unit steps"
-    assert not plain - full < 0.5 * learned, f"loss {plain} by plain Euler, {full} in unit steps"
+    assert not plain < 10 * max(full, coarse), f"loss {plain} by plain Euler, {coarse} by projected steps of 4"

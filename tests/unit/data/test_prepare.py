@@ -132,7 +132,7 @@ def test_two_processes_at_once_agree(config: Config):
     workers = [context.Process(target=_prepare_from, args=(to_json(config), directories)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = {directories.get(timeout=60) for _ in workers}
+    found = {directories.get(timeout=240) for _ in workers}
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0] and len(found) == 1
