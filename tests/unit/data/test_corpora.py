@@ -5,7 +5,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import documents, make_config, write_jsonl
+from small_corpus import documents, make_config, write_jsonl
 from tensorflow_datasets.core.utils import gcs_utils
 
 from odelm.config import Config, DataConfig

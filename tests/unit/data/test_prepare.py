@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import documents, write_jsonl
+from small_corpus import documents, write_jsonl
 
 from odelm.config import Config
 from odelm.data import prepare as module

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import documents
+from small_corpus import documents
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from odelm.data import tokenizer as tokenizers
