@@ -23,7 +23,9 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2", "relu", "silu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
-CORPORA = ("python_source", "text")
+CORPORA = ("python_source", "text", "openwebtext", "pile")
+ON_BAD_RECORD = ("error", "skip")
+PACKINGS = ("auto", "concatenate", "segments", "documents")
 DECAYS = ("cosine", "linear", "constant")
 MERGES = ("mean", "layer", "low_rank")
 ADOPTED = ("time_modulation", "dropout", "dtype", "residual_dtype")
@@ -136,9 +138,23 @@ class ModelConfig:
 @dataclass(unsafe_hash=True)
 class DataConfig:
     corpus: str = "python_source"
-    """`python_source` (the standard library of the running interpreter) or `text` (your own files)."""
+    """`python_source` (the standard library of the running interpreter), `text` (your own files), `openwebtext`,
+    `pile`, or `tfds:NAME` for one of the TFDS catalogue."""
     source: str = ""
-    """For `text`: a file, folder or glob of .txt and .jsonl, each plain, .gz, .xz or .zst."""
+    """A file, folder or glob. For `text`: .txt and .jsonl, each plain, .gz, .xz or .zst. For `openwebtext`: its
+    archive, unpacked or not, or .jsonl. For `pile`: its .jsonl.zst shards. For `tfds:NAME`: the folder of TFDS."""
+    components: tuple[str, ...] = ()
+    """The parts of the corpus to use, by name: for `pile` its sets, for `text` the names of the .jsonl files and of
+    the folders of .txt files. Empty is all."""
+    exclude: tuple[str, ...] = ()
+    """Parts of the corpus to leave out; nothing of them is kept on disk."""
+    weights: tuple[float, ...] = ()
+    """The share of each of `components` in training, so that each crosses its epochs at its own rate. Empty takes
+    every window once an epoch. Evaluation takes each held-out window once in either case."""
+    on_bad_record: str = "error"
+    """What to do with a record that cannot be read: `error` names it and stops, `skip` leaves it out and counts."""
+    text_feature: str = "text"
+    """For `tfds:NAME`: the feature that holds the text."""
     data_dir: str = "~/.cache/odelm"
     """Where prepared corpora, tokenizers and tokens are kept and found again."""
     tokenizer: str = ""
@@ -149,14 +165,26 @@ class DataConfig:
     """Share of documents held out, chosen by a stable hash of each document."""
     tokenizer_bytes: int = 20_000_000
     """How much text, in bytes, the tokenizer is trained on."""
+    packing: str = "auto"
+    """What a row holds. `concatenate`: a window of all documents in a row, which see each other. `segments`: the same
+    windows, but a token sees its own document alone, and positions start anew in each. `documents`: tokens of one
+    document, the row padded where it ends. `auto`: `documents` for a model with sentence order, else `concatenate`."""
     mask_rate: float = 0.15
     """Encoder only: the share of tokens to predict."""
+    workers: int = 0
+    """Processes that make batches, beside the one that trains; 0 makes them in its threads."""
 
     def validate(self) -> "DataConfig":
         check_types(self, "data")
-        choice("data.corpus", self.corpus, CORPORA)
-        if self.corpus == "text" and not self.source:
-            raise InputError("data.corpus is 'text', but data.source is empty: give a file, a folder or a glob")
+        if not self.corpus.startswith("tfds:"):
+            choice("data.corpus", self.corpus, CORPORA)
+            if self.corpus != "python_source" and not self.source:
+                raise InputError(
+                    f"data.corpus is {self.corpus!r}, but data.source is empty: give a file, a folder or a glob"
+                )
+        choice("data.on_bad_record", self.on_bad_record, ON_BAD_RECORD)
+        choice("data.packing", self.packing, PACKINGS)
+        self._validate_components()
         if not 0.0 < self.valid_fraction < 1.0:
             raise InputError(f"data.valid_fraction is {self.valid_fraction}, expected a number between 0 and 1")
         if not 0.0 < self.mask_rate < 1.0:
@@ -164,7 +192,23 @@ class DataConfig:
         if self.vocab_size is not None:
             positive("data.vocab_size", self.vocab_size)
         positive("data.tokenizer_bytes", self.tokenizer_bytes)
+        if self.workers < 0:
+            raise InputError(f"data.workers is {self.workers}, expected 0 or more")
         return self
+
+    def _validate_components(self) -> None:
+        named = self.components + self.exclude
+        if named and self.corpus not in ("text", "pile"):
+            raise InputError(f"data.components and data.exclude choose among parts, which {self.corpus!r} has not")
+        if len(set(named)) < len(named):
+            raise InputError(f"data.components and data.exclude name a part twice: {', '.join(named)}")
+        if self.weights and len(self.weights) != len(self.components):
+            raise InputError(
+                f"data.weights has {len(self.weights)} entries, expected one for each of the {len(self.components)} "
+                "data.components, or none"
+            )
+        if any(not 0 < weight < float("inf") for weight in self.weights):
+            raise InputError(f"data.weights is {self.weights}, expected positive numbers")
 
 
 @dataclass(unsafe_hash=True)
@@ -358,11 +402,23 @@ class Config:
         self.train.validate(self.model)
         self.mesh.validate()
         self.init.validate()
+        if self.model.sentence_order and self.packing != "documents":
+            raise InputError(
+                f"data.packing is {self.data.packing!r}, but a pair of segments with an order (model.sentence_order) "
+                "is of one document: expected 'documents' or 'auto'"
+            )
         if self.data.vocab_size is not None and self.data.vocab_size > self.model.vocab_size:
             raise InputError(
                 f"data.vocab_size is {self.data.vocab_size}, more than model.vocab_size {self.model.vocab_size}"
             )
         return self
+
+    @property
+    def packing(self) -> str:
+        """What a row of data holds, `auto` decided."""
+        if self.data.packing != "auto":
+            return self.data.packing
+        return "documents" if self.model.sentence_order else "concatenate"
 
     @property
     def step_counts(self) -> tuple[int, ...]:

@@ -1,8 +1,10 @@
-"""Directories that are either whole or absent, however many processes write them and are interrupted."""
+"""Files and directories that are either whole or absent, however many processes write them and are interrupted."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,3 +36,64 @@ def publish(directory: Path, *, option: str = "data.data_dir") -> Iterator[Path]
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumed(directory: Path) -> Iterator[Path | None]:
+    """Yields a directory that becomes `directory` when the block ends, and None if it is there already.
+
+    What was written when the block was interrupted stays, for the next call to go on from; `writing` keeps each file
+    of it whole. A mistake in the input leaves nothing, because without it the directory has another name. One process
+    works at a time and the others wait. What becomes `directory` is `result` in it; the rest is removed.
+
+    Raises InputError where no directory can be made, and where the disk is full.
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(directory.parent / ".locks" / directory.name):
+            if directory.is_dir():
+                yield None
+                return
+            partial.mkdir(exist_ok=True)
+            for left in partial.rglob(".writing-*"):
+                left.unlink()
+            try:
+                yield partial
+            except InputError:
+                shutil.rmtree(partial)
+                raise
+            os.rename(partial / "result", directory)
+            shutil.rmtree(partial)
+    except OSError as error:
+        raise InputError(
+            f"{directory.parent} cannot be written ({error}); make room or give another data.data_dir. What is "
+            "finished is kept, and the same command goes on from there"
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to that becomes `path` when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".writing-{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Lets one process at a time into the block; on a file system without locks, any."""
+    lock.parent.mkdir(exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {lock.name}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield

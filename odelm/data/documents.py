@@ -1,18 +1,49 @@
-"""What one document is: a Python source file, a .txt file, a line of a .jsonl file; and its split."""
+"""What one document is: a Python source file, a .txt file, a line of a .jsonl file, a file in a tar; and its split."""
 
 import hashlib
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from odelm.data.files import COMPRESSIONS, open_file
+from odelm.data.files import JSONL_ENDINGS, open_file, stem
 from odelm.errors import InputError
 
-JSONL_ENDINGS = tuple(f".jsonl{compression}" for compression in COMPRESSIONS)
+
+class Document(NamedTuple):
+    """A text, never blank, and the part of its corpus that it is from."""
+
+    text: str
+    component: str
 
 
-def python_documents(path: Path) -> Iterator[str]:
+class BadRecord(NamedTuple):
+    """What could not be read, and where: one line for a person."""
+
+    message: str
+
+
+Records = Iterator[Document | BadRecord]
+
+
+def checked(records: Iterable[Document | BadRecord]) -> Iterator[Document]:
+    """Yields the documents; raises InputError at the first bad record."""
+    for record in records:
+        if isinstance(record, BadRecord):
+            raise InputError(record.message)
+        yield record
+
+
+def tolerant(records: Records) -> Records:
+    """Yields the records; where a file cannot be read any further, that is the last one, a bad record."""
+    try:
+        yield from records
+    except InputError as error:
+        yield BadRecord(str(error))
+
+
+def python_documents(path: Path, component: str) -> Records:
     """Yields the file's text by its own encoding declaration; nothing if it does not decode (test data)."""
     try:
         with tokenize.open(path) as file:
@@ -20,27 +51,76 @@ def python_documents(path: Path) -> Iterator[str]:
         text.encode()
     except (SyntaxError, UnicodeError):
         return
-    yield text
+    if text.strip():
+        yield Document(text, component)
 
 
-def text_documents(path: Path) -> Iterator[str]:
+def text_documents(path: Path) -> Records:
     """Yields the documents of a .txt or .jsonl file, compressed or not; blank ones are left out.
 
-    Raises InputError, naming the file and the line, for what is not UTF-8, not a JSON object or has no "text".
+    The component is the file's name without its endings for .jsonl, its folder's for .txt. What is not UTF-8, not a
+    JSON object or has no "text" is a bad record that names the file and the line; a file that ends early raises
+    InputError once its whole documents were given.
     """
+    if path.name.endswith(JSONL_ENDINGS):
+        name = stem(path)
+        yield from _lines(path, lambda value, place: name)
+    else:
+        with open_file(path) as file:
+            yield from whole_file(file.read(), str(path), path.parent.name)
+
+
+def pile_documents(path: Path) -> Records:
+    """Yields the documents of a shard of the Pile, the component being its `meta.pile_set_name`."""
+    yield from _lines(path, _pile_set_name)
+
+
+def labelled(records: Records, component: str) -> Records:
+    """Yields the records, the documents as those of `component`."""
+    for record in records:
+        yield record if isinstance(record, BadRecord) else Document(record.text, component)
+
+
+def whole_file(data: bytes, place: str, component: str) -> Records:
+    """Yields the one document that `data` is, nothing if it is blank, a bad record if it is not UTF-8."""
+    try:
+        text = _decode(data, place)
+    except InputError as error:
+        yield BadRecord(str(error))
+        return
+    if text.strip():
+        yield Document(text, component)
+
+
+def digest(text: str) -> bytes:
+    """Returns the 16 bytes that stand for a document: what its split, its order and its being a copy depend on."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def is_held_out(digest: bytes, fraction: float) -> bool:
+    """Tells whether the document of a digest is of the validation split: a function of its text alone, so that
+    identical documents are always on the same side."""
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _lines(path: Path, component_of: Callable[[dict, str], str]) -> Records:
     with open_file(path) as file:
-        if path.name.endswith(JSONL_ENDINGS):
-            texts = (_json_text(line, f"{path}, line {number}") for number, line in enumerate(file, 1))
-        else:
-            texts = iter([_decode(file.read(), str(path))])
-        yield from (text for text in texts if text.strip())
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            try:
+                value = _json_object(line, place)
+                if value is not None and value["text"].strip():
+                    yield Document(value["text"], component_of(value, place))
+            except InputError as error:
+                yield BadRecord(str(error))
 
 
-def is_held_out(text: str, fraction: float) -> bool:
-    """Tells whether a document is of the validation split: a function of its text alone, so that identical
-    documents are always on the same side."""
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return number < fraction * 2**64
+def _pile_set_name(value: dict, place: str) -> str:
+    meta = value.get("meta")
+    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(f'{place} has no "meta": {{"pile_set_name": "..."}}, but only {", ".join(value)}')
+    return name
 
 
 def _decode(data: bytes, place: str) -> str:
@@ -54,14 +134,14 @@ def _decode(data: bytes, place: str) -> str:
         ) from error
 
 
-def _json_text(line: bytes, place: str) -> str:
-    """Returns the field "text" of one line; the empty string for a blank line."""
+def _json_object(line: bytes, place: str) -> dict | None:
+    """Returns the object of one line, which has a string "text"; None for a blank line."""
     decoded = _decode(line, place)
     if not decoded.strip():
-        return ""
+        return None
     try:
         value = json.loads(decoded)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{place} is not JSON ({error}); expected one object a line, {{"text": ...}}') from error
     text = value.get("text") if isinstance(value, dict) else None
     if not isinstance(text, str):
@@ -70,4 +150,4 @@ def _json_text(line: bytes, place: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f'{place}: "text" is not UTF-8 (an unpaired surrogate); write the character whole') from error
-    return text
+    return value

@@ -19,11 +19,17 @@ from odelm.errors import InputError
 KINDS = (".txt", ".jsonl")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 ENDINGS = tuple(kind + compression for kind in KINDS for compression in COMPRESSIONS)
+JSONL_ENDINGS = tuple(f".jsonl{compression}" for compression in COMPRESSIONS)
 NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 def text_files(source: str, *, option: str = "data.source") -> list[Path]:
-    """Returns the .txt and .jsonl files of `source` (a file, a folder, a glob), sorted by path.
+    """Returns the .txt and .jsonl files of `source`: `find_files` with the endings of text."""
+    return find_files(source, ENDINGS, option=option)
+
+
+def find_files(source: str, endings: tuple[str, ...], *, option: str = "data.source") -> list[Path]:
+    """Returns the files of `source` (a file, a folder, a glob) with one of the endings, sorted by path.
 
     In a folder (searched recursively) and a glob, files of other kinds are passed over. Raises InputError
     if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` is what it
@@ -40,9 +46,9 @@ def text_files(source: str, *, option: str = "data.source") -> list[Path]:
             raise InputError(f"{option} {source!r} matches no file; try the folder itself, or quote the pattern")
     else:
         raise InputError(f"{option} {source!r} does not exist; expected a file, a folder or a glob")
-    files = sorted(file.absolute() for file in found if file.name.endswith(ENDINGS))
+    files = sorted(file.absolute() for file in found if file.name.endswith(endings))
     if not files:
-        raise InputError(f"{option} {source!r} has no file with a supported ending; expected {', '.join(ENDINGS)}")
+        raise InputError(f"{option} {source!r} has no file with a supported ending; expected {', '.join(endings)}")
     return files
 
 
@@ -67,6 +73,15 @@ def _walk(root: Path, *, skip: frozenset[str] = frozenset()) -> list[Path]:
 def stats(files: list[Path]) -> list[tuple[str, int, int]]:
     """Returns (path, size in bytes, modification time in ns) of each file: what tells that one changed."""
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def stem(path: Path) -> str:
+    """Returns a file's name without the endings that say its kind and compression."""
+    name = path.name
+    for ending in sorted((*ENDINGS, *COMPRESSIONS[1:]), key=len, reverse=True):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
 
 
 @contextlib.contextmanager

@@ -4,14 +4,18 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
 
+from odelm import rng
 from odelm.config import Config
 from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.prepare import Prepared
 from odelm.data.tokenizer import special_id
+from odelm.data.tokens import Split, Stream
+from odelm.data.windows import DocumentWindows, Joined, StreamWindows, Windows
 from odelm.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -22,34 +26,14 @@ EPOCHS = 2**32
 """As good as endless, and as many as have their own shuffle; Grain's endless `repeat` overflows in `batch(1)`."""
 
 
-class Windows:
-    """Random access to windows of `size` tokens, `stride` apart, that cover all of `tokens` (n,).
-
-    The last window is cut short, or with `whole` begins early enough to be of full size.
-    """
-
-    def __init__(self, tokens: np.ndarray, *, size: int, stride: int, whole: bool = False):
-        self._tokens, self._size, self._stride = tokens, size, stride
-        self._last_start = len(tokens) - size if whole else len(tokens)
-
-    def __len__(self) -> int:
-        return -(-(len(self._tokens) - (self._size - self._stride)) // self._stride)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns window `index`, int32 (size,)."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        start = min(index * self._stride, self._last_start)
-        return self._tokens[start : start + self._size].astype(np.int32)
-
-
 @dataclass(frozen=True)
 class NextTokenRows:
     """Turns windows of L + 1 tokens into rows of L and the token after each. Windows overlap by that one
     token, so each token but the first of the stream is predicted once an epoch."""
 
     length: int
-    pad: int
+    end: int
+    segments: bool = False
 
     @property
     def size(self) -> int:
@@ -60,67 +44,169 @@ class NextTokenRows:
         return self.length
 
     def batch(self, windows: Batch) -> Batch:
-        """Returns `tokens`, `targets` int32 (B, L) and `weights` float32 (B, L), 0 where a short window is padded."""
+        """Returns `tokens`, `targets` int32 (B, L) and `weights` float32 (B, L), 0 where a short window is padded.
+
+        With segments also `segments` int32 (B, L). An end token is the last target of its document, and the first
+        token of the next one's segment, whose first word it predicts: so every token is predicted from its own
+        document alone.
+        """
         places, counts = np.arange(self.size), windows["count"][:, None]
-        padded = np.where(places < counts, windows["window"], self.pad).astype(np.int32)
+        padded = np.where(places < counts, windows["window"], self.end).astype(np.int32)
         weights = (places[1:] < counts).astype(np.float32)
-        return {"tokens": padded[:, :-1], "targets": padded[:, 1:], "weights": weights}
+        rows = {"tokens": padded[:, :-1], "targets": padded[:, 1:], "weights": weights}
+        if self.segments:
+            rows["segments"] = np.cumsum(rows["tokens"] == self.end, axis=1, dtype=np.int32)
+        return rows
+
+
+class TrainBatches(grain.IterDataset):
+    """The endless training batches of one process, from update `start` on, as a Grain dataset.
+
+    An iterator's state is the number of updates whose batches it gave: the same for any number of workers and
+    processes, so that a run may go on with others.
+    """
+
+    def __init__(self, batches: grain.MapDataset, *, start: int, process_index: int, process_count: int, workers: int):
+        super().__init__()
+        self.start, self._workers = start, workers
+        self._batches, self._process, self._processes = batches, process_index, process_count
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+    def __str__(self) -> str:
+        return f"TrainBatches(start={self.start}, process {self._process} of {self._processes})"
+
+    def source(self, update: int) -> Iterator[Batch]:
+        """Returns Grain's iterator over the batches from `update` on."""
+        mine = self._batches[update * self._processes + self._process :: self._processes].to_iter_dataset(READING)
+        if self._workers:
+            mine = mine.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(mine)
+
+
+class BatchIterator(grain.DatasetIterator):
+    """Iterates over `TrainBatches`."""
+
+    def __init__(self, dataset: TrainBatches):
+        super().__init__()
+        self._dataset, self._update = dataset, dataset.start
+        self._source: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        if self._source is None:
+            self._source = self._dataset.source(self._update)
+        batch = next(self._source)
+        self._update += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"update": self._update}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._update, self._source = int(state["update"]), None
 
 
 def train_batches(
     prepared: Prepared, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
+) -> BatchIterator:
     """Returns the endless training batches from update `start` on, this process's rows of each.
 
     Every epoch is a new permutation of all windows, a batch may span two of them, and the iterator from
     `start` yields what one from 0 yields after `start` batches. Process p holds rows p B / n to (p + 1) B / n
-    of a global batch of B = train.batch_size.
+    of a global batch of B = train.batch_size. With `data.weights` each component is shuffled and repeated on its own,
+    and their windows are mixed in these proportions. `get_state()` and `set_state(state)` tell and change the position.
 
     Decoder: `tokens`, `targets` int32 (B, L), `weights` float32 (B, L), with L = train.length. Encoder: see
-    `odelm.data.masking.MaskedRows.batch`; masks are new every epoch.
+    `odelm.data.masking.MaskedRows.batch`; masks are new every epoch. With `data.packing` "segments" also `segments`
+    int32 (B, L), which documents the tokens are of.
 
     Raises InputError if B does not divide over the processes, or the split holds less than one window.
     """
+    return iter(train_dataset(prepared, config, start=start, process_index=process_index, process_count=process_count))
+
+
+def train_dataset(
+    prepared: Prepared, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
+) -> TrainBatches:
+    """Returns the Grain dataset that `train_batches` iterates over."""
     size, rest = divmod(config.train.batch_size, process_count)
     if rest:
         raise InputError(
             f"train.batch_size is {config.train.batch_size}, expected a multiple of the {process_count} processes"
         )
     rows = _rows(prepared, config, length=config.train.length, stream="mask")
-    _check_enough(prepared.train, rows.size, "training")
+    _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
     # A short last row costs a decoder nothing, since no token sees those after it.
-    whole = config.model.kind == "encoder"
-    windows = Windows(prepared.train, size=rows.size, stride=rows.stride, whole=whole)
-    dataset = grain.MapDataset.source(windows).seed(config.train.seed).shuffle().repeat(EPOCHS)
+    windows = _windows(prepared.train, rows, config, whole=config.model.kind == "encoder")
+    dataset = _order(windows, config)
     # Whole batches are made at once: a call of NumPy for every row would hold the accelerator up.
     batches = dataset.map_with_index(partial(_padded, size=rows.size)).batch(size).map(rows.batch)
-    return iter(batches[start * process_count + process_index :: process_count].to_iter_dataset(READING))
+    return TrainBatches(
+        batches,
+        start=start,
+        process_index=process_index,
+        process_count=process_count,
+        workers=config.data.workers,
+    )
 
 
 def eval_batches(
     prepared: Prepared, config: Config, *, length: int | None = None, batch_size: int | None = None, limit: int = 0
 ) -> Iterator[Batch]:
-    """Returns the batches of the held-out split in order, each token once, `limit` of them at most (0: all).
+    """Returns the batches of the held-out split, each token once, `limit` of them at most (0: all).
 
     `length` and `batch_size` default to those of training. The keys are those of `train_batches`; all batches
     have one shape: a short last window is padded, and so is the last batch with rows, at weight 0. Masks are
-    a fixed function of (seed, row). Raises InputError if the split holds no token to predict.
+    a fixed function of (seed, row). The order is that of the split; of several components, a fixed mixture, so that
+    the first batches hold something of each. Raises InputError if the split holds no token to predict.
     """
     rows = _rows(prepared, config, length=length or config.train.length, stream="eval_mask")
     _check_enough(prepared.validation, 2, "validation")
     size = batch_size or config.train.batch_size
-    windows = Windows(prepared.validation, size=rows.size, stride=rows.stride)
+    windows = Joined(list(_windows(prepared.validation, rows, config, whole=False).values()))
+    order = np.arange(len(windows))
+    if len(prepared.validation) > 1:
+        order = rng.host(0, "eval_order").permutation(order)
     count = -(-len(windows) // size)
     padding = [np.empty(0, np.int32)] * (count * size - len(windows))
-    each = itertools.chain(map(windows.__getitem__, range(len(windows))), padding)
+    each = itertools.chain((windows[int(index)] for index in order), padding)
     padded = (_padded(index, window, size=rows.size) for index, window in enumerate(each))
     return (rows.batch(_stack(list(itertools.islice(padded, size)))) for _ in range(min(count, limit or count)))
 
 
 def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> NextTokenRows | MaskedRows:
     if config.model.kind == "decoder":
-        return NextTokenRows(length, pad=special_id(prepared.tokenizer, "end"))
+        return NextTokenRows(length, special_id(prepared.tokenizer, "end"), segments=config.packing == "segments")
     return masked_rows(prepared.tokenizer, config, length=length, stream=stream)
+
+
+def _windows(split: Split, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> dict[str, Windows]:
+    """Returns the windows of each component that has any."""
+    made = {name: _windows_of(stream, rows, config, whole=whole) for name, stream in split.items()}
+    return {name: windows for name, windows in made.items() if len(windows)}
+
+
+def _windows_of(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Windows:
+    if config.packing == "documents":
+        # A masked row ends with [SEP] as it is, and nothing is predicted from the end token before a document.
+        reach = {"before": 1} if isinstance(rows, NextTokenRows) else {"after": -1}
+        return DocumentWindows(stream, size=rows.size, stride=rows.stride, **reach)
+    return StreamWindows(stream, size=rows.size, stride=rows.stride, whole=whole and len(stream.tokens) >= rows.size)
+
+
+def _order(windows: dict[str, Windows], config: Config) -> grain.MapDataset:
+    """Returns the windows in the order of training, epoch after epoch."""
+    weights = dict(zip(config.data.components, config.data.weights, strict=False))
+    if not weights:
+        return _epochs(Joined(list(windows.values())), config.train.seed)
+    seeds = rng.host(config.train.seed, "components").integers(2**31, size=len(windows))
+    orders = [_epochs(part, int(seed)) for part, seed in zip(windows.values(), seeds, strict=True)]
+    return grain.MapDataset.mix(orders, [weights[name] for name in windows])
+
+
+def _epochs(windows: Windows, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(windows).seed(seed).shuffle().repeat(EPOCHS)
 
 
 def _padded(index: int, window: np.ndarray, *, size: int) -> Batch:
@@ -132,10 +218,11 @@ def _padded(index: int, window: np.ndarray, *, size: int) -> Batch:
     }
 
 
-def _check_enough(tokens: np.ndarray, needed: int, split: str) -> None:
-    if len(tokens) < needed:
+def _check_enough(split: Split, needed: int, name: str) -> None:
+    tokens = sum(len(stream.tokens) for stream in split.values())
+    if tokens < needed:
         raise InputError(
-            f"the {split} split has {len(tokens)} tokens, fewer than the {needed} of one window; "
+            f"the {name} split has {tokens} tokens, fewer than the {needed} of one window; "
             "give more text, change data.valid_fraction or shorten train.length"
         )
 

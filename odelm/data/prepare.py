@@ -1,64 +1,87 @@
-"""From a corpus to token files: prepared once, found again by a fingerprint of all that they depend on."""
+"""From a corpus to token shards: prepared once, found again by a fingerprint of all that they depend on."""
 
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
 from odelm.config import Config, fingerprint
+from odelm.data import pool
 from odelm.data import tokenizer as tokenizers
-from odelm.data.cache import publish
-from odelm.data.corpora import SPLITS, Corpus, find_corpus
-from odelm.data.documents import text_documents
+from odelm.data.cache import publish, resumed, writing
+from odelm.data.corpora import SPLITS
+from odelm.data.corpus import Corpus, find_corpus
+from odelm.data.documents import checked, text_documents
 from odelm.data.files import text_files
+from odelm.data.tokens import Split, Stream, Unit, dtype_of, open_split, units, write_unit
 from odelm.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 """Part of every fingerprint: raise it when what is written changes."""
+INDEX, TOKENIZER = "prepared.json", "tokenizer.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A corpus as tokens. Documents stand in a fixed order, each followed by the end-of-text token."""
+    """A corpus as tokens, component by component, in a fixed order."""
 
     tokenizer: Tokenizer
-    train: np.ndarray
-    """Token ids, uint16 or uint32 (n,), mapped from the file."""
-    validation: np.ndarray
+    train: Split
+    validation: Split
     bytes_per_token: float
     """UTF-8 bytes of the validation documents over its tokens, end-of-text tokens counted."""
     directory: Path
     digest: str
     """SHA-256, in hex, of the tokens of both splits."""
 
+    @property
+    def train_tokens(self) -> int:
+        return sum(len(stream.tokens) for stream in self.train.values())
 
-def prepare(config: Config, *, tokenizer_file: str | Path | None = None) -> Prepared:
+
+def prepare(
+    config: Config,
+    *,
+    tokenizer_file: str | Path | None = None,
+    workers: int = 0,
+    beam: tfds.download.DownloadConfig | None = None,
+) -> Prepared:
     """Returns the tokens of `config.data`, made on the first call and found again on the next.
 
     `tokenizer_file`, a tokenizer.json such as the one beside a checkpoint, stands in for the configured or
     trained tokenizer; the tokens are the same if it is a copy. A later call reads no source file, only their
-    sizes and times. Any number of processes may call at once.
+    sizes and times. Any number of processes may call at once. A call that was interrupted is gone on from. `workers`
+    processes share the work (0: this one does it, tokenising on all cores), or the runner of `beam` reads the files.
 
     Raises InputError for a source or tokenizer that cannot be used, and for a tokenizer with more tokens than
     `config.model.vocab_size`.
     """
     corpus = find_corpus(config.data)
-    path = tokenizer_file or config.data.tokenizer or _trained(config, corpus)
+    path = tokenizer_file or config.data.tokenizer
+    if not path:
+        path = _trained(config, corpus, workers=workers, beam=beam)
     tokenizer = tokenizers.check_size(tokenizers.load(path), config.model.vocab_size)
-    key = fingerprint(FORMAT, corpus.config.name, tokenizer.to_str())
-    directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{config.data.corpus}-{key}"
-    if not directory.is_dir():
-        with publish(directory) as partial:
-            _write(corpus, tokenizer, partial)
-        prepared = _open(directory, tokenizer)
+    tokenizers.special_id(tokenizer, "end")
+    key = fingerprint(FORMAT, corpus.name, tokenizer.to_str())
+    name = config.data.corpus.replace(":", "-").replace("/", "-")
+    directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{name}-{key}"
+    made = not directory.is_dir()
+    if made:
+        corpus.prepare(workers=workers, beam=beam)
+        with resumed(directory) as partial:
+            if partial is not None:
+                _write(corpus, tokenizer, partial, workers=workers)
+    prepared = _open(directory, tokenizer)
+    if made:
         print(_summary(config, prepared), file=sys.stderr)
-        return prepared
-    return _open(directory, tokenizer)
+    return prepared
 
 
 def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
@@ -66,77 +89,113 @@ def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
 
     `source` is as `config.data.source`. Raises InputError if there is no text.
     """
-    counter = _Counter(document for file in text_files(source, option="the text") for document in text_documents(file))
-    tokens = np.array([number for ids in tokenizers.encode(tokenizer, counter) for number in ids], np.uint32)
-    if not len(tokens):
+    files = text_files(source, option="the text")
+    texts = [document.text for file in files for document in checked(text_documents(file))]
+    if not texts:
         raise InputError(f"{source} has no text: expected files with at least one document")
+    tokens = np.array([number for ids in tokenizers.encode(tokenizer, texts) for number in ids], np.uint32)
+    lengths = np.diff(np.flatnonzero(tokens == tokenizers.special_id(tokenizer, "end")), prepend=-1)
+    size = sum(len(text.encode()) for text in texts)
     digest = hashlib.sha256(tokens.tobytes()).hexdigest()
-    return Prepared(tokenizer, tokens[:0], tokens, counter.bytes / len(tokens), Path(source), digest)
+    return Prepared(tokenizer, {}, {"text": Stream(tokens, lengths)}, size / len(tokens), Path(source), digest)
 
 
-def _trained(config: Config, corpus: Corpus) -> Path:
+def index(directory: Path) -> dict:
+    """Returns what `prepared.json` of a directory of tokens says."""
+    return json.loads((directory / INDEX).read_text())
+
+
+def _trained(config: Config, corpus: Corpus, *, workers: int, beam: tfds.download.DownloadConfig | None) -> Path:
     """Returns the path of the tokenizer trained on the corpus, training it if it is not there."""
     vocab_size = config.data.vocab_size or config.model.vocab_size
-    key = fingerprint(FORMAT, corpus.config.name, vocab_size, config.data.tokenizer_bytes)
+    key = fingerprint(FORMAT, corpus.name, vocab_size, config.data.tokenizer_bytes)
     directory = Path(config.data.data_dir).expanduser() / "tokenizers" / key
     if not directory.is_dir():
-        documents = corpus.documents("train")
-        trained = tokenizers.train(documents, vocab_size=vocab_size, max_bytes=config.data.tokenizer_bytes)
+        corpus.prepare(workers=workers, beam=beam)
+        texts = (document.text for document in corpus.documents("train"))
+        trained = tokenizers.train(texts, vocab_size=vocab_size, max_bytes=config.data.tokenizer_bytes)
         with publish(directory) as partial:
-            trained.save(str(partial / "tokenizer.json"))
-    return directory / "tokenizer.json"
+            trained.save(str(partial / TOKENIZER))
+    return directory / TOKENIZER
 
 
-def _write(corpus: Corpus, tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes `train.bin`, `validation.bin`, the tokenizer and `prepared.json` into `directory`."""
-    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
-    sizes = {}
-    for split in SPLITS:
-        counter = _Counter(corpus.documents(split))
-        with (directory / f"{split}.bin").open("wb") as file:
-            for ids in tokenizers.encode(tokenizer, counter):
-                np.array(ids, dtype).tofile(file)
-        with (directory / f"{split}.bin").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        tokens = (directory / f"{split}.bin").stat().st_size // dtype.itemsize
-        sizes[split] = {"documents": counter.documents, "bytes": counter.bytes, "tokens": tokens, "sha256": digest}
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "prepared.json").write_text(json.dumps({"dtype": dtype.name, "splits": sizes}, indent=2) + "\n")
+def _write(corpus: Corpus, tokenizer: Tokenizer, partial: Path, *, workers: int) -> None:
+    """Writes the token shards of both splits, the tokenizer and the index into `partial`/result."""
+    result = partial / "result"
+    by_split = {split: units(corpus, split, tokenizer, result) for split in SPLITS}
+    every = [unit for split in SPLITS for unit in by_split[split]]
+    todo = [unit for unit in every if not unit.report.exists()]
+    pool.run(write_unit, todo, workers=workers, what="tokenising", total=len(every))
+    tokenizer.save(str(result / TOKENIZER))
+    splits = {split: _collected(by_split[split], corpus, split) for split in SPLITS}
+    meta = {
+        "corpus": corpus.name,
+        "dtype": dtype_of(tokenizer).name,
+        "tokenizer_sha256": _sha256(tokenizer.to_str()),
+        "left_out": dict(corpus.report()),
+        "splits": splits,
+    }
+    with writing(result / INDEX) as file:
+        file.write_text(json.dumps(meta, indent=1) + "\n")
 
 
-class _Counter:
-    """Passes documents on and counts them and their bytes."""
-
-    def __init__(self, documents: Iterator[str]):
-        self._source = documents
-        self.documents = self.bytes = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for document in self._source:
-            self.documents += 1
-            self.bytes += len(document.encode())
-            yield document
+def _collected(split_units: Sequence[Unit], corpus: Corpus, split: str) -> dict:
+    """Returns the reports of the units of a split and their sum; raises InputError if there is nothing in them."""
+    reports = [json.loads(unit.report.read_text()) for unit in split_units]
+    counts = [count for report in reports for count in report["components"].values()]
+    total = {name: sum(count[name] for count in counts) for name in ("documents", "bytes", "tokens")}
+    if not total["tokens"]:
+        raise InputError(f"the {split} split of {corpus.name} holds no text; give more, or another data.valid_fraction")
+    return {**total, "units": reports}
 
 
 def _open(directory: Path, tokenizer: Tokenizer) -> Prepared:
     try:
         return _opened(directory, tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{directory} holds no whole tokens ({error!r}); remove it, and the same command makes it again"
         ) from error
 
 
 def _opened(directory: Path, tokenizer: Tokenizer) -> Prepared:
-    meta = json.loads((directory / "prepared.json").read_text())
-    train, validation = (np.memmap(directory / f"{split}.bin", meta["dtype"], mode="r") for split in SPLITS)
+    meta = index(directory)
+    _check_tokenizer(directory, meta["tokenizer_sha256"], tokenizer)
+    splits = {
+        split: open_split(directory / split, meta["splits"][split]["units"], np.dtype(meta["dtype"]))
+        for split in SPLITS
+    }
     held_out = meta["splits"]["validation"]
-    digest = hashlib.sha256("".join(meta["splits"][split]["sha256"] for split in SPLITS).encode()).hexdigest()
-    return Prepared(tokenizer, train, validation, held_out["bytes"] / held_out["tokens"], directory, digest)
+    digest = _sha256("".join(unit["sha256"] for split in SPLITS for unit in meta["splits"][split]["units"]))
+    bytes_per_token = held_out["bytes"] / held_out["tokens"]
+    return Prepared(tokenizer, splits["train"], splits["validation"], bytes_per_token, directory, digest)
+
+
+def _check_tokenizer(directory: Path, expected: str, tokenizer: Tokenizer) -> None:
+    beside = tokenizers.load(directory / TOKENIZER).to_str()
+    for what, text in ((f"{directory / TOKENIZER}", beside), ("the tokenizer", tokenizer.to_str())):
+        if _sha256(text) != expected:
+            raise InputError(
+                f"{what} has SHA-256 {_sha256(text)[:12]}, but the tokens in {directory} were made with "
+                f"{expected[:12]}; restore it, or remove {directory} to prepare anew"
+            )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _summary(config: Config, prepared: Prepared) -> str:
+    meta = index(prepared.directory)
+    train, held_out = (meta["splits"][split]["tokens"] for split in SPLITS)
+    left = meta["left_out"]
+    also = "".join(f"; {left[name]} {what} left out" for name, what in LEFT_OUT if left.get(name))
     return (
-        f"prepared {config.data.corpus}: {len(prepared.train):,} training and {len(prepared.validation):,} validation "
-        f"tokens of {prepared.bytes_per_token:.2f} bytes, in {prepared.directory}"
+        f"prepared {config.data.corpus}: {train:,} training and {held_out:,} validation tokens of "
+        f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}"
     )
+
+
+LEFT_OUT = (("duplicates", "copies"), ("bad_records", "records that cannot be read"))

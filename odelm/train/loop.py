@@ -30,7 +30,7 @@ TOKENS = "tokens.sha256"
 """Names the file of a run that says on which tokens it is trained."""
 
 MAY_CHANGE = frozenset(
-    {"mesh.data", "data.data_dir"}
+    {"mesh.data", "data.data_dir", "data.workers"}
     | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
     | {f"train.{name}" for name in ("keep", "log_every", "unroll", "remat")}
 )
@@ -100,7 +100,7 @@ class _Run:
         if start >= config.train.updates and recorded:
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to go on")
             return Result(start, recorded, interrupted=False)
-        batches = self._batches(start)
+        batches = _Batches(self.prepared, config, self.mesh, start)
         held_out = self._held_out()
         loss = make_loss(self.graph)
         before = self._before(loss, state, held_out)
@@ -110,6 +110,7 @@ class _Run:
         counts = possible_counts(config) if start < config.train.updates else ()
         updates = compile_updates(self.update, state, batch, counts, self.mesh, self.log.print)
         rate = schedule(config.optimizer, config.train.updates)
+        batches.waited()
         window, since = [], time.perf_counter()
         while step < config.train.updates and not interrupt.requested:
             grid = draw_grid(config, step)
@@ -120,7 +121,8 @@ class _Run:
             if step % config.train.log_every == 0 or step == config.train.updates:
                 window = [{name: float(value) for name, value in m.items()} for m in jax.device_get(window)]
                 now = time.perf_counter()
-                self._record(step, window, len(grid) - 1, jax.numpy.asarray(rate(step - 1)).item(), now - since)
+                times = {"seconds": now - since, "waited": batches.waited()}
+                self._record(step, window, len(grid) - 1, jax.numpy.asarray(rate(step - 1)).item(), **times)
                 window, since = [], now
             if step % config.train.eval_every == 0 and step < config.train.updates:
                 paused = time.perf_counter()
@@ -155,12 +157,6 @@ class _Run:
         losses = multihost_utils.broadcast_one_to_all(np.array([found.get(count, np.nan) for count in counts]))
         return {} if np.isnan(losses).any() else dict(zip(counts, losses.tolist(), strict=True))
 
-    def _batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
-        """Yields global batches from update `start` on."""
-        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in train_batches(self.prepared, self.config, start=start, **processes):
-            yield sharding.place_batch(batch, self.mesh)
-
     def _held_out(self) -> list[dict[str, jax.Array]]:
         """Returns the evaluated batches, cut along the batch like those of training."""
         rows = self.config.train.batch_size // jax.process_count()
@@ -168,7 +164,9 @@ class _Run:
         batches = eval_batches(self.prepared, self.config, limit=self.config.train.eval_batches)
         return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self.mesh) for b in batches]
 
-    def _record(self, step: int, window: list[dict[str, float]], steps: int, rate: float, seconds: float) -> None:
+    def _record(
+        self, step: int, window: list[dict[str, float]], steps: int, rate: float, *, seconds: float, waited: float
+    ) -> None:
         tokens = self.config.train.batch_size * self.config.train.length
         self.log.training(
             step,
@@ -179,8 +177,29 @@ class _Run:
                 "depth_steps": steps,
                 "tokens": step * tokens,
                 "tokens_per_s": len(window) * tokens / seconds,
+                "data_wait": waited / seconds,
             },
         )
+
+
+class _Batches(Iterator[dict[str, jax.Array]]):
+    """Global batches from update `start` on, and how long they were waited for."""
+
+    def __init__(self, prepared: Prepared, config: Config, mesh: jax.sharding.Mesh, start: int):
+        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        self._mesh, self._batches = mesh, train_batches(prepared, config, start=start, **processes)
+        self._waited = 0.0
+
+    def __next__(self) -> dict[str, jax.Array]:
+        since = time.perf_counter()
+        batch = next(self._batches)
+        self._waited += time.perf_counter() - since
+        return sharding.place_batch(batch, self._mesh)
+
+    def waited(self) -> float:
+        """Returns the seconds that the loop stood still for data since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
 
 def _with_source(config: Config, workdir: Path) -> tuple[Config, Start | None]:
@@ -277,7 +296,7 @@ def _introduce(
         f"{model.kind}, {size / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
         f"groups {model.groups}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
     )
-    log.print(f"{len(prepared.train):,} training tokens; depth steps drawn: {config.step_sampling.kind}")
+    log.print(f"{prepared.train_tokens:,} training tokens; depth steps drawn: {config.step_sampling.kind}")
     if start:
         log.print(f"resumed after update {start}")
     elif summary is not None:

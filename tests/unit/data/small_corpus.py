@@ -4,7 +4,10 @@ process imports it by that."""
 import json
 from pathlib import Path
 
+import numpy as np
+
 from odelm.config import Config
+from odelm.data.tokens import Split, Stream
 
 WORDS = "the a field block depth step time state norm grid solver flows turns adds reads holds to of and in".split()
 
@@ -34,3 +37,14 @@ def make_config(source: Path, data_dir: Path) -> Config:
     config.model.vocab_size = 300
     config.train.length, config.train.batch_size = 16, 4
     return config
+
+
+def flat(split: Split) -> np.ndarray:
+    """Returns all tokens of a split, one component after the other."""
+    return np.concatenate([stream.tokens[:] for stream in split.values()])
+
+
+def split_of(tokens: np.ndarray) -> Split:
+    """Returns tokens as the one component of a split, in documents that end with token 1, the end of text."""
+    ends = np.flatnonzero(tokens == 1) + 1
+    return {"docs": Stream(tokens, np.diff(np.append(ends, len(tokens)), prepend=0))}

@@ -6,8 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
+from small_corpus import flat, split_of
+
 from odelm.config import Config
-from odelm.data.loader import Windows, eval_batches, train_batches
+from odelm.data.loader import eval_batches, train_batches
+from odelm.data.windows import StreamWindows
 from odelm.errors import InputError
 
 
@@ -30,28 +33,28 @@ def assert_same(first, second):
 
 
 def shorten(prepared, **tokens):
-    return dataclasses.replace(prepared, **tokens)
+    return dataclasses.replace(prepared, **{split: split_of(array) for split, array in tokens.items()})
 
 
 @pytest.mark.parametrize("count", [17, 32, 33, 34, 100])
 def test_windows_cover_every_token(count: int):
-    tokens = np.arange(count, dtype=np.uint16)
-    predicted = [token for window in Windows(tokens, size=17, stride=16) for token in window[1:]]
+    stream = split_of(np.arange(count, dtype=np.uint16))["docs"]
+    predicted = [token for window in StreamWindows(stream, size=17, stride=16) for token in window[1:]]
     assert predicted == list(range(1, count))
-    whole = list(Windows(tokens, size=16, stride=16, whole=True))
+    whole = list(StreamWindows(stream, size=16, stride=16, whole=True))
     assert {len(window) for window in whole} == {16} and set(np.concatenate(whole)) == set(range(count))
 
 
 def test_every_token_is_a_target_once_an_epoch_and_epochs_differ(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     config.train.batch_size = 1
-    windows = -(-(len(prepared.train) - 1) // config.train.length)
+    windows = -(-(prepared.train_tokens - 1) // config.train.length)
     batches = take(train_batches(prepared, config), 2 * windows)
     orders = []
     for epoch in (batches[:windows], batches[windows:]):
         counted = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in epoch])
-        assert len(counted) == len(prepared.train) - 1
-        np.testing.assert_array_equal(np.sort(counted), np.sort(prepared.train[1:]))
+        assert len(counted) == prepared.train_tokens - 1
+        np.testing.assert_array_equal(np.sort(counted), np.sort(flat(prepared.train)[1:]))
         orders.append(np.concatenate([batch["tokens"] for batch in epoch]))
         for batch in epoch:
             np.testing.assert_array_equal(batch["tokens"][0, 1:], batch["targets"][0, :-1])
@@ -61,7 +64,7 @@ def test_every_token_is_a_target_once_an_epoch_and_epochs_differ(shared):
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_starting_at_k_is_skipping_k_across_epochs(shared, kind: str):
     prepared, config = shared[0], config_of(shared, kind)
-    epoch = -(-len(prepared.train) // config.train.length) // config.train.batch_size
+    epoch = -(-prepared.train_tokens // config.train.length) // config.train.batch_size
     whole = take(train_batches(prepared, config), 2 * epoch + 6)
     for start in (1, epoch - 1, 2 * epoch):
         for expected, got in zip(whole[start:], take(train_batches(prepared, config, start=start), 4), strict=False):
@@ -97,7 +100,7 @@ def test_shapes_types_and_full_rows_of_an_encoder(shared):
 
 def test_masks_are_new_every_epoch(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
-    prepared = shorten(prepared, train=prepared.train[:13])
+    prepared = shorten(prepared, train=flat(prepared.train)[:13])
     config.train.batch_size = 1
     seen = {batch["tokens"].tobytes() for batch in take(train_batches(prepared, config), 8)}
     assert len(seen) > 1
@@ -106,7 +109,7 @@ def test_masks_are_new_every_epoch(shared):
 @pytest.mark.parametrize("count", [2, 17, 65, 66, 100])
 def test_evaluation_counts_each_token_once_in_order(shared, count: int):
     prepared, config = shared[0], config_of(shared, "decoder")
-    tokens = prepared.validation[:count]
+    tokens = flat(prepared.validation)[:count]
     batches = list(eval_batches(shorten(prepared, validation=tokens), config))
     assert {batch["tokens"].shape for batch in batches} == {(4, 16)}
     counted = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in batches])
@@ -126,14 +129,14 @@ def test_evaluation_of_an_encoder_covers_the_split_with_fixed_masks(shared):
         rows = np.broadcast_to(np.arange(4)[:, None], counted.shape)
         tokens[rows[counted], batch["positions"][counted]] = batch["targets"][counted]
         text.extend(row[mask][1:-1] for row, mask in zip(tokens, batch["mask"], strict=True))
-    np.testing.assert_array_equal(np.concatenate(text), prepared.validation)
+    np.testing.assert_array_equal(np.concatenate(text), flat(prepared.validation))
 
 
 def test_evaluation_limit_length_and_batch_size(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     batches = list(eval_batches(prepared, config, length=8, batch_size=3, limit=2))
     assert [batch["tokens"].shape for batch in batches] == [(3, 8), (3, 8)]
-    np.testing.assert_array_equal(np.concatenate([b["targets"].ravel() for b in batches]), prepared.validation[1:49])
+    np.testing.assert_array_equal(np.concatenate([b["targets"].ravel() for b in batches]), flat(prepared.validation)[1:49])
 
 
 def test_what_cannot_be_batched_is_said_with_its_numbers(shared):
@@ -141,9 +144,9 @@ def test_what_cannot_be_batched_is_said_with_its_numbers(shared):
     with pytest.raises(InputError, match="batch_size is 4, expected a multiple of the 3"):
         train_batches(prepared, config, process_count=3)
     with pytest.raises(InputError, match="training split has 16 tokens, fewer than the 17"):
-        train_batches(shorten(prepared, train=prepared.train[:16]), config)
+        train_batches(shorten(prepared, train=flat(prepared.train)[:16]), config)
     with pytest.raises(InputError, match="validation split has 1 tokens, fewer than the 2"):
-        eval_batches(shorten(prepared, validation=prepared.validation[:1]), config)
+        eval_batches(shorten(prepared, validation=flat(prepared.validation)[:1]), config)
 
 
 def test_golden_order(shared):

@@ -1,0 +1,139 @@
+"""A corpus as training asks for it: prepared once, then any run of documents of a split."""
+
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import tensorflow_datasets as tfds
+
+from odelm.config import DataConfig, fingerprint
+from odelm.data import pool
+from odelm.data.cache import resumed
+from odelm.data.catalogue import PREFIX, open_catalogue
+from odelm.data.corpora import BUILDERS, CorpusBuilder, CorpusConfig
+from odelm.data.documents import Document
+from odelm.data.files import stats
+from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_part
+from odelm.data.quiet import quiet
+
+FORMAT = 3
+"""Part of every corpus's name: raise it when what is written changes."""
+REPORT = "corpus.json"
+
+
+class Corpus(Protocol):
+    """Documents in two splits."""
+
+    @property
+    def name(self) -> str:
+        """Says all that the documents depend on."""
+        ...
+
+    def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
+        """Makes the documents ready to be read, unless they are; `beam` says how Apache Beam is to do it."""
+        ...
+
+    def size(self, split: str) -> tuple[int, int]:
+        """Returns about how many documents a split has, and about how many bytes."""
+        ...
+
+    def documents(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """Yields the documents `start` to `stop` of those that `size` counts."""
+        ...
+
+    def report(self) -> Mapping[str, object]:
+        """Returns what preparing left out: `duplicates`, `bad_records`, and of these the first, `bad`."""
+        ...
+
+
+def find_corpus(config: DataConfig) -> Corpus:
+    """Returns the corpus that `config` names.
+
+    Reads no document; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if the
+    source is missing or has no supported file.
+    """
+    if config.corpus.startswith(PREFIX):
+        return open_catalogue(config)
+    builder = BUILDERS[config.corpus]
+    sources = builder.sources(config.source)
+    chosen = [config.components, config.exclude, config.on_bad_record, config.valid_fraction]
+    key = fingerprint(FORMAT, stats(sorted({source.path for source in sources})), *chosen)
+    prefix = config.corpus
+    if config.corpus == "python_source":
+        prefix = f"{sys.implementation.name}-{platform.python_version()}"
+    return FileCorpus(builder, config, tuple(sources), f"{prefix}-{key}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileCorpus:
+    """A corpus of files of this machine, kept as a TFDS dataset under the data directory."""
+
+    builder: type[CorpusBuilder]
+    config: DataConfig
+    sources: tuple[Source, ...]
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.config.data_dir).expanduser() / "corpora" / self.name
+
+    def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
+        with resumed(self.directory) as partial:
+            if partial is None:
+                return
+            result = partial / "result"
+            shutil.rmtree(result, ignore_errors=True)
+            settings = self._settings(partial / "parts", workers=workers, with_beam=beam is not None)
+            how = beam or tfds.download.DownloadConfig()
+            how = how.replace(try_download_gcs=False)
+            with quiet():
+                self.builder(data_dir=result, config=settings).download_and_prepare(
+                    file_format="array_record", download_config=how
+                )
+            (result / REPORT).write_text(json.dumps(_left_out(settings), indent=2) + "\n")
+
+    def size(self, split: str) -> tuple[int, int]:
+        info = self._opened().info.splits[split]
+        return info.num_examples, info.num_bytes
+
+    def documents(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        source = self._opened().as_data_source(split)  # pyright: ignore[reportCallIssue] (TFDS decorates it untyped)
+        for index in range(start, len(source) if stop is None else stop):
+            values = source[index]
+            yield Document(values["text"].decode(), values[self.builder.label].decode())
+
+    def report(self) -> Mapping[str, object]:
+        return json.loads((self.directory / REPORT).read_text())
+
+    def _opened(self) -> tfds.core.DatasetBuilder:
+        with quiet():
+            settings = CorpusConfig(name=self.name, valid_fraction=self.config.valid_fraction)
+            return self.builder(data_dir=self.directory, config=settings)
+
+    def _settings(self, parts: Path, *, workers: int, with_beam: bool) -> CorpusConfig:
+        """Returns the settings of the builder, the files read into parts unless Beam is to do that."""
+        config, groups = self.config, group(self.sources)
+        reading = Reading(self.builder.read, config.components, config.exclude, config.on_bad_record == "skip")
+        settings = CorpusConfig(name=self.name, valid_fraction=config.valid_fraction)
+        if with_beam:
+            return dataclasses.replace(settings, groups=tuple(groups), reading=reading)
+        jobs = [PartJob(number, sources, reading, parts) for number, sources in enumerate(groups)]
+        todo = [job for job in jobs if not job.report.exists()]
+        pool.run(write_part, todo, workers=workers, what="reading", total=len(jobs))
+        return dataclasses.replace(settings, parts=read_parts(jobs))
+
+
+def _left_out(settings: CorpusConfig) -> dict[str, object]:
+    parts = settings.parts
+    if parts is None:
+        return {"duplicates": None, "bad_records": None, "bad": []}
+    return {
+        "duplicates": int((~parts.first).sum()),
+        "bad_records": sum(report["bad_records"] for report in parts.reports),
+        "bad": [line for report in parts.reports for line in report["bad"]][:100],
+    }

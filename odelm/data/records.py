@@ -1,0 +1,18 @@
+"""ArrayRecord files: records that are written in a row and read in any order."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+
+@contextlib.contextmanager
+def record_writer(path: Path, *, compress: bool = True) -> Iterator[ArrayRecordWriter]:
+    """Yields a writer of single records; raises OSError where they could not all be written, as on a full disk."""
+    writer = ArrayRecordWriter(str(path), "group_size:1" if compress else "group_size:1,uncompressed")
+    try:
+        yield writer
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error

@@ -1,0 +1,166 @@
+"""Token shards: documents as integers in ArrayRecord, written unit by unit and read at any place.
+
+A unit is a run of documents of a split. Its file holds, component after component, the documents' tokens in a row,
+each document followed by the end token, cut into records of `CHUNK` tokens (the last of a component is shorter). So
+tokens a to b of a component lie in records that are known by arithmetic.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tokenizers import Tokenizer
+
+from odelm.data import tokenizer as tokenizers
+from odelm.data.cache import writing
+from odelm.data.corpus import Corpus
+from odelm.data.documents import Document
+from odelm.data.records import record_writer
+from odelm.errors import InputError
+
+CHUNK = 8192
+"""Tokens a record: reading one takes about as long as finding it."""
+UNIT_BYTES, MOST_UNITS = 32 << 20, 1024
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Documents `start` to `stop` of a split of a corpus, to be written to `path`."""
+
+    corpus: Corpus
+    split: str
+    start: int
+    stop: int
+    tokenizer: str
+    """As JSON: what a process that writes a unit is given."""
+    path: Path
+
+    @property
+    def report(self) -> Path:
+        """Written last: a unit with its report is whole."""
+        return self.path.with_suffix(".json")
+
+
+def units(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> list[Unit]:
+    """Returns the units of a split: what there is to do depends on the corpus alone."""
+    documents, size = corpus.size(split)
+    count = max(1, min(-(-size // UNIT_BYTES), MOST_UNITS, documents))
+    cuts = [documents * number // count for number in range(count + 1)]
+    text = tokenizer.to_str()
+    return [
+        Unit(corpus, split, start, stop, text, directory / split / f"{number:05d}.array_record")
+        for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))
+    ]
+
+
+def write_unit(unit: Unit) -> None:
+    """Writes the tokens of a unit, the lengths of its documents, and a report of both."""
+    tokenizer = Tokenizer.from_str(unit.tokenizer)
+    dtype, end = dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
+    by_component: dict[str, list[str]] = {}
+    for document in unit.corpus.documents(unit.split, unit.start, unit.stop):
+        by_component.setdefault(document.component, []).append(document.text)
+    digest, components, lengths, records = hashlib.sha256(), {}, [], 0
+    with writing(unit.path) as partial, record_writer(partial, compress=False) as writer:
+        for name in sorted(by_component):
+            texts = by_component.pop(name)
+            tokens = np.concatenate([np.array(ids, dtype) for ids in tokenizers.encode(tokenizer, texts)])
+            own = np.diff(np.flatnonzero(tokens == end), prepend=-1)
+            for first in range(0, len(tokens), CHUNK):
+                writer.write(tokens[first : first + CHUNK].tobytes())
+            digest.update(tokens.tobytes())
+            lengths.append(own)
+            records += -(-len(tokens) // CHUNK)
+            size = sum(len(text.encode()) for text in texts)
+            components[name] = {"documents": len(texts), "bytes": size, "tokens": len(tokens)}
+    with writing(unit.path.with_suffix(".lengths")) as partial:
+        np.concatenate([np.empty(0, int), *lengths]).astype("<u4").tofile(partial)
+    report = {"file": unit.path.name, "size": unit.path.stat().st_size, "records": records}
+    with writing(unit.report) as partial:
+        partial.write_text(json.dumps({**report, "sha256": digest.hexdigest(), "components": components}) + "\n")
+
+
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """Returns the smallest unsigned type that holds the tokenizer's ids."""
+    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
+
+
+class TokenStream:
+    """The tokens (n,) of one component of a split, read where they are asked for: `stream[a:b]`."""
+
+    def __init__(self, source: Sequence[bytes], pieces: Sequence[tuple[int, int]], dtype: np.dtype):
+        """`pieces` are the (first record in `source`, tokens) of each unit."""
+        self._source, self._dtype = source, dtype
+        self._first = np.array([first for first, _ in pieces], np.int64)
+        self._ends = np.cumsum([tokens for _, tokens in pieces], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        """Returns the tokens of a slice without a step."""
+        start, stop, _ = place.indices(len(self))
+        parts = [np.empty(0, self._dtype)]
+        piece = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            begin = int(self._ends[piece - 1]) if piece else 0
+            until = min(stop, int(self._ends[piece]))
+            parts.append(self._read(int(self._first[piece]), start - begin, until - begin))
+            start, piece = until, piece + 1
+        return np.concatenate(parts)
+
+    def _read(self, first: int, start: int, stop: int) -> np.ndarray:
+        """Returns tokens `start` to `stop` of the piece that begins with record `first`."""
+        records = range(start // CHUNK, (stop - 1) // CHUNK + 1)
+        tokens = [np.frombuffer(self._source[first + record], self._dtype) for record in records]
+        offset = records[0] * CHUNK
+        return np.concatenate(tokens)[start - offset : stop - offset]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A component of a split: its tokens (n,), each document followed by the end token, and its documents' lengths.
+
+    `tokens` is an array or a `TokenStream`; `lengths` int64 (documents,), the end tokens counted.
+    """
+
+    tokens: np.ndarray | TokenStream
+    lengths: np.ndarray
+
+
+Split = Mapping[str, Stream]
+"""The components of a split by name, in the order of their names."""
+
+
+def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Split:
+    """Returns the split whose units stand in `directory`.
+
+    Raises InputError for a file that is missing or of another size than when it was written.
+    """
+    files = [directory / report["file"] for report in reports]
+    for file, report in zip(files, reports, strict=True):
+        size = file.stat().st_size if file.exists() else None
+        if size != report["size"]:
+            raise InputError(
+                f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {report['size']} bytes of "
+                f"tokens; remove {directory.parent}, and the same command makes it again"
+            )
+    source = ArrayRecordDataSource([str(file) for file in files])
+    pieces: dict[str, list[tuple[int, int]]] = {}
+    lengths: dict[str, list[np.ndarray]] = {}
+    first = 0
+    for file, report in zip(files, reports, strict=True):
+        own, place = np.fromfile(file.with_suffix(".lengths"), "<u4"), 0
+        for name, counts in report["components"].items():
+            pieces.setdefault(name, []).append((first, counts["tokens"]))
+            lengths.setdefault(name, []).append(own[place : place + counts["documents"]])
+            first += -(-counts["tokens"] // CHUNK)
+            place += counts["documents"]
+    return {
+        name: Stream(TokenStream(source, pieces[name], dtype), np.concatenate(lengths[name]).astype(np.int64))
+        for name in sorted(pieces)
+    }
