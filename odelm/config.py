@@ -25,6 +25,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
 CORPORA = ("python_source", "text", "openwebtext", "pile")
 ON_BAD_RECORD = ("error", "skip")
+MASK_UNITS = ("token", "word", "span")
 PACKINGS = ("auto", "concatenate", "segments", "documents")
 DECAYS = ("cosine", "linear", "constant")
 MERGES = ("mean", "layer", "low_rank")
@@ -171,6 +172,8 @@ class DataConfig:
     document, the row padded where it ends. `auto`: `documents` for a model with sentence order, else `concatenate`."""
     mask_rate: float = 0.15
     """Encoder only: the share of tokens to predict."""
+    mask_unit: str = "token"
+    """Encoder only: what is chosen to be predicted, a `token`, a `word`, or a `span` of one to three words."""
     workers: int = 0
     """Processes that make batches, beside the one that trains; 0 makes them in its threads."""
 
@@ -184,6 +187,7 @@ class DataConfig:
                 )
         choice("data.on_bad_record", self.on_bad_record, ON_BAD_RECORD)
         choice("data.packing", self.packing, PACKINGS)
+        choice("data.mask_unit", self.mask_unit, MASK_UNITS)
         self._validate_components()
         if not 0.0 < self.valid_fraction < 1.0:
             raise InputError(f"data.valid_fraction is {self.valid_fraction}, expected a number between 0 and 1")

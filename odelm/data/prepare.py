@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
     texts = [document.text for file in files for document in checked(text_documents(file))]
     if not texts:
         raise InputError(f"{source} has no text: expected files with at least one document")
-    tokens = np.array([number for ids in tokenizers.encode(tokenizer, texts) for number in ids], np.uint32)
+    tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts)))
     lengths = np.diff(np.flatnonzero(tokens == tokenizers.special_id(tokenizer, "end")), prepend=-1)
     size = sum(len(text.encode()) for text in texts)
     digest = hashlib.sha256(tokens.tobytes()).hexdigest()

@@ -92,19 +92,20 @@ def _find(tokenizer: Tokenizer, role: str) -> int | None:
     return next((number for number in numbers if number is not None), None)
 
 
-def encode(tokenizer: Tokenizer, documents: Iterable[str], *, batch_bytes: int = 1 << 22) -> Iterator[list[int]]:
-    """Yields the token ids of `documents`, each followed by the end token, in runs of bounded size.
+def encode(tokenizer: Tokenizer, documents: Iterable[str], *, batch_bytes: int = 1 << 22) -> Iterator[np.ndarray]:
+    """Yields the token ids of `documents`, uint32, each followed by the end token, in runs of bounded size.
 
     Text that spells a special token is text. Long documents are encoded in pieces cut where a word ends, so
     that memory is bounded; byte-level BPE never joins a word with the space after it, so the tokens are those of
     the whole.
     """
-    end = special_id(tokenizer, "end")
+    end = np.array([special_id(tokenizer, "end")], np.uint32)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True
     for pieces, ends in _batches(documents, batch_bytes):
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        yield [number for item, last in zip(encodings, ends, strict=True) for number in item.ids + [end] * last]
+        parts = ((np.array(item.ids, np.uint32), end[:last]) for item, last in zip(encodings, ends, strict=True))
+        yield np.concatenate([part for pair in parts for part in pair])
 
 
 def _batches(documents: Iterable[str], size: int) -> Iterator[tuple[list[str], list[bool]]]:

@@ -7,7 +7,7 @@ tokens a to b of a component lie in records that are known by arithmetic.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from odelm.data import tokenizer as tokenizers
 from odelm.data.cache import writing
 from odelm.data.corpus import Corpus
-from odelm.data.documents import Document
 from odelm.data.records import record_writer
 from odelm.errors import InputError
 
@@ -68,7 +67,7 @@ def write_unit(unit: Unit) -> None:
     with writing(unit.path) as partial, record_writer(partial, compress=False) as writer:
         for name in sorted(by_component):
             texts = by_component.pop(name)
-            tokens = np.concatenate([np.array(ids, dtype) for ids in tokenizers.encode(tokenizer, texts)])
+            tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts))).astype(dtype)
             own = np.diff(np.flatnonzero(tokens == end), prepend=-1)
             for first in range(0, len(tokens), CHUNK):
                 writer.write(tokens[first : first + CHUNK].tobytes())
