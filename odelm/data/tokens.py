@@ -6,6 +6,7 @@ tokens a to b of a component lie in records that are known by arithmetic.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,28 +60,48 @@ def units(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> 
 def write_unit(unit: Unit) -> None:
     """Writes the tokens of a unit, the lengths of its documents, and a report of both."""
     tokenizer = Tokenizer.from_str(unit.tokenizer)
-    dtype, end = dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
-    by_component: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for document in unit.corpus.documents(unit.split, unit.start, unit.stop):
-        by_component.setdefault(document.component, []).append(document.text)
-    digest, components, lengths, records = hashlib.sha256(), {}, [], 0
+        texts.setdefault(document.component, []).append(document.text)
+    texts = {name: texts[name] for name in sorted(texts)}
+    tokens, ends = _encoded(tokenizer, texts)
+    stops = [0, *(int(ends[count - 1]) for count in np.cumsum([len(own) for own in texts.values()]))]
+    pieces = dict(zip(texts, itertools.pairwise(stops), strict=True))
+    records = 0
     with writing(unit.path) as partial, record_writer(partial, compress=False) as writer:
-        for name in sorted(by_component):
-            texts = by_component.pop(name)
-            tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts))).astype(dtype)
-            own = np.diff(np.flatnonzero(tokens == end), prepend=-1)
-            for first in range(0, len(tokens), CHUNK):
-                writer.write(tokens[first : first + CHUNK].tobytes())
-            digest.update(tokens.tobytes())
-            lengths.append(own)
-            records += -(-len(tokens) // CHUNK)
-            size = sum(len(text.encode()) for text in texts)
-            components[name] = {"documents": len(texts), "bytes": size, "tokens": len(tokens)}
+        for start, stop in pieces.values():
+            for first in range(start, stop, CHUNK):
+                writer.write(tokens[first : min(first + CHUNK, stop)].tobytes())
+                records += 1
     with writing(unit.path.with_suffix(".lengths")) as partial:
-        np.concatenate([np.empty(0, int), *lengths]).astype("<u4").tofile(partial)
-    report = {"file": unit.path.name, "size": unit.path.stat().st_size, "records": records}
+        np.diff(ends, prepend=0).astype("<u4").tofile(partial)
+    report = {
+        "file": unit.path.name,
+        "size": unit.path.stat().st_size,
+        "records": records,
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "components": {name: _counts(texts[name], *pieces[name]) for name in texts},
+    }
     with writing(unit.report) as partial:
-        partial.write_text(json.dumps({**report, "sha256": digest.hexdigest(), "components": components}) + "\n")
+        partial.write_text(json.dumps(report) + "\n")
+
+
+def _encoded(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of all texts, one component after the other, and where each text's tokens end."""
+    dtype, end = dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
+    runs = tokenizers.encode(tokenizer, itertools.chain.from_iterable(texts.values()))
+    tokens = np.concatenate([np.empty(0, dtype), *runs]).astype(dtype)
+    ends = np.flatnonzero(tokens == end) + 1
+    if len(ends) != sum(len(own) for own in texts.values()):
+        raise InputError(
+            f"the tokenizer's end token {tokenizer.id_to_token(end)!r} also stands for text, so that documents cannot "
+            "be told apart; use a tokenizer that has it as a special token"
+        )
+    return tokens, ends
+
+
+def _counts(texts: Sequence[str], start: int, stop: int) -> dict[str, int]:
+    return {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts), "tokens": stop - start}
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:

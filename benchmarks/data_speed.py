@@ -1,0 +1,145 @@
+"""How fast text becomes tokens and tokens become batches, and what memory a long pass takes.
+
+python benchmarks/data_speed.py [--corpus=text --source=DIR --data_dir=DIR --megabytes=16 --repeats=5 --batches=2000]
+
+Tokenising is held against the tokenizers library alone, on one core, taking turns, in CPU seconds. Batches are of
+32 x 1,024 tokens, their cores the CPU seconds over the seconds. Prints one JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from odelm.config import Config
+from odelm.data.corpora import SPLITS
+from odelm.data.corpus import Corpus, find_corpus
+from odelm.data.documents import Document
+from odelm.data.loader import train_batches
+from odelm.data.prepare import Prepared, prepare
+from odelm.data.tokens import units, write_unit
+
+BATCH, LENGTH = 32, 1024
+PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Some:
+    """The first documents of a corpus, held in memory, as a corpus."""
+
+    texts: tuple[Document, ...]
+    name: str = "some"
+
+    def prepare(self, **options: object) -> None: ...
+
+    def report(self) -> dict[str, object]:
+        return {}
+
+    def size(self, split: str) -> tuple[int, int]:
+        return len(self.texts), 1
+
+    def documents(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        return iter(self.texts)
+
+
+def first_documents(corpus: Corpus, size: int) -> Some:
+    found, total = [], 0
+    for document in corpus.documents("train"):
+        if total >= size:
+            break
+        found.append(document)
+        total += len(document.text.encode())
+    return Some(tuple(found))
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    since = time.process_time()
+    work()
+    return time.process_time() - since
+
+
+def tokenising(some: Some, tokenizer: Tokenizer, repeats: int) -> dict[str, float]:
+    """Returns MB a second of one core: of the library, of a unit of tokens written, and their ratio."""
+    texts = [document.text for document in some.texts]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    alone, written = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        (unit,) = units(some, SPLITS[0], tokenizer, Path(folder))
+        for _ in range(repeats):
+            # A new one, as every unit has: a tokenizer keeps the words that it met.
+            new = Tokenizer.from_str(tokenizer.to_str())
+            alone.append(cpu_seconds(lambda: new.encode_batch_fast(texts, add_special_tokens=False)))  # noqa: B023
+            written.append(cpu_seconds(lambda: write_unit(unit)))
+    ratios = [ours / library for ours, library in zip(written, alone, strict=True)]
+    return {
+        "megabytes": size,
+        "library_mb_per_s": size / statistics.median(alone),
+        "unit_mb_per_s": size / statistics.median(written),
+        "unit_over_library": statistics.median(ratios),
+    }
+
+
+def loading(prepared: Prepared, config: Config, count: int) -> dict[str, object]:
+    """Returns tokens a second, cores busy, and resident memory in MB over the pass."""
+    batches = train_batches(prepared, config)
+    for _ in itertools.islice(batches, 20):
+        pass
+    memory = []
+    since, cpu = time.perf_counter(), time.process_time()
+    for number, _ in enumerate(itertools.islice(batches, count)):
+        if number % max(1, count // 10) == 0:
+            memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE // 2**20)
+    seconds = time.perf_counter() - since
+    return {
+        "million_tokens_per_s": count * BATCH * LENGTH / seconds / 1e6,
+        "cores": (time.process_time() - cpu) / seconds,
+        "epochs": count * BATCH * LENGTH / prepared.train_tokens,
+        "resident_mb": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="python_source")
+    parser.add_argument("--source", default="")
+    parser.add_argument("--data_dir", default=Config().data.data_dir)
+    parser.add_argument("--exclude", default="", help="a part of the corpus to leave out")
+    parser.add_argument("--vocab_size", type=int, default=16_384)
+    parser.add_argument("--megabytes", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=2000)
+    options = parser.parse_args()
+    # One core, as a worker of `prepare` has it.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    config = Config()
+    config.data.corpus, config.data.source, config.data.data_dir = options.corpus, options.source, options.data_dir
+    config.data.exclude = (options.exclude,) if options.exclude else ()
+    config.data.vocab_size = options.vocab_size
+    config.model.vocab_size, config.model.max_length = options.vocab_size, LENGTH
+    config.train.batch_size, config.train.length = BATCH, LENGTH
+    prepared = prepare(config)
+    some = first_documents(find_corpus(config.data), options.megabytes * 10**6)
+    results: dict[str, object] = {"tokenising": tokenising(some, prepared.tokenizer, options.repeats)}
+    for kind, packing, unit in (
+        ("decoder", "concatenate", "token"),
+        ("decoder", "segments", "token"),
+        ("decoder", "documents", "token"),
+        ("encoder", "concatenate", "token"),
+        ("encoder", "documents", "span"),
+    ):
+        config.model.kind, config.data.packing, config.data.mask_unit = kind, packing, unit
+        results[f"{kind}, {packing}, {unit}"] = loading(prepared, config, options.batches)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
