@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-interop lint clean
+.PHONY: demo test test-all test-beam test-interop lint clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -21,6 +21,10 @@ test-all: test
 # Against torch and transformers, which are large: without them `make test` skips these.
 test-interop: .venv/.installed-interop-test
 	ODELM_INTEROP=1 $(BIN)/python -m pytest -q tests/interop
+
+# Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
+test-beam: .venv/.installed-beam-test
+	$(BIN)/python -m pytest -q tests/unit/data/test_beam.py
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ def _beam(options: argparse.Namespace) -> tfds.download.DownloadConfig | None:
     if not options.beam_runner:
         return None
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("--beam_runner needs Apache Beam: pip install odelm[beam]") from error
     flags = [f"--{option}" for option in options.beam_options.split(",") if option]

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from odelm.config import DataConfig, fingerprint
 from odelm.data.cache import resumed
@@ -100,7 +101,7 @@ def open_catalogue(config: DataConfig) -> Catalogue:
     with quiet():
         try:
             builder = tfds.builder(name, data_dir=folder, try_gcs=False)
-        except (tfds.core.registered.DatasetNotFoundError, ImportError, ValueError) as error:
+        except (DatasetNotFoundError, ImportError, ValueError) as error:
             raise InputError(
                 f"the TFDS catalogue has no {name!r} that can be used here ({_first_line(error)}); prepared under "
                 f"{folder} it needs no code of the catalogue's: expected {folder}/{name}/VERSION"
@@ -122,7 +123,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig, folder: Path
 
 
 def _text_feature(builder: tfds.core.DatasetBuilder, config: DataConfig) -> str:
-    features = builder.info.features
+    features = cast(tfds.features.FeaturesDict, builder.info.features)
     texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
     wanted = config.text_feature
     if wanted in texts:

@@ -107,10 +107,11 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {"text": document.text, self.label: document.component}
 
     def _with_beam(self, split: str, settings: CorpusConfig) -> Any:
-        import apache_beam as beam
+        import apache_beam as beam  # pyright: ignore[reportMissingImports] (an extra)
 
-        held_out = split == "validation"
-        read = functools.partial(_keyed, reading=settings.reading, held_out=held_out, fraction=settings.valid_fraction)
+        held_out, reading = split == "validation", settings.reading
+        assert reading is not None
+        read = functools.partial(_keyed, reading=reading, held_out=held_out, fraction=settings.valid_fraction)
         return (
             beam.Create(list(enumerate(settings.groups)))
             | "Spread" >> beam.Reshuffle()

@@ -1,8 +1,10 @@
 """A corpus as training asks for it: prepared once, then any run of documents of a split."""
 
+import contextlib
 import dataclasses
 import json
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from odelm.data.documents import Document
 from odelm.data.files import stats
 from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_part
 from odelm.data.quiet import quiet
+from odelm.errors import InputError
 
 FORMAT = 3
 """Part of every corpus's name: raise it when what is written changes."""
@@ -91,10 +94,9 @@ class FileCorpus:
             settings = self._settings(partial / "parts", workers=workers, with_beam=beam is not None)
             how = beam or tfds.download.DownloadConfig()
             how = how.replace(try_download_gcs=False)
-            with quiet():
-                self.builder(data_dir=result, config=settings).download_and_prepare(
-                    file_format="array_record", download_config=how
-                )
+            builder = self.builder(data_dir=result, config=settings)
+            with quiet(), _named_split(self):
+                builder.download_and_prepare(file_format="array_record", download_config=how)
             (result / REPORT).write_text(json.dumps(_left_out(settings), indent=2) + "\n")
 
     def size(self, split: str) -> tuple[int, int]:
@@ -126,6 +128,21 @@ class FileCorpus:
         todo = [job for job in jobs if not job.report.exists()]
         pool.run(write_part, todo, workers=workers, what="reading", total=len(jobs))
         return dataclasses.replace(settings, parts=read_parts(jobs))
+
+
+@contextlib.contextmanager
+def _named_split(corpus: FileCorpus) -> Iterator[None]:
+    """Tells of an empty split as an InputError: with Beam it is TFDS that finds it."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(r"examples is 0 for split (\w+)", str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"no document of {corpus.sources[0].path} and what comes with it fell into the {found[1]} split: change "
+            f"data.valid_fraction (now {corpus.config.valid_fraction}) or give more, shorter documents"
+        ) from error
 
 
 def _left_out(settings: CorpusConfig) -> dict[str, object]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -169,7 +170,7 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
                 f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {report['size']} bytes of "
                 f"tokens; remove {directory.parent}, and the same command makes it again"
             )
-    source = ArrayRecordDataSource([str(file) for file in files])
+    source = cast(Sequence[bytes], ArrayRecordDataSource([str(file) for file in files]))
     pieces: dict[str, list[tuple[int, int]]] = {}
     lengths: dict[str, list[np.ndarray]] = {}
     first = 0
