@@ -24,6 +24,7 @@ POSITIONS = ("learned", "sinusoidal", "rotary")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
 CORPORA = ("python_source", "text")
+MASK_UNITS = ("token", "word", "span")
 DECAYS = ("cosine", "linear", "constant")
 MERGES = ("mean", "layer", "low_rank")
 ADOPTED = ("time_modulation", "dropout", "dtype", "residual_dtype")
@@ -151,10 +152,13 @@ class DataConfig:
     """How much text, in bytes, the tokenizer is trained on."""
     mask_rate: float = 0.15
     """Encoder only: the share of tokens to predict."""
+    mask_unit: str = "token"
+    """Encoder only: what is masked as one: a `token`, a whole `word`, or a `span` of one to three words (ALBERT's)."""
 
     def validate(self) -> "DataConfig":
         check_types(self, "data")
         choice("data.corpus", self.corpus, CORPORA)
+        choice("data.mask_unit", self.mask_unit, MASK_UNITS)
         if self.corpus == "text" and not self.source:
             raise InputError("data.corpus is 'text', but data.source is empty: give a file, a folder or a glob")
         if not 0.0 < self.valid_fraction < 1.0:
