@@ -173,7 +173,7 @@ class DataConfig:
     mask_rate: float = 0.15
     """Encoder only: the share of tokens to predict."""
     mask_unit: str = "token"
-    """Encoder only: what is chosen to be predicted, a `token`, a `word`, or a `span` of one to three words."""
+    """Encoder only: what is masked as one: a `token`, a whole `word`, or a `span` of one to three words (ALBERT's)."""
     workers: int = 0
     """Processes that make batches, beside the one that trains; 0 makes them in its threads."""
 

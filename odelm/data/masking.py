@@ -1,7 +1,8 @@
 """Rows for a masked language model: special tokens, segments, and which tokens to predict.
 
 Devlin et al. 2019 (arXiv 1810.04805, section 3.1): of the chosen tokens 80 % are replaced by the mask token,
-10 % by a random one, 10 % are left. Sentence order: Lan et al. 2020 (arXiv 1909.11942, section 3.1).
+10 % by a random one, 10 % are left; each token draws for itself, also within a word or span. Sentence order: Lan et
+al. 2020 (arXiv 1909.11942, section 3.1).
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.config import Config
-from odelm.data.tokenizer import special_id, special_ids
+from odelm.data.tokenizer import NAMES, special_id, special_ids
+from odelm.data.units import Unit, make_unit
 from odelm.errors import InputError
 
 MASKED, RANDOM = 0.8, 0.1
@@ -26,12 +28,16 @@ class MaskedRows:
     """
 
     length: int
-    count: int
-    """P, the number of positions to predict: the same in every row, so that shapes are."""
+    rate: float
+    """Share of a row's tokens, special ones counted, that is predicted at most."""
+    unit: Unit
+    """What is chosen as one."""
     cls: int
     sep: int
     pad: int
     mask: int
+    end: int | None
+    """The end-of-text token; None where the tokenizer has none. It may be the same as `sep`."""
     ordinary: np.ndarray
     """The ids, int32 (n,), of the tokens that stand for text."""
     maskable: np.ndarray
@@ -40,6 +46,19 @@ class MaskedRows:
     token_types: bool
     seed: int
     stream: str
+    segments: bool = False
+    """Give `segments`, so that attention can be kept within documents. Rows with sentence order are of one document
+    and have none: the config refuses both together."""
+
+    def __post_init__(self):
+        if self.segments and self.end is None:
+            names = ", ".join(NAMES["end"])
+            raise InputError(f"documents are told apart by an end token, but the tokenizer has none of {names}")
+
+    @property
+    def count(self) -> int:
+        """P, the number of positions to predict: the same in every row, so that shapes are."""
+        return max(1, round(self.rate * self.length))
 
     @property
     def size(self) -> int:
@@ -61,18 +80,26 @@ class MaskedRows:
 
         `tokens` int32 (B, L), `mask` bool (B, L) True at real tokens, `positions` int32 (B, P) sorted, `targets`
         int32 (B, P), `weights` float32 (B, P) 0 where there was nothing left to predict; with token types
-        `token_types` int32 (B, L); with sentence order `order` int32 (B,), 1 where the segments were swapped.
+        `token_types` int32 (B, L); with segments `segments` int32 (B, L), the number of the document in its row, from
+        0; with sentence order `order` int32 (B,), 1 where the segments were swapped, and `order_weights` float32 (B,),
+        0 where a row has fewer than two tokens of text, which have no order.
+
+        Sentence order takes each window to lie within one document, without its end token.
         """
         draws = rng.bits(self.seed, self.stream, windows["index"], 3 * self.length + 2)
+        order, fate, token = np.split(draws[:, :-2], 3, axis=1)
         layout = self._layout(windows["count"], draws[:, -2:] >> np.uint64(63) == 1)
-        original = np.take_along_axis(windows["window"], np.clip(layout.source, 0, self.size - 1), axis=1)
-        for places, token in ((layout.cls, self.cls), (layout.sep, self.sep), (~layout.real, self.pad)):
-            original = np.where(places, token, original)
-        rows = {"mask": layout.real, **self._masked(original.astype(np.int32), draws[:, :-2])}
+        original = self._original(windows["window"], layout)
+        chosen = self.unit.choose(original, self.maskable[original], order, self._budget(layout))
+        rows = {"mask": layout.real, "tokens": self._replaced(original, chosen, fate, token)}
+        rows |= self._predicted(original, chosen)
         if self.token_types:
             rows["token_types"] = layout.second.astype(np.int32)
+        if self.segments:
+            rows["segments"] = self._segments(original, np.asarray(windows["count"]))
         if self.sentence_order:
             rows["order"] = layout.swapped.astype(np.int32)
+            rows["order_weights"] = (np.asarray(windows["count"]) >= 2).astype(np.float32)
         return rows
 
     def _layout(self, count: np.ndarray, coins: np.ndarray) -> "_Layout":
@@ -95,28 +122,42 @@ class MaskedRows:
         real = place < count + 3
         return _Layout(source, cls, sep, real, (place > first + 1) & real, coins[:, 1])
 
-    def _masked(self, original: np.ndarray, draws: np.ndarray) -> dict[str, np.ndarray]:
-        """Chooses among the maskable tokens of `original` (B, L), by draws (B, 3 L), and replaces the chosen."""
-        order, fate, token = np.split(draws, 3, axis=1)
-        maskable = self.maskable[original]
-        # The smallest draws win; what may not be chosen has the largest.
-        ranks = np.where(maskable, order >> np.uint64(1), np.uint64(2**64 - 1))
-        chosen = np.argpartition(ranks, self.count - 1, axis=1)[:, : self.count]
-        chosen = np.sort(np.where(np.take_along_axis(maskable, chosen, 1), chosen, self.length), axis=1)
-        counted = chosen < self.length
-        # Positions that count for nothing are the last one, so that the list stays sorted.
-        positions = np.minimum(chosen, self.length - 1)
+    def _original(self, windows: np.ndarray, layout: "_Layout") -> np.ndarray:
+        """Returns the rows int32 (B, L) before anything is masked."""
+        original = np.take_along_axis(windows, np.clip(layout.source, 0, self.size - 1), axis=1)
+        for places, token in ((layout.cls, self.cls), (layout.sep, self.sep), (~layout.real, self.pad)):
+            original = np.where(places, token, original)
+        return original.astype(np.int32)
+
+    def _budget(self, layout: "_Layout") -> np.ndarray:
+        """Returns how many tokens to predict at most, int (B,): the rate of the real ones, at least one. P if full."""
+        return np.maximum(1, np.rint(self.rate * layout.real.sum(axis=1)).astype(int))
+
+    def _replaced(self, original: np.ndarray, chosen: np.ndarray, fate: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Returns `original` int32 (B, L) with the chosen tokens replaced, by draws (B, L) of how and by which."""
         share = (fate >> np.uint64(11)) * 2.0**-53
         random = self.ordinary[token % np.uint64(len(self.ordinary))]
         replaced = np.where(share < MASKED, self.mask, np.where(share < MASKED + RANDOM, random, original))
-        hidden = np.zeros((len(original), self.length + 1), bool)
-        np.put_along_axis(hidden, chosen, True, axis=1)
-        return {
-            "tokens": np.where(hidden[:, :-1], replaced, original).astype(np.int32),
-            "positions": positions.astype(np.int32),
-            "targets": np.take_along_axis(original, positions, 1),
-            "weights": counted.astype(np.float32),
-        }
+        return np.where(chosen, replaced, original).astype(np.int32)
+
+    def _predicted(self, original: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """Lists the chosen places; those that count for nothing are the last one, so that the list stays sorted."""
+        row, place = np.nonzero(chosen)
+        slot = np.cumsum(chosen, axis=1)[chosen] - 1
+        positions = np.full((len(original), self.count), self.length - 1, np.int32)
+        weights = np.zeros(positions.shape, np.float32)
+        positions[row, slot], weights[row, slot] = place, 1
+        return {"positions": positions, "targets": np.take_along_axis(original, positions, 1), "weights": weights}
+
+    def _segments(self, original: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Returns how many documents of its row ended before each place, int32 (B, L).
+
+        An end token belongs to the document that it ends, [CLS] to the first one; the [SEP] after the text and the
+        padding belong to that of the last token of text, also if it is an end token.
+        """
+        place = np.arange(self.length)
+        ends = (original == self.end) & (place > 0) & (place < count[:, None])
+        return (np.cumsum(ends, axis=1) - ends).astype(np.int32)
 
 
 class _Layout(NamedTuple):
@@ -134,22 +175,34 @@ class _Layout(NamedTuple):
 def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: str) -> MaskedRows:
     """Returns the rows of `length` tokens that `config` asks for.
 
-    Raises InputError if the tokenizer lacks a special token, or `length` has no room for text beside them.
+    Raises InputError if the tokenizer lacks a special token, or does not tell the words that the unit needs, or
+    `length` has no room for text beside the special tokens.
     """
     shortest = 5 if config.model.sentence_order else 3
     if length < shortest:
         raise InputError(f"a row of {length} tokens has no room for text, expected {shortest} or more: train.length")
-    ids = {role: special_id(tokenizer, role) for role in ("cls", "sep", "pad", "mask")}
     vocabulary = np.array(sorted(tokenizer.get_vocab().values()), np.int32)
     ordinary = np.setdiff1d(vocabulary, special_ids(tokenizer)).astype(np.int32)
     return MaskedRows(
         length=length,
-        count=max(1, round(config.data.mask_rate * length)),
+        rate=config.data.mask_rate,
+        unit=make_unit(config.data.mask_unit, tokenizer),
+        cls=special_id(tokenizer, "cls"),
+        sep=special_id(tokenizer, "sep"),
+        pad=special_id(tokenizer, "pad"),
+        mask=special_id(tokenizer, "mask"),
+        end=_end_id(tokenizer),
         ordinary=ordinary,
         maskable=np.isin(np.arange(vocabulary[-1] + 1), ordinary),
         sentence_order=config.model.sentence_order,
         token_types=config.model.token_types > 1,
         seed=config.train.seed,
         stream=stream,
-        **ids,
     )
+
+
+def _end_id(tokenizer: Tokenizer) -> int | None:
+    try:
+        return special_id(tokenizer, "end")
+    except InputError:
+        return None

@@ -74,7 +74,7 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):
-        rows = (weights.sum(-1) > 0).astype(jnp.float32)
+        rows = jnp.asarray(batch["order_weights"])
         logits = model.readout_order(hidden)
         order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(batch["order"])) * rows).sum()
         orders = rows.sum()

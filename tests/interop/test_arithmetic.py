@@ -98,7 +98,8 @@ def language_batch(inputs: Inputs, case: Case) -> dict[str, np.ndarray]:
     positions = np.tile(np.array([1, 4, 9], np.int32), (3, 1))
     targets = (np.take_along_axis(tokens, positions, 1) + 5) % VOCAB
     batch = dict(inputs) | {"positions": positions, "targets": targets, "weights": np.ones((3, 3), np.float32)}
-    return batch | ({"order": np.array([0, 1, 1], np.int32)} if "order" in case.name else {})
+    order = {"order": np.array([0, 1, 1], np.int32), "order_weights": np.ones(3, np.float32)}
+    return batch | (order if "order" in case.name else {})
 
 
 def their_loss(model, inputs: Inputs, case: Case, batch):

@@ -32,6 +32,7 @@ CHOICES = [
     ("model__dtype", "bfloat", "bfloat16"),
     ("model__residual_dtype", "float23", "float32"),
     ("data__corpus", "python_sorce", "python_source"),
+    ("data__mask_unit", "spam", "span"),
     ("step_sampling__kind", "random_counts", "random_count"),
     ("optimizer__decay", "cosin", "cosine"),
     ("init__merge", "meen", "mean"),

@@ -94,6 +94,7 @@ def test_shapes_types_and_full_rows_of_an_encoder(shared):
             "targets": few,
             "weights": ((4, 2), "float32"),
             "order": ((4,), "int32"),
+            "order_weights": ((4,), "float32"),
         }
         assert batch["mask"].all()
 

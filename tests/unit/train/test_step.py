@@ -49,6 +49,7 @@ def batch_of(config: Config) -> dict[str, np.ndarray]:
         "targets": np.take_along_axis(text, positions, 1),
         "weights": np.take_along_axis(weights, positions, 1),
         "order": np.array([0, 1, 1, 0], np.int32),
+        "order_weights": np.ones(4, np.float32),
     }
 
 
