@@ -196,6 +196,7 @@ def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: st
         maskable=np.isin(np.arange(vocabulary[-1] + 1), ordinary),
         sentence_order=config.model.sentence_order,
         token_types=config.model.token_types > 1,
+        segments=config.packing == "segments",
         seed=config.train.seed,
         stream=stream,
     )
