@@ -7,7 +7,7 @@ tokens a to b of a component lie in records that are known by arithmetic.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 from odelm.data import tokenizer as tokenizers
 from odelm.data.cache import writing
 from odelm.data.corpus import Corpus
-from odelm.data.documents import Document
 from odelm.data.records import record_writer
 from odelm.errors import InputError
 
