@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_corpus import flat
 from tokenizers import Tokenizer, models
 
 from odelm.data.masking import MaskedRows, masked_rows
@@ -31,7 +32,7 @@ def original(row: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_a_row_is_cls_window_sep_and_targets_are_the_originals(shared):
-    rows, window = rows_of(shared), shared[0].train[:62].astype(np.int32)
+    rows, window = rows_of(shared), flat(shared[0].train)[:62].astype(np.int32)
     for index in range(20):
         row = rows.row(index, window)
         np.testing.assert_array_equal(original(row), [CLS, *window, SEP])
@@ -43,7 +44,7 @@ def test_a_row_is_cls_window_sep_and_targets_are_the_originals(shared):
 
 def test_special_tokens_are_never_chosen_and_never_drawn(shared):
     special = special_ids(shared[0].tokenizer)
-    window = np.where(np.arange(62) % 3 == 0, END, shared[0].train[:62]).astype(np.int32)
+    window = np.where(np.arange(62) % 3 == 0, END, flat(shared[0].train)[:62]).astype(np.int32)
     for index in range(50):
         row = rows_of(shared, rate=0.9).row(index, window)
         counted = row["weights"] == 1
@@ -54,9 +55,9 @@ def test_special_tokens_are_never_chosen_and_never_drawn(shared):
 
 def test_a_short_row_has_weight_only_where_there_is_text(shared):
     rows = rows_of(shared, rate=0.5)
-    row = rows.row(0, shared[0].train[:5].astype(np.int32))
+    row = rows.row(0, flat(shared[0].train)[:5].astype(np.int32))
     assert row["mask"].sum() == 7 and (original(row)[7:] == PAD).all()
-    assert row["weights"].sum() == (shared[0].train[:5] > 4).sum() < rows.count
+    assert row["weights"].sum() == (flat(shared[0].train)[:5] > 4).sum() < rows.count
     assert (np.diff(row["positions"]) >= 0).all()
     empty = rows.row(0, np.empty(0, np.int32))
     assert empty["mask"].sum() == 2 and not empty["weights"].any()
@@ -100,7 +101,7 @@ def test_segments_are_swapped_half_the_time(shared):
 
 
 def test_draws_are_a_function_of_seed_stream_and_index(shared):
-    rows, window = rows_of(shared), shared[0].train[:62].astype(np.int32)
+    rows, window = rows_of(shared), flat(shared[0].train)[:62].astype(np.int32)
     same = [rows.row(7, window)["tokens"] for _ in range(2)]
     np.testing.assert_array_equal(*same)
     others = [rows.row(8, window), dataclasses.replace(rows, seed=1).row(7, window)]
