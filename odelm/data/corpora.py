@@ -110,9 +110,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         import apache_beam as beam
 
         held_out = split == "validation"
-        read = functools.partial(
-            _keyed, reading=settings.reading, held_out=held_out, fraction=settings.valid_fraction
-        )
+        read = functools.partial(_keyed, reading=settings.reading, held_out=held_out, fraction=settings.valid_fraction)
         return (
             beam.Create(list(enumerate(settings.groups)))
             | "Spread" >> beam.Reshuffle()

@@ -69,6 +69,11 @@ def write_unit(unit: Unit) -> None:
             texts = by_component.pop(name)
             tokens = np.concatenate([np.array(ids, dtype) for ids in tokenizers.encode(tokenizer, texts)])
             own = np.diff(np.flatnonzero(tokens == end), prepend=-1)
+            if len(own) != len(texts):
+                raise InputError(
+                    f"the tokenizer makes its end token {tokenizer.id_to_token(end)!r} of text, of which there is some "
+                    f"in {name}; use one that marks it as special"
+                )
             for first in range(0, len(tokens), CHUNK):
                 writer.write(tokens[first : first + CHUNK].tobytes())
             digest.update(tokens.tobytes())
@@ -142,12 +147,9 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
     """
     files = [directory / report["file"] for report in reports]
     for file, report in zip(files, reports, strict=True):
-        size = file.stat().st_size if file.exists() else None
-        if size != report["size"]:
-            raise InputError(
-                f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {report['size']} bytes of "
-                f"tokens; remove {directory.parent}, and the same command makes it again"
-            )
+        documents = sum(counts["documents"] for counts in report["components"].values())
+        _check_size(file, report["size"])
+        _check_size(file.with_suffix(".lengths"), 4 * documents)
     source = ArrayRecordDataSource([str(file) for file in files])
     pieces: dict[str, list[tuple[int, int]]] = {}
     lengths: dict[str, list[np.ndarray]] = {}
@@ -163,3 +165,12 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
         name: Stream(TokenStream(source, pieces[name], dtype), np.concatenate(lengths[name]).astype(np.int64))
         for name in sorted(pieces)
     }
+
+
+def _check_size(file: Path, expected: int) -> None:
+    size = file.stat().st_size if file.exists() else None
+    if size != expected:
+        raise InputError(
+            f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {expected} bytes; remove "
+            f"{file.parents[1]}, and the same command makes it again"
+        )
