@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_corpus import documents, flat, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from odelm.config import Config
 from odelm.data.corpus import FileCorpus, find_corpus
@@ -96,3 +97,14 @@ def test_golden_tokens(config: Config):
     assert texts == ["11: gri", "31: add", "0: and ", "1: time"]
     assert flat(prepared.train)[:12].tolist() == [21, 21, 30, 225, 299, 77, 72, 225, 76, 267, 263, 225]
     assert prepared.digest[:16] == "ea19b77561eb1ec4"
+
+
+def test_an_end_token_that_text_can_spell_is_an_error(config: Config, tmp_path: Path):
+    """Documents are told apart by it."""
+    names = ["[UNK]", "[SEP]", "the"]
+    plain = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.save(str(tmp_path / "plain.json"))
+    write_jsonl(Path(config.data.source), [*documents(40), "the [SEP] the"])
+    with pytest.raises(InputError, match=r"makes its end token '\[SEP\]' of text"):
+        prepare(config, tokenizer_file=tmp_path / "plain.json")
