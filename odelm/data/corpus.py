@@ -20,6 +20,7 @@ from odelm.data.documents import Document
 from odelm.data.files import stats
 from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_part
 from odelm.data.quiet import quiet
+from odelm.data.records import told_as_os_error
 
 FORMAT = 3
 """Part of every corpus's name: raise it when what is written changes."""
@@ -91,7 +92,7 @@ class FileCorpus:
             settings = self._settings(partial / "parts", workers=workers, with_beam=beam is not None)
             how = beam or tfds.download.DownloadConfig()
             how = how.replace(try_download_gcs=False)
-            with quiet():
+            with quiet(), told_as_os_error():
                 self.builder(data_dir=result, config=settings).download_and_prepare(
                     file_format="array_record", download_config=how
                 )
