@@ -19,31 +19,59 @@ COMPONENT = "openwebtext"
 OUTER, INNER = (".tar", ".tar.xz", ".tar.gz"), "_data.xz"
 
 
+class _Header(tarfile.TarInfo):
+    """A header that raises ReadError if it cannot be read: tarfile takes such a one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} where a member or the archive's end should begin") from error
+
+
 def members(path: Path) -> list[Source]:
     """Returns the inner archives of an outer tar, or where it is compressed, and can only be read through, it alone.
 
-    Raises InputError if it is no tar, or ends early.
+    Of one that ends early they are those up to there, after a source of no bytes that raises when it is read. Raises
+    InputError if it is no tar, or there is nothing in it.
     """
     with _named(str(path)):
         try:
-            with tarfile.open(path, "r:") as outer:
-                files = [member for member in outer if member.isfile()]
-            return [Source(path, member.size, member.offset_data, member.name) for member in files]
-        except tarfile.ReadError as error:
-            if "unexpected end" in str(error):
-                raise
-        with tarfile.open(path, "r|*"):
-            return [Source(path, path.stat().st_size)]
+            outer = tarfile.open(path, "r:", tarinfo=_Header)
+        except tarfile.ReadError:
+            with tarfile.open(path, "r|*", tarinfo=_Header):
+                return [Source(path, path.stat().st_size)]
+        found = []
+        with outer:
+            try:
+                for member in outer:
+                    if member.isfile():
+                        found.append(Source(path, member.size, member.offset_data, member.name))
+            except tarfile.TarError:
+                found.insert(0, Source(path, 0))
+        if not found:
+            raise tarfile.ReadError("it holds no file")
+        return found
 
 
 def outer_documents(source: Source) -> Records:
-    """Yields the documents of an inner archive that stands in an outer tar, or of a whole compressed outer tar."""
+    """Yields the documents of an inner archive that stands in an outer tar, or of a whole compressed outer tar.
+
+    A source of no bytes is read through for what is wrong with it.
+    """
     with _named(str(source.path)), source.path.open("rb") as file:
         if source.member:
             file.seek(source.offset)
             yield from inner_documents(io.BytesIO(file.read(source.size)), f"{source.path}, member {source.member}")
             return
-        with tarfile.open(fileobj=file, mode="r|*") as outer:
+        if not source.size:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as outer:
+                outer.getmembers()
+            return
+        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as outer:
             for member in outer:
                 inner = outer.extractfile(member) if member.isfile() else None
                 if inner is not None:
@@ -59,7 +87,7 @@ def extracted_documents(path: Path) -> Records:
 
 def inner_documents(file: IO[bytes], place: str) -> Records:
     """Yields the documents of an inner archive, read from front to end."""
-    with _named(place), lzma.open(file) as data, tarfile.open(fileobj=data, mode="r|") as inner:
+    with _named(place), lzma.open(file) as data, tarfile.open(fileobj=data, mode="r|", tarinfo=_Header) as inner:
         for member in inner:
             text = inner.extractfile(member) if member.isfile() else None
             if text is not None:

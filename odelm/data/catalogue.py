@@ -12,6 +12,7 @@ from tensorflow_datasets.core.registered import DatasetNotFoundError
 from odelm.config import DataConfig, fingerprint
 from odelm.data.cache import resumed
 from odelm.data.documents import Document, digest, is_held_out
+from odelm.data.files import stats
 from odelm.data.quiet import quiet
 from odelm.errors import InputError, nearest
 
@@ -33,8 +34,8 @@ class Catalogue:
 
     @property
     def name(self) -> str:
-        counts = {split: info.num_examples for split, info in self.builder.info.splits.items()}
-        key = fingerprint(self.builder.info.full_name, counts, self.feature, self.config.valid_fraction)
+        files = [(Path(path).name, *rest) for path, *rest in stats(sorted(Path(self.builder.data_path).glob("*")))]
+        key = fingerprint(self.builder.info.full_name, files, self.feature, self.config.valid_fraction)
         return f"tfds-{self.builder.name}-{key}"
 
     @property
@@ -108,6 +109,8 @@ def open_catalogue(config: DataConfig) -> Catalogue:
             ) from error
         if not builder.info.splits:
             _prepare(builder, config, folder)
+    if TRAIN not in builder.info.splits:
+        raise InputError(f"{config.corpus} has no split {TRAIN!r}, but only {', '.join(builder.info.splits)}")
     return Catalogue(config, builder, _text_feature(builder, config))
 
 

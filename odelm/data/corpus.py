@@ -22,6 +22,7 @@ from odelm.data.documents import Document
 from odelm.data.files import stats
 from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_part
 from odelm.data.quiet import quiet
+from odelm.data.records import told_as_os_error
 from odelm.errors import InputError
 
 FORMAT = 3
@@ -95,7 +96,7 @@ class FileCorpus:
             how = beam or tfds.download.DownloadConfig()
             how = how.replace(try_download_gcs=False)
             builder = self.builder(data_dir=result, config=settings)
-            with quiet(), _named_split(self):
+            with quiet(), _named_split(self), told_as_os_error():
                 builder.download_and_prepare(file_format="array_record", download_config=how)
             (result / REPORT).write_text(json.dumps(_left_out(settings), indent=2) + "\n")
 

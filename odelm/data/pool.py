@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Job = TypeVar("Job")
 
-SLOW = 2
-"""From so many pieces on the bar is shown: fewer are done before it tells anything."""
+SLOW = 3
+"""From so many pieces on the bar is shown: fewer, such as one a split, are done before it tells anything."""
 
 
 def run(function: Callable[[Job], None], jobs: Sequence[Job], *, workers: int, what: str, total: int) -> None:

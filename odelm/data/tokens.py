@@ -164,12 +164,9 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
     """
     files = [directory / report["file"] for report in reports]
     for file, report in zip(files, reports, strict=True):
-        size = file.stat().st_size if file.exists() else None
-        if size != report["size"]:
-            raise InputError(
-                f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {report['size']} bytes of "
-                f"tokens; remove {directory.parent}, and the same command makes it again"
-            )
+        documents = sum(counts["documents"] for counts in report["components"].values())
+        _check_size(file, report["size"])
+        _check_size(file.with_suffix(".lengths"), 4 * documents)
     source = cast(Sequence[bytes], ArrayRecordDataSource([str(file) for file in files]))
     pieces: dict[str, list[tuple[int, int]]] = {}
     lengths: dict[str, list[np.ndarray]] = {}
@@ -185,3 +182,12 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
         name: Stream(TokenStream(source, pieces[name], dtype), np.concatenate(lengths[name]).astype(np.int64))
         for name in sorted(pieces)
     }
+
+
+def _check_size(file: Path, expected: int) -> None:
+    size = file.stat().st_size if file.exists() else None
+    if size != expected:
+        raise InputError(
+            f"{file} is {'missing' if size is None else f'{size} bytes'}, expected {expected} bytes; remove "
+            f"{file.parents[1]}, and the same command makes it again"
+        )

@@ -54,7 +54,7 @@ def test_prepare_tells_what_it_made_and_training_finds_it(options: list[str], ca
     made = ["prepare", *options, "--vocab_size=300", "--exclude=PubMed Abstracts"]
     assert main(made) == 0
     told = capfd.readouterr()
-    assert re.search(r"^train +Github +\d+ .*%", told.out, re.MULTILINE) 
+    assert re.search(r"^train +Github +\d+ .*%", told.out, re.MULTILINE)
     table, flags = told.out.split("train on it with: ")
     assert "PubMed" not in table and "PubMed" in flags
     assert "MB/s" in told.out and "prepared pile:" in told.err

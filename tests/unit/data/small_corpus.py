@@ -1,12 +1,19 @@
 """Documents that are the same in every run, and a config over them. A module of its own name, because a spawned
 process imports it by that."""
 
+import io
 import json
+import lzma
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from odelm.config import Config
+from odelm.data.corpora import SPLITS
+from odelm.data.corpus import find_corpus
+from odelm.data.documents import Document
 from odelm.data.tokens import Split, Stream
 
 WORDS = "the a field block depth step time state norm grid solver flows turns adds reads holds to of and in".split()
@@ -27,6 +34,53 @@ def documents(count: int) -> list[str]:
 def write_jsonl(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+def pile_lines(texts_by_set: dict[str, list[str]]) -> str:
+    """Returns lines as in the Pile's shards."""
+    objects = [
+        {"text": text, "meta": {"pile_set_name": name}} for name, texts in texts_by_set.items() for text in texts
+    ]
+    return "".join(json.dumps(value) + "\n" for value in objects)
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    """Returns a tar of the members in order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def inner_archives(texts: Sequence[str], count: int) -> dict[str, bytes]:
+    """Returns `count` archives as in OpenWebText's, by name, that hold the texts in order."""
+    cuts = [len(texts) * number // count for number in range(count + 1)]
+    return {
+        f"openwebtext/urlsf_subset{number:02d}-{number}_data.xz": lzma.compress(
+            tar_of({f"{place:07d}.txt": texts[place].encode() for place in range(cuts[number], cuts[number + 1])})
+        )
+        for number in range(count)
+    }
+
+
+def read(config: Config) -> dict[str, list[Document]]:
+    """Returns the documents of each split, prepared first if they are not."""
+    corpus = find_corpus(config.data)
+    corpus.prepare()
+    return {split: list(corpus.documents(split)) for split in SPLITS}
+
+
+def texts_of(config: Config) -> list[str]:
+    """Returns the texts of both splits, sorted."""
+    return sorted(document.text for documents in read(config).values() for document in documents)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns the contents of all files under a folder, by their names in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def make_config(source: Path, data_dir: Path) -> Config:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from odelm.data.documents import text_documents
+from odelm.data.documents import checked, text_documents
 from odelm.data.files import ENDINGS, text_files
 from odelm.errors import InputError
 
@@ -21,9 +21,13 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
+def texts_of(path: Path) -> list[str]:
+    return [document.text for document in checked(text_documents(path))]
+
+
 def error_of(path: Path) -> str:
     with pytest.raises(InputError) as caught:
-        list(text_documents(path))
+        texts_of(path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
     return message
@@ -36,24 +40,24 @@ def test_every_ending_is_read(tmp_path: Path, ending: str):
         path, expected = write(tmp_path / f"a{ending}", "\n\n".join(lines).encode()), TEXTS
     else:
         path, expected = write(tmp_path / f"a{ending}", TEXTS[0].encode()), TEXTS[:1]
-    assert list(text_documents(path)) == expected
+    assert texts_of(path) == expected
 
 
 @pytest.mark.parametrize(("name", "count"), [("a.jsonl.txt", 1), ("a.txt.jsonl", 2), ("a.jsonl.v2.txt.gz", 1)])
 def test_the_ending_says_the_kind(tmp_path: Path, name: str, count: int):
-    assert len(list(text_documents(write(tmp_path / name, b'{"text": "one"}\n{"text": "two"}\n')))) == count
+    assert len(texts_of(write(tmp_path / name, b'{"text": "one"}\n{"text": "two"}\n'))) == count
 
 
 def test_zst_of_several_frames_and_a_byte_order_mark(tmp_path: Path):
     frames = [zstandard.ZstdCompressor().compress(part) for part in (b"\xef\xbb\xbfone ", b"two " * 50_000, b"three")]
     path = tmp_path / "a.txt.zst"
     path.write_bytes(b"".join(frames))
-    assert list(text_documents(path)) == ["one " + "two " * 50_000 + "three"]
+    assert texts_of(path) == ["one " + "two " * 50_000 + "three"]
 
 
 def test_blank_documents_are_left_out(tmp_path: Path):
     path = write(tmp_path / "a.jsonl", b'{"text": ""}\n{"text": "kept"}\n{"text": " \\n"}\n')
-    assert list(text_documents(path)) == ["kept"]
+    assert texts_of(path) == ["kept"]
 
 
 def test_source_is_a_file_a_folder_or_a_glob(tmp_path: Path):

@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from small_corpus import flat, split_of
 
 from odelm.config import Config
@@ -81,9 +80,10 @@ def test_shards_of_two_processes_make_the_batch_of_one(shared, kind: str):
     assert (shards[0][0]["tokens"] != shards[1][0]["tokens"]).any()
 
 
-def test_shapes_types_and_full_rows_of_an_encoder(shared):
+def test_shapes_types_and_the_documents_of_an_encoder_with_sentence_order(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
-    for batch in take(train_batches(prepared, config), 40):
+    short = 0
+    for batch in take(train_batches(prepared, config), 80):
         shapes = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
         row, few = ((4, 16), "int32"), ((4, 2), "int32")
         assert shapes == {
@@ -96,7 +96,16 @@ def test_shapes_types_and_full_rows_of_an_encoder(shared):
             "order": ((4,), "int32"),
             "order_weights": ((4,), "float32"),
         }
-        assert batch["mask"].all()
+        assert not (batch["tokens"] == 1).any(), "an end token: a pair of segments is of one document"
+        short += (~batch["mask"].all(axis=1)).sum()
+    assert 0 < short < 80, "a document's last row is short, and no other"
+
+
+def test_rows_of_an_encoder_without_sentence_order_are_full(shared):
+    prepared, config = shared[0], config_of(shared, "encoder")
+    config.model.sentence_order = False
+    assert config.packing == "concatenate"
+    assert all(batch["mask"].all() for batch in take(train_batches(prepared, config), 120))
 
 
 def test_masks_are_new_every_epoch(shared):
@@ -137,7 +146,9 @@ def test_evaluation_limit_length_and_batch_size(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     batches = list(eval_batches(prepared, config, length=8, batch_size=3, limit=2))
     assert [batch["tokens"].shape for batch in batches] == [(3, 8), (3, 8)]
-    np.testing.assert_array_equal(np.concatenate([b["targets"].ravel() for b in batches]), flat(prepared.validation)[1:49])
+    np.testing.assert_array_equal(
+        np.concatenate([b["targets"].ravel() for b in batches]), flat(prepared.validation)[1:49]
+    )
 
 
 def test_what_cannot_be_batched_is_said_with_its_numbers(shared):
@@ -156,12 +167,12 @@ def test_golden_order(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     batches = take(train_batches(prepared, config), 2)
     assert [batch["tokens"][:, :3].tolist() for batch in batches] == [
-        [[225, 86, 73], [77, 72, 225], [79, 264, 276], [267, 263, 285]],
-        [[89, 86, 82], [88, 73, 290], [73, 296, 292], [280, 261, 89]],
+        [[261, 89, 86], [285, 261, 76], [298, 225, 70], [268, 71, 79]],
+        [[285, 225, 76], [286, 264, 82], [82, 87, 296], [225, 299, 77]],
     ]
     batch = next(train_batches(prepared, config_of(shared, "encoder")))
     assert [batch[name].tolist() for name in ("positions", "targets", "order")] == [
-        [[1, 11], [4, 8], [11, 12], [1, 12]],
-        [[263, 23], [82, 298], [25, 30], [72, 225]],
+        [[1, 11], [1, 4], [9, 11], [1, 12]],
+        [[23, 267], [286, 203], [73, 203], [82, 261]],
         [0, 0, 0, 1],
     ]

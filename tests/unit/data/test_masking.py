@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_corpus import flat
 from tokenizers import Tokenizer, models
 
 from odelm.data.masking import MaskedRows, masked_rows
@@ -40,7 +41,7 @@ def original(row: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_a_row_is_cls_window_sep_and_targets_are_the_originals(shared):
-    rows, window = rows_of(shared), shared[0].train[:62].astype(np.int32)
+    rows, window = rows_of(shared), flat(shared[0].train)[:62].astype(np.int32)
     for index in range(20):
         row = rows.row(index, window)
         np.testing.assert_array_equal(original(row), [CLS, *window, SEP])
@@ -52,7 +53,7 @@ def test_a_row_is_cls_window_sep_and_targets_are_the_originals(shared):
 
 def test_special_tokens_are_never_chosen_and_never_drawn(shared):
     special = special_ids(shared[0].tokenizer)
-    window = np.where(np.arange(62) % 3 == 0, END, shared[0].train[:62]).astype(np.int32)
+    window = np.where(np.arange(62) % 3 == 0, END, flat(shared[0].train)[:62]).astype(np.int32)
     for index in range(50):
         row = rows_of(shared, rate=0.9).row(index, window)
         counted = row["weights"] == 1
@@ -63,7 +64,7 @@ def test_special_tokens_are_never_chosen_and_never_drawn(shared):
 
 def test_a_short_row_has_weight_only_where_there_is_text(shared):
     rows = rows_of(shared, rate=0.5)
-    row = rows.row(0, shared[0].train[:5].astype(np.int32))
+    row = rows.row(0, flat(shared[0].train)[:5].astype(np.int32))
     assert row["mask"].sum() == 7 and (original(row)[7:] == PAD).all()
     assert row["weights"].sum() == 4 < rows.count
     assert (np.diff(row["positions"]) >= 0).all()
@@ -174,7 +175,7 @@ def test_the_share_of_a_corpus_that_is_predicted(shared, unit: str):
     """A word of one token fits unless the budget of 10 is met, and every window of 62 has more than ten. A span may
     begin there with two words or three, so that one row in a hundred, (5/11)^6, might lack one of its ten."""
     rows = rows_of(shared, unit=unit)
-    windows = shared[0].train[: len(shared[0].train) // 62 * 62].reshape(-1, 62).astype(np.int32)
+    windows = flat(shared[0].train)[: len(shared[0].train) // 62 * 62].reshape(-1, 62).astype(np.int32)
     starts = find_words(shared[0].tokenizer).starts(np.pad(windows, ((0, 0), (0, 1))))
     assert (starts[:, :-1] & starts[:, 1:] & (windows > MASK)).sum(axis=1).min() >= 16
     every = {"index": np.arange(len(windows)), "window": windows, "count": np.full(len(windows), 62)}
@@ -216,7 +217,7 @@ def test_a_batch_holds_the_rows_of_its_windows(shared, unit: str):
     """Each as if it were alone: rows of other lengths and numbers of words make no difference."""
     rows = rows_of(shared, unit=unit, sentence_order=True, types=2)
     counts = np.array([61, 0, 1, 2, 30, 61])
-    windows = np.where(np.arange(61) < counts[:, None], shared[0].train[:366].reshape(6, 61), 0).astype(np.int32)
+    windows = np.where(np.arange(61) < counts[:, None], flat(shared[0].train)[:366].reshape(6, 61), 0).astype(np.int32)
     windows[3, 0] = END
     batch = rows.batch({"index": np.arange(6), "window": windows, "count": counts})
     for index, count in enumerate(counts):
@@ -226,7 +227,7 @@ def test_a_batch_holds_the_rows_of_its_windows(shared, unit: str):
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_draws_are_a_function_of_seed_stream_and_index(shared, unit: str):
-    rows, window = rows_of(shared, unit=unit), shared[0].train[:62].astype(np.int32)
+    rows, window = rows_of(shared, unit=unit), flat(shared[0].train)[:62].astype(np.int32)
     same = [rows.row(7, window)["tokens"] for _ in range(2)]
     np.testing.assert_array_equal(*same)
     others = [rows.row(8, window), dataclasses.replace(rows, seed=1).row(7, window)]

@@ -1,16 +1,15 @@
 """Token files hold the corpus, are found again, and are whole or absent."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_corpus import documents, write_jsonl
+from small_corpus import documents, flat, write_jsonl
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from odelm.config import Config
-from odelm.data import prepare as module
-from odelm.data.corpora import find_corpus
+from odelm.data.corpus import FileCorpus, find_corpus
 from odelm.data.prepare import prepare
 from odelm.errors import InputError
 
@@ -21,23 +20,25 @@ def refuse(*arguments, **options):
 
 def test_tokens_are_the_documents_each_ended(config: Config):
     prepared = prepare(config)
-    for split, tokens in (("train", prepared.train), ("validation", prepared.validation)):
-        texts = list(find_corpus(config.data).documents(split))
-        assert tokens.dtype == np.uint16 and tokens[-1] == 1
+    for name, split in (("train", prepared.train), ("validation", prepared.validation)):
+        texts = [document.text for document in find_corpus(config.data).documents(name)]
+        tokens = flat(split)
+        assert split.keys() == {"docs"} and tokens.dtype == np.uint16 and tokens[-1] == 1
         parts = np.split(tokens, np.flatnonzero(tokens == 1) + 1)[:-1]
         assert [prepared.tokenizer.decode(part.tolist()) for part in parts] == texts
-    size = sum(len(text.encode()) for text in find_corpus(config.data).documents("validation"))
-    assert prepared.bytes_per_token == size / len(prepared.validation)
+        assert split["docs"].lengths.tolist() == [len(part) for part in parts]
+    size = sum(len(document.text.encode()) for document in find_corpus(config.data).documents("validation"))
+    assert prepared.bytes_per_token == size / len(flat(prepared.validation))
 
 
 def test_a_second_call_reads_no_source(config: Config, monkeypatch, capsys):
     first = prepare(config)
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr("odelm.data.corpora.text_documents", refuse)
-    monkeypatch.setattr("odelm.data.corpora.Corpus.documents", refuse)
+    monkeypatch.setattr(FileCorpus, "documents", refuse)
     second = prepare(config)
     assert second.directory == first.directory
-    np.testing.assert_array_equal(second.train, first.train)
+    np.testing.assert_array_equal(flat(second.train), flat(first.train))
     assert capsys.readouterr() == ("", "")
 
 
@@ -46,7 +47,7 @@ def test_a_changed_file_is_prepared_again(config: Config):
     write_jsonl(Path(config.data.source), documents(41))
     second = prepare(config, tokenizer_file=first.directory / "tokenizer.json")
     assert second.directory != first.directory
-    assert (second.train == 1).sum() + (second.validation == 1).sum() == 41
+    assert sum(len(split["docs"].lengths) for split in (second.train, second.validation)) == 41
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [("data", "valid_fraction", 0.3), ("model", "vocab_size", 290)])
@@ -79,23 +80,6 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(config: Config):
         prepare(config, tokenizer_file=file)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "prepared.json").write_text(""),
-        lambda folder: (folder / "prepared.json").write_text("{}"),
-        lambda folder: (folder / "prepared.json").write_text("null"),
-        lambda folder: (folder / "prepared.json").unlink(),
-        lambda folder: (folder / "train.bin").write_bytes(b""),
-    ],
-)
-def test_damaged_tokens_are_named(config: Config, damage):
-    folder = prepare(config).directory
-    damage(folder)
-    with pytest.raises(InputError, match=f"{folder} .*remove it"):
-        prepare(config)
-
-
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_data_dir_that_cannot_be_is_named(config: Config, tmp_path: Path, place: str):
     (tmp_path / "file").touch()
@@ -104,57 +88,23 @@ def test_a_data_dir_that_cannot_be_is_named(config: Config, tmp_path: Path, plac
         prepare(config)
 
 
-def test_an_interrupted_call_is_not_taken_for_whole(config: Config, monkeypatch):
-    def interrupted(tokenizer, texts):
-        yield [1, 2, 3]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.tokenizers, "encode", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    assert list((Path(config.data.data_dir) / "tokens").iterdir()) == []
-    prepared = prepare(config)
-    assert (prepared.train == 1).sum() + (prepared.validation == 1).sum() == 40
-
-
-def _prepare_from(values: str, directories) -> None:
-    from odelm.config import from_json
-
-    directories.put(str(prepare(from_json(values)).directory))
-
-
-def test_two_processes_at_once_agree(config: Config):
-    from odelm.config import to_json
-
-    context = multiprocessing.get_context("spawn")
-    directories = context.Queue()
-    workers = [context.Process(target=_prepare_from, args=(to_json(config), directories)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    found = {directories.get(timeout=240) for _ in workers}
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0] and len(found) == 1
-    assert prepare(config).directory == Path(found.pop())
-
-
-def test_the_loser_of_a_race_keeps_the_winners_tokens(config: Config, monkeypatch):
-    write = module._write
-
-    def overtaken(corpus, tokenizer, directory):
-        monkeypatch.setattr(module, "_write", write)
-        winner = prepare(config).directory
-        (winner / "mark").touch()
-        write(corpus, tokenizer, directory)
-
-    monkeypatch.setattr(module, "_write", overtaken)
-    assert (prepare(config).directory / "mark").exists()
-
-
 def test_golden_tokens(config: Config):
     """The literals are what a fixed corpus gave when this was written: a change means that tokens prepared
     before and after are not comparable, and then `FORMAT` must be raised."""
     prepared = prepare(config)
-    assert (len(prepared.train), len(prepared.validation)) == (3330, 307)
-    assert prepared.train[:12].tolist() == [22, 27, 30, 261, 89, 86, 82, 87, 225, 70, 268, 71]
+    assert (prepared.train_tokens, len(flat(prepared.validation))) == (3330, 307)
+    texts = [document.text[:7] for document in find_corpus(config.data).documents("train", 0, 4)]
+    assert texts == ["11: gri", "31: add", "0: and ", "1: time"]
+    assert flat(prepared.train)[:12].tolist() == [21, 21, 30, 225, 299, 77, 72, 225, 76, 267, 263, 225]
+    assert prepared.digest[:16] == "ea19b77561eb1ec4"
+
+
+def test_an_end_token_that_text_can_spell_is_an_error(config: Config, tmp_path: Path):
+    """Documents are told apart by it."""
+    names = ["[UNK]", "[SEP]", "the"]
+    plain = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.save(str(tmp_path / "plain.json"))
+    write_jsonl(Path(config.data.source), [*documents(40), "the [SEP] the"])
+    with pytest.raises(InputError, match=r"makes its end token '\[SEP\]' of text"):
+        prepare(config, tokenizer_file=tmp_path / "plain.json")
