@@ -3,7 +3,7 @@
 import functools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -40,9 +40,9 @@ class CorpusConfig(tfds.core.BuilderConfig):
     """
 
     valid_fraction: float = 0.02
-    parts: Parts | None = None
-    groups: tuple[tuple[Source, ...], ...] = ()
-    reading: Reading | None = None
+    parts: Parts | None = field(default=None, repr=False)
+    groups: tuple[tuple[Source, ...], ...] = field(default=(), repr=False)
+    reading: Reading | None = field(default=None, repr=False)
 
 
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

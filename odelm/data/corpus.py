@@ -95,8 +95,8 @@ class FileCorpus:
             settings = self._settings(partial / "parts", workers=workers, with_beam=beam is not None)
             how = beam or tfds.download.DownloadConfig()
             how = how.replace(try_download_gcs=False)
-            builder = self.builder(data_dir=result, config=settings)
             with quiet(), _named_split(self), told_as_os_error():
+                builder = self.builder(data_dir=result, config=settings)
                 builder.download_and_prepare(file_format="array_record", download_config=how)
             (result / REPORT).write_text(json.dumps(_left_out(settings), indent=2) + "\n")
 

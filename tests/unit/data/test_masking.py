@@ -175,7 +175,8 @@ def test_the_share_of_a_corpus_that_is_predicted(shared, unit: str):
     """A word of one token fits unless the budget of 10 is met, and every window of 62 has more than ten. A span may
     begin there with two words or three, so that one row in a hundred, (5/11)^6, might lack one of its ten."""
     rows = rows_of(shared, unit=unit)
-    windows = flat(shared[0].train)[: len(shared[0].train) // 62 * 62].reshape(-1, 62).astype(np.int32)
+    tokens = flat(shared[0].train)
+    windows = tokens[: len(tokens) // 62 * 62].reshape(-1, 62).astype(np.int32)
     starts = find_words(shared[0].tokenizer).starts(np.pad(windows, ((0, 0), (0, 1))))
     assert (starts[:, :-1] & starts[:, 1:] & (windows > MASK)).sum(axis=1).min() >= 16
     every = {"index": np.arange(len(windows)), "window": windows, "count": np.full(len(windows), 62)}
