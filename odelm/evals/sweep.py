@@ -167,6 +167,7 @@ def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tup
             tolerance=_tolerance(setting),
             mask=data.get("mask"),
             token_types=data.get("token_types"),
+            segments=data.get("segments"),
             solver=setting.solver,
         )
         sums = sums_from_hidden(model, hidden, data)

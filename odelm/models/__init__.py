@@ -8,6 +8,7 @@ from odelm.models.field import BlockField
 from odelm.models.lm import CausalLM, Classifier, Encoder, MaskedLM, create
 from odelm.models.modulation import Modulation
 from odelm.models.norm import Norm
+from odelm.models.packing import Packing
 from odelm.models.residual import LayerResidual
 from odelm.models.transformer import SharedTransformer
 
@@ -25,6 +26,7 @@ __all__ = [
     "MaskedLM",
     "Modulation",
     "Norm",
+    "Packing",
     "Readout",
     "SharedBlock",
     "SharedTransformer",

@@ -1,28 +1,15 @@
 """Multi-head attention over one sequence, causal or not, with rotary positions and query-key norm as options."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.norm import Norm
+from odelm.models.packing import Packing
 from odelm.models.precision import compute_dtype, summed_in_float32
 from odelm.models.residual import Delta
-
-
-def rotary_angles(length: int, size: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Returns the cosines and sines of rotary positions, float32 (L, K/2) each (Su et al. 2021, arXiv 2104.09864)."""
-    rates = base ** (-jnp.arange(0, size, 2) / size)
-    angles = jnp.arange(length)[:, None] * rates
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (k, k + K/2) of `x` (B, L, H, K) by their positions' angles."""
-    cos, sin = cos[:, None, :].astype(x.dtype), sin[:, None, :].astype(x.dtype)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+from odelm.models.rotary import Angles, rotary_angles, rotate
 
 
 class Attention(nnx.Module):
@@ -54,10 +41,11 @@ class Attention(nnx.Module):
         mask: jax.Array | None = None,
         qkv_delta: Delta | None = None,
         out_delta: Delta | None = None,
+        packing: Packing | None = None,
     ) -> jax.Array:
         """Returns (B, L, D). `mask` is bool (B, S), True at the positions that may be attended to.
 
-        The deltas are added to the two linear maps.
+        The deltas are added to the two linear maps. With a packing, a position attends to those of its own segment.
         """
         qkv = self.qkv(x)
         if qkv_delta is not None:
@@ -65,11 +53,23 @@ class Attention(nnx.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        if self.rotary_base is not None:
-            angles = rotary_angles(x.shape[1], q.shape[-1], self.rotary_base)
+        angles = self._angles(q, packing)
+        if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        allowed = None if mask is None else mask[:, None, None, :]
         wide = (summed_in_float32(part) for part in (q, k, v))
-        mixed = jax.nn.dot_product_attention(*wide, mask=allowed, is_causal=self.causal).astype(v.dtype)
+        mixed = jax.nn.dot_product_attention(*wide, mask=_allowed(mask, packing), is_causal=self.causal).astype(v.dtype)
         out = self.out(mixed)
         return out if out_delta is None else out + out_delta(mixed.reshape(out.shape))
+
+    def _angles(self, q: jax.Array, packing: Packing | None) -> Angles | None:
+        if packing is not None:
+            return packing.angles
+        return None if self.rotary_base is None else rotary_angles(q.shape[1], q.shape[-1], self.rotary_base)
+
+
+def _allowed(mask: jax.Array | None, packing: Packing | None) -> jax.Array | None:
+    """Returns which keys a query may attend to, apart from causality: bool (B, 1, 1 or L, S), None for all."""
+    real = None if mask is None else mask[:, None, None, :]
+    if packing is None:
+        return real
+    return packing.together() if real is None else packing.together() & real

@@ -21,6 +21,7 @@ from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
 from odelm.models.modulation import Modulation
 from odelm.models.norm import Affine, Norm
+from odelm.models.packing import Packing
 from odelm.models.residual import LayerResidual, Residual
 
 
@@ -70,13 +71,22 @@ class SharedBlock(nnx.Module):
         return Condition(self.norm1.affine(*affine[:2], own=own1), norm2, 1 + gate1, 1 + gate2, residual)
 
     def increment(
-        self, condition: Condition, h: jax.Array, *, mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        condition: Condition,
+        h: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        packing: Packing | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the derivative of the state. `mask` is bool (B, L); `key` turns dropout on."""
+        """Returns the derivative of the state.
+
+        `mask` is bool (B, L), True at real tokens; `packing` tells documents of one row apart; `key` turns dropout on.
+        """
         if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, key=key) - h
+            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key) - h
         key1, key2 = _split(key)
-        a = _scaled(self._attend(self.norm1(h, condition.norm1), condition, mask, key1), condition.gate1)
+        a = _scaled(self._attend(self.norm1(h, condition.norm1), condition, mask, packing, key1), condition.gate1)
         inner = h if self.parallel else (h + a).astype(h.dtype)
         assert self.norm2 is not None
         return a + _scaled(self._feed(self.norm2(inner, condition.norm2), condition, key2), condition.gate2)
@@ -88,6 +98,7 @@ class SharedBlock(nnx.Module):
         dt: jax.Array | float,
         *,
         mask: jax.Array | None = None,
+        packing: Packing | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Post-norm only: returns the state after a step of size `dt`, normalised; InputError for a pre-norm block."""
@@ -95,24 +106,38 @@ class SharedBlock(nnx.Module):
             raise InputError("projected_euler is the step of a post-norm block, and this one is pre-norm: try euler")
         key1, key2 = _split(key)
         gate1, gate2 = (dt if gate is None else dt * gate for gate in (condition.gate1, condition.gate2))
-        a = h + gate1 * self._attend(h, condition, mask, key1)
+        a = h + gate1 * self._attend(h, condition, mask, packing, key1)
         if self.norm2 is None:
             return self.norm1(a + gate2 * self._feed(h, condition, key2), condition.norm1).astype(h.dtype)
         a = self.norm1(a, condition.norm1).astype(h.dtype)
         return self.norm2(a + gate2 * self._feed(a, condition, key2), condition.norm2).astype(h.dtype)
 
     def __call__(
-        self, h: jax.Array, t: jax.Array | float = 0.0, *, mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        h: jax.Array,
+        t: jax.Array | float = 0.0,
+        *,
+        mask: jax.Array | None = None,
+        packing: Packing | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Applies the block once, as a layer of an ordinary stack: a step of size 1 from time `t`."""
         condition = self.condition(jnp.float32(t))
         if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, key=key)
-        return (h + self.increment(condition, h, mask=mask, key=key)).astype(h.dtype)
+            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key)
+        return (h + self.increment(condition, h, mask=mask, packing=packing, key=key)).astype(h.dtype)
 
-    def _attend(self, x: jax.Array, condition: Condition, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def _attend(
+        self,
+        x: jax.Array,
+        condition: Condition,
+        mask: jax.Array | None,
+        packing: Packing | None,
+        key: jax.Array | None,
+    ) -> jax.Array:
         own = condition.residual
-        out = self.attention(x, mask) if own is None else self.attention(x, mask, own.qkv, own.out)
+        deltas = () if own is None else (own.qkv, own.out)
+        out = self.attention(x, mask, *deltas, packing=packing)
         return self.dropout(out, deterministic=key is None, rngs=key)
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
@@ -138,14 +163,15 @@ class BlockChain(nnx.Module):
         h: jax.Array,
         *,
         mask: jax.Array | None = None,
+        packing: Packing | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the derivative of the state: the sum of the blocks' increments, each from where the last led."""
         if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, key=key) - h
+            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key) - h
         reached, total = h, jnp.zeros((), h.dtype)
         for i, (block, known) in enumerate(zip(self.inner, condition, strict=True)):
-            total = total + block.increment(known, reached, mask=mask, key=_inner_key(key, i))
+            total = total + block.increment(known, reached, mask=mask, packing=packing, key=_inner_key(key, i))
             reached = (h + total).astype(h.dtype)
         return total
 
@@ -156,11 +182,12 @@ class BlockChain(nnx.Module):
         dt: jax.Array | float,
         *,
         mask: jax.Array | None = None,
+        packing: Packing | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Post-norm only: returns the state after every block took its step of size `dt`."""
         for i, (block, known) in enumerate(zip(self.inner, condition, strict=True)):
-            h = block.project(known, h, dt, mask=mask, key=_inner_key(key, i))
+            h = block.project(known, h, dt, mask=mask, packing=packing, key=_inner_key(key, i))
         return h
 
 

@@ -49,17 +49,23 @@ class Embed(nnx.Module):
         )
 
     def __call__(
-        self, tokens: jax.Array, token_types: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array | None = None,
+        key: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the initial state, float32 (B, L, D), of int32 tokens and token types (B, L)."""
+        """Returns the initial state, float32 (B, L, D), of int32 tokens, token types and positions (B, L).
+
+        Without positions they are 0 to L - 1.
+        """
         length = tokens.shape[1]
         x = self.tokens[...][tokens].astype(jnp.float32)
         if hasattr(self, "types"):
             x = x + self.types[...][jnp.zeros_like(tokens) if token_types is None else token_types]
-        if self.positions == "learned":
-            x = x + self.learned[...][:length]
-        elif self.positions == "sinusoidal":
-            x = x + sinusoid_table(length, x.shape[-1])
+        if self.positions != "rotary":
+            table = self.learned[...][:length] if self.positions == "learned" else sinusoid_table(length, x.shape[-1])
+            x = x + (table if positions is None else table[positions])
         if self.norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)

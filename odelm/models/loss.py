@@ -54,6 +54,7 @@ def loss_sums(
         data["tokens"],
         mask=data.get("mask"),
         token_types=data.get("token_types"),
+        segments=data.get("segments"),
         grid=grid,
         solver=solver,
         key=key,

@@ -16,6 +16,7 @@ from odelm.models.block import BlockChain, SharedBlock
 from odelm.models.embed import Embed
 from odelm.models.field import BlockField
 from odelm.models.norm import Norm
+from odelm.models.packing import Packing
 from odelm.models.precision import residual_dtype
 
 Grid = Sequence[float] | np.ndarray | jax.Array
@@ -27,6 +28,9 @@ class SharedTransformer(nnx.Module):
 
     Subclasses add `readout(hidden)`; calling the model is `readout(encode(tokens))`. Inputs are int32 tokens
     (B, L), and optionally a bool mask (B, L), True at real tokens, and int32 token types (B, L).
+
+    A row may pack several documents: int32 `segments` (B, L), non-decreasing along a row, say which of them a token is
+    of. A token then attends to its own document alone, and positions start at 0 in each.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -47,6 +51,7 @@ class SharedTransformer(nnx.Module):
         *,
         mask: jax.Array | None = None,
         token_types: jax.Array | None = None,
+        segments: jax.Array | None = None,
         steps: int | None = None,
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
@@ -61,6 +66,7 @@ class SharedTransformer(nnx.Module):
                 tokens,
                 mask=mask,
                 token_types=token_types,
+                segments=segments,
                 steps=steps,
                 grid=grid,
                 solver=solver,
@@ -77,6 +83,7 @@ class SharedTransformer(nnx.Module):
         *,
         mask: jax.Array | None = None,
         token_types: jax.Array | None = None,
+        segments: jax.Array | None = None,
         steps: int | None = None,
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
@@ -100,8 +107,9 @@ class SharedTransformer(nnx.Module):
         """
         if plan is None:
             plan = self.plan(steps=steps, grid=grid, solver=solver, key=key)
-        h = self._embedded(tokens, token_types, key)
-        for field, part in zip(self._fields(mask, key), plan, strict=True):
+        packing = self._packing(tokens, segments)
+        h = self._embedded(tokens, token_types, key, packing)
+        for field, part in zip(self._fields(mask, key, packing), plan, strict=True):
             h = ode.follow(field, h, part, unroll=unroll, remat=remat)
         return h if self.final_norm is None else self.final_norm(h)
 
@@ -112,14 +120,16 @@ class SharedTransformer(nnx.Module):
         tolerance: float,
         mask: jax.Array | None = None,
         token_types: jax.Array | None = None,
+        segments: jax.Array | None = None,
         solver: ode.Solver = "bosh3",
         max_steps: int = 256,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns hidden states (B, L, D) and the number of block evaluations, with steps chosen by tolerance."""
-        h = self._embedded(tokens, token_types, None)
+        packing = self._packing(tokens, segments)
+        h = self._embedded(tokens, token_types, None, packing)
         times = ode.grid.boundaries(self.config.depth, self.config.groups)
         evaluations = jnp.int32(0)
-        for field, t0, t1 in zip(self._fields(mask, None), times[:-1], times[1:], strict=True):
+        for field, t0, t1 in zip(self._fields(mask, None, packing), times[:-1], times[1:], strict=True):
             h, count = ode.integrate_adaptive(
                 field, h, float(t0), float(t1), tolerance=tolerance, solver=solver, max_steps=max_steps
             )
@@ -141,7 +151,23 @@ class SharedTransformer(nnx.Module):
         fields = self._fields(None, key)
         return tuple(ode.plan(field, part, solver=solver) for field, part in zip(fields, grids, strict=True))
 
-    def _embedded(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def _packing(self, tokens: jax.Array, segments: jax.Array | None) -> Packing | None:
+        if segments is None:
+            return None
+        if segments.shape != tokens.shape:
+            raise InputError(
+                f"the segments are of shape {segments.shape}, expected one for each token, {tokens.shape}: "
+                "give a row of segments for each row of tokens"
+            )
+        return Packing.of(segments, self.config)
+
+    def _embedded(
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array | None,
+        key: jax.Array | None,
+        packing: Packing | None = None,
+    ) -> jax.Array:
         length, longest = tokens.shape[1], self.config.max_length
         if length > longest:
             raise InputError(
@@ -150,11 +176,13 @@ class SharedTransformer(nnx.Module):
         if token_types is not None and not self.config.token_types:
             raise InputError("token_types were given, but model.token_types is 0: the model has no embeddings for them")
         key = None if key is None else jax.random.fold_in(key, self.config.groups)
-        return self.embed(tokens, token_types, key).astype(residual_dtype(self.config))
+        return self.embed(tokens, token_types, key, packing and packing.positions).astype(residual_dtype(self.config))
 
-    def _fields(self, mask: jax.Array | None, key: jax.Array | None) -> list[BlockField]:
+    def _fields(
+        self, mask: jax.Array | None, key: jax.Array | None, packing: Packing | None = None
+    ) -> list[BlockField]:
         keys = [None if key is None else jax.random.fold_in(key, g) for g in range(len(self.blocks))]
-        return [BlockField(block, mask, k) for block, k in zip(self.blocks, keys, strict=True)]
+        return [BlockField(block, mask, k, packing) for block, k in zip(self.blocks, keys, strict=True)]
 
     def _grids(self, steps: int | None, grid: Grid | None) -> list[Grid]:
         """Cuts the requested grid at the group boundaries. A traced grid is cut into equal shares."""

@@ -85,6 +85,19 @@ def test_rows_compare_with_full_depth(runner, held_out, fixed_latencies, tmp_pat
     assert (tmp_path / "infer" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_packed_documents_are_measured_apart(runner, held_out, fixed_latencies):
+    segments = np.tile(np.repeat(np.arange(2, dtype=np.int32), 3), (2, 1))
+    packed = {**held_out[1], "segments": segments}
+    apart = {name: array.reshape(4, 3) for name, array in held_out[1].items()}
+    chosen = settings(runner, (4,), tolerance=1e-4)
+    together, alone = (
+        [row["loss"] for row in sweep(runner, chosen, batch=1, length=6, held_out=[batch])] for batch in (packed, apart)
+    )
+    # float32 sums of about twenty terms; and fewer than 50 adaptive steps, chosen for rows of another shape.
+    assert together[0] == pytest.approx(alone[0], rel=1e-5)
+    assert together[1] == pytest.approx(alone[1], rel=50 * 1e-4)
+
+
 def test_without_held_out_batches_there_are_latencies_only(runner, fixed_latencies, tmp_path):
     rows = sweep(runner, settings(runner, (2,), tolerance=0.5), batch=1, length=6, held_out=[])
     assert [row["loss"] for row in rows] == [row["loss_increase"] for row in rows] == [None] * 3

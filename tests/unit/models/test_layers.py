@@ -14,9 +14,9 @@ import scipy.special
 from flax import nnx
 
 from odelm.models import Attention, Embed, FeedForward, Modulation, Norm, Readout
-from odelm.models.attention import rotary_angles, rotate
 from odelm.models.feedforward import activate
 from odelm.models.modulation import time_features
+from odelm.models.rotary import rotary_angles, rotate
 
 ATOL = 50 * 6e-8
 B, L, D, H, K = 2, 5, 16, 2, 8
