@@ -8,6 +8,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl.flags import FLAGS
 
 from odelm import rng
 from odelm.config import Config
@@ -81,6 +82,9 @@ class TrainBatches(grain.IterDataset):
         """Returns Grain's iterator over the batches from `update` on."""
         mine = self._batches[update * self._processes + self._process :: self._processes].to_iter_dataset(READING)
         if self._workers:
+            if not FLAGS.is_parsed():
+                # Grain reads its own flags, which an absl program has parsed, and a notebook or a test has not.
+                FLAGS.mark_as_parsed()
             mine = mine.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(mine)
 
