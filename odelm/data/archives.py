@@ -9,6 +9,13 @@ import lzma
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from tarfile import (
+    EOFHeaderError,  # pyright: ignore[reportAttributeAccessIssue] (typeshed does not list it)
+    HeaderError,
+    ReadError,
+    TarFile,
+    TarInfo,
+)
 from typing import IO
 
 from odelm.data.documents import Records, tolerant, whole_file
@@ -19,17 +26,17 @@ COMPONENT = "openwebtext"
 OUTER, INNER = (".tar", ".tar.xz", ".tar.gz"), "_data.xz"
 
 
-class _Header(tarfile.TarInfo):
+class _Header(TarInfo):
     """A header that raises ReadError if it cannot be read: tarfile takes such a one for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tarfile: TarFile) -> TarInfo:
         try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} where a member or the archive's end should begin") from error
+        except HeaderError as error:
+            raise ReadError(f"{error} where a member or the archive's end should begin") from error
 
 
 def members(path: Path) -> list[Source]:
@@ -41,7 +48,7 @@ def members(path: Path) -> list[Source]:
     with _named(str(path)):
         try:
             outer = tarfile.open(path, "r:", tarinfo=_Header)
-        except tarfile.ReadError:
+        except ReadError:
             with tarfile.open(path, "r|*", tarinfo=_Header):
                 return [Source(path, path.stat().st_size)]
         found = []
@@ -53,7 +60,7 @@ def members(path: Path) -> list[Source]:
             except tarfile.TarError:
                 found.insert(0, Source(path, 0))
         if not found:
-            raise tarfile.ReadError("it holds no file")
+            raise ReadError("it holds no file")
         return found
 
 

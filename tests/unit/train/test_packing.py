@@ -12,7 +12,7 @@ END = 1
 
 
 def rows(documents: list[np.ndarray], *, length: int) -> dict[str, np.ndarray]:
-    """Returns one row of the documents, each ended, after an end token as every document but the first has before it."""
+    """Returns one row of the documents, each ended, after an end token such as a document before would leave."""
     tokens = np.concatenate([[END], *(np.append(document, END) for document in documents)])
     window = {"window": np.pad(tokens, (0, length + 1 - len(tokens)))[None], "count": np.array([len(tokens)])}
     return NextTokenRows(length, END, segments=True).batch(window)
