@@ -3,6 +3,8 @@
 PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
+# Tests run in so many processes; compiling for the CPU keeps about one core busy.
+JOBS ?= 2
 
 .PHONY: demo test test-all test-beam test-interop lint clean
 
@@ -12,7 +14,7 @@ demo: .venv/.installed
 	$(BIN)/python infer.py --workdir=$(WORKDIR) --prompt="def main(" --steps=3 --new_tokens=60
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile
 
 # What `make test` leaves out: recipes trained to their end.
 test-all: test
@@ -20,7 +22,7 @@ test-all: test
 
 # Against torch and transformers, which are large: without them `make test` skips these.
 test-interop: .venv/.installed-interop-test
-	ODELM_INTEROP=1 $(BIN)/python -m pytest -q tests/interop
+	ODELM_INTEROP=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile tests/interop
 
 # Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
 test-beam: .venv/.installed-beam-test
