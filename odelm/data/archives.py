@@ -9,13 +9,6 @@ import lzma
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from tarfile import (
-    EOFHeaderError,  # pyright: ignore[reportAttributeAccessIssue] (typeshed does not list it)
-    HeaderError,
-    ReadError,
-    TarFile,
-    TarInfo,
-)
 from typing import IO
 
 from odelm.data.documents import Records, tolerant, whole_file
@@ -26,17 +19,17 @@ COMPONENT = "openwebtext"
 OUTER, INNER = (".tar", ".tar.xz", ".tar.gz"), "_data.xz"
 
 
-class _Header(TarInfo):
+class _Header(tarfile.TarInfo):
     """A header that raises ReadError if it cannot be read: tarfile takes such a one for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, tarfile: TarFile) -> TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # pyright: ignore (base: `tarfile`)
         try:
-            return super().fromtarfile(tarfile)
-        except EOFHeaderError:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue] (typeshed leaves it out)
             raise
-        except HeaderError as error:
-            raise ReadError(f"{error} where a member or the archive's end should begin") from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} where a member or the archive's end should begin") from error
 
 
 def members(path: Path) -> list[Source]:
@@ -48,7 +41,7 @@ def members(path: Path) -> list[Source]:
     with _named(str(path)):
         try:
             outer = tarfile.open(path, "r:", tarinfo=_Header)
-        except ReadError:
+        except tarfile.ReadError:
             with tarfile.open(path, "r|*", tarinfo=_Header):
                 return [Source(path, path.stat().st_size)]
         found = []
@@ -60,7 +53,7 @@ def members(path: Path) -> list[Source]:
             except tarfile.TarError:
                 found.insert(0, Source(path, 0))
         if not found:
-            raise ReadError("it holds no file")
+            raise tarfile.ReadError("it holds no file")
         return found
 
 

@@ -89,7 +89,10 @@ class Catalogue:
                     f"({_first_line(error)}); prepare it anew with file_format='array_record'"
                 ) from error
         for index in range(start, len(source) if stop is None else stop):
-            yield source[index][self.feature].decode()
+            try:
+                yield source[index][self.feature].decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"example {index} of {self.config.corpus}, split {split}: {error}") from error
 
 
 def open_catalogue(config: DataConfig) -> Catalogue:

@@ -204,6 +204,9 @@ def _order(windows: dict[str, Windows], config: Config) -> grain.MapDataset:
     weights = dict(zip(config.data.components, config.data.weights, strict=False))
     if not weights:
         return _epochs(Joined(list(windows.values())), config.train.seed)
+    for name in weights:
+        if name not in windows:
+            raise InputError(f"component {name!r} has a weight, but not a window of training text: leave it out")
     seeds = rng.host(config.train.seed, "components").integers(2**31, size=len(windows))
     orders = [_epochs(part, int(seed)) for part, seed in zip(windows.values(), seeds, strict=True)]
     return grain.MapDataset.mix(orders, [weights[name] for name in windows])

@@ -23,7 +23,7 @@ from odelm.data.tokens import Split, Stream, Unit, dtype_of, open_split, units, 
 from odelm.errors import InputError
 
 FORMAT = 3
-"""Part of every fingerprint: raise it when what is written changes."""
+"""Part of every fingerprint: raise it when what is written changes, the sizes of records and units included."""
 INDEX, TOKENIZER = "prepared.json", "tokenizer.json"
 
 

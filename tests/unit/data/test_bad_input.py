@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from small_corpus import documents, files_of, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
+from small_corpus import documents, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
 
 from odelm.config import Config
 from odelm.data import parts
@@ -113,6 +113,11 @@ BAD = {
 }
 
 
+def assert_nothing_kept(data_dir: Path) -> None:
+    assert not [path for path in data_dir.glob("*/*") if path.name != ".locks"]
+    assert not any((data_dir / kind).exists() for kind in ("tokens", "tokenizers"))
+
+
 @pytest.fixture
 def config_with(tmp_path: Path) -> Callable[[str], Config]:
     def made(case: str) -> Config:
@@ -133,7 +138,7 @@ def test_it_is_named_with_its_place_and_leaves_nothing(config_with, tmp_path: Pa
         prepare(config)
     message = str(caught.value)
     assert f"{tmp_path / 'in' / BAD[case][1]}" in message and BAD[case][3] in message and "\n" not in message
-    assert not [name for name in files_of(tmp_path / "cache") if ".locks" not in name]
+    assert_nothing_kept(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("case", ["not JSON", "inner archive truncated", ".zst truncated"])
@@ -165,7 +170,7 @@ def test_an_empty_split_is_an_error_and_leaves_nothing(
     config.data.valid_fraction = fraction
     with pytest.raises(InputError, match=expected):
         prepare(config)
-    assert not [name for name in files_of(tmp_path / "cache") if ".locks" not in name]
+    assert_nothing_kept(tmp_path / "cache")
 
 
 def skipping(config: Config) -> Config:

@@ -31,6 +31,14 @@ def assert_same(first, second):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name, strict=True)
 
 
+def restored(batch) -> np.ndarray:
+    """Returns the tokens (B, L) of a masked batch as they were."""
+    tokens, counted = batch["tokens"].copy(), batch["weights"] == 1
+    rows = np.broadcast_to(np.arange(len(tokens))[:, None], counted.shape)
+    tokens[rows[counted], batch["positions"][counted]] = batch["targets"][counted]
+    return tokens
+
+
 def shorten(prepared, **tokens):
     return dataclasses.replace(prepared, **{split: split_of(array) for split, array in tokens.items()})
 
@@ -135,10 +143,7 @@ def test_evaluation_of_an_encoder_covers_the_split_with_fixed_masks(shared):
         assert_same(a, b)
     text = []
     for batch in first:
-        tokens, counted = batch["tokens"].copy(), batch["weights"] == 1
-        rows = np.broadcast_to(np.arange(4)[:, None], counted.shape)
-        tokens[rows[counted], batch["positions"][counted]] = batch["targets"][counted]
-        text.extend(row[mask][1:-1] for row, mask in zip(tokens, batch["mask"], strict=True))
+        text.extend(row[mask][1:-1] for row, mask in zip(restored(batch), batch["mask"], strict=True))
     np.testing.assert_array_equal(np.concatenate(text), flat(prepared.validation))
 
 
@@ -176,3 +181,25 @@ def test_golden_order(shared):
         [[23, 267], [203, 0], [73, 203], [82, 261]],
         [0, 0, 0, 1],
     ]
+
+
+def test_rows_of_an_encoder_tell_their_segments(shared):
+    prepared, config = shared[0], config_of(shared, "encoder")
+    config.model.sentence_order, config.data.packing = False, "segments"
+    highest = 0
+    for batch in take(train_batches(prepared, config), 40):
+        # An end token is the last of its document: the number rises after it.
+        ends = np.cumsum(restored(batch) == 1, axis=1)
+        expected = np.pad(ends[:, :-1], ((0, 0), (1, 0)))
+        assert batch["segments"].dtype == np.int32
+        np.testing.assert_array_equal(batch["segments"][:, :-1], expected[:, :-1])
+        highest = max(highest, batch["segments"].max())
+    assert highest > 0
+
+
+def test_a_weighted_component_without_a_window_is_named(shared):
+    prepared, config = shared[0], config_of(shared, "decoder")
+    streams = {"docs": prepared.train["docs"], "few": split_of(np.array([1]))["docs"]}
+    config.data.components, config.data.weights = ("docs", "few"), (1.0, 1.0)
+    with pytest.raises(InputError, match="'few' has a weight, but not a window"):
+        train_batches(dataclasses.replace(prepared, train=streams), config)

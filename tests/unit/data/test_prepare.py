@@ -106,5 +106,5 @@ def test_an_end_token_that_text_can_spell_is_an_error(config: Config, tmp_path: 
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     plain.save(str(tmp_path / "plain.json"))
     write_jsonl(Path(config.data.source), [*documents(40), "the [SEP] the"])
-    with pytest.raises(InputError, match=r"makes its end token '\[SEP\]' of text"):
+    with pytest.raises(InputError, match=r"end token '\[SEP\]' also stands for text"):
         prepare(config, tokenizer_file=tmp_path / "plain.json")
