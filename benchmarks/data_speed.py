@@ -41,6 +41,9 @@ class Some:
 
     def prepare(self, **options: object) -> None: ...
 
+    def reader(self) -> "Some":
+        return self
+
     def report(self) -> dict[str, object]:
         return {}
 

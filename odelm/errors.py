@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class UnreadableError(InputError):
+    """The system failed to read a file: nothing may be wrong with what was given, and the same may work again."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns a hint naming the choice closest to a mistyped `name`, followed by all the choices."""
     choices = sorted(choices)

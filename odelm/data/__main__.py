@@ -8,8 +8,8 @@ python -m odelm.data show --workdir=runs/tiny
 import argparse
 import dataclasses
 import itertools
+import shlex
 import sys
-import time
 from collections.abc import Callable
 
 import tensorflow_datasets as tfds
@@ -21,7 +21,7 @@ from odelm.config import MASK_UNITS, ON_BAD_RECORD, PACKINGS, Config, DataConfig
 from odelm.data import summary
 from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
-from odelm.data.prepare import Prepared, index, prepare
+from odelm.data.prepare import Prepared, prepare
 from odelm.errors import InputError
 
 DEFAULTS = DataConfig()
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--split", default="train", choices=("train", "validation"))
     show.add_argument("--length", type=int, default=128, help="tokens a row")
     show.add_argument("--batch_size", type=int, default=4, help="rows a batch")
-    show.add_argument("--batches", type=int, default=1)
-    show.add_argument("--start", type=int, default=0, help="the update whose batch is the first one shown")
+    show.add_argument("--batches", type=_natural, default=1)
+    show.add_argument("--start", type=_natural, default=0, help="the update whose batch is the first one shown")
     show.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -86,17 +86,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", default=(), type=_list(str), help="parts of the corpus to leave out: A,B")
     parser.add_argument("--on_bad_record", default=DEFAULTS.on_bad_record, choices=ON_BAD_RECORD)
     parser.add_argument("--text_feature", default=DEFAULTS.text_feature, help="of tfds:NAME")
-    parser.add_argument("--workers", type=int, default=0, help="processes; 0 is this one, tokenising on all cores")
+    parser.add_argument("--workers", type=_natural, default=0, help="processes; 0 is this one, tokenising on all cores")
 
 
 def _prepare(options: argparse.Namespace) -> None:
     config = _config(options)
-    since = time.perf_counter()
     prepared = prepare(config, workers=options.workers, beam=_beam(options))
-    seconds = time.perf_counter() - since
     _tell(prepared)
-    size = sum(split["bytes"] for split in index(prepared.directory)["splits"].values())
-    print(f"{size / 1e6:,.1f} MB in {seconds:.1f} s ({size / 1e6 / seconds:.2f} MB/s)")
     print(f"train on it with: {_flags(config)}")
 
 
@@ -109,11 +105,14 @@ def _show(options: argparse.Namespace) -> None:
         batches = train_batches(prepared, config, start=options.start)
     else:
         batches = itertools.islice(eval_batches(prepared, config), options.start, None)
+    number = options.start - 1
     for number, batch in enumerate(itertools.islice(batches, options.batches), options.start):
         shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in batch.items())
         print(f"\n{options.split} batch {number}: {shapes}")
         for row in range(len(batch["tokens"])):
             print(f"{row}: {summary.row_text(prepared.tokenizer, batch, row)}")
+    if number < options.start and options.batches:
+        raise InputError(f"the {options.split} split has no batch {options.start}: give a lower --start")
 
 
 def _tell(prepared: Prepared) -> None:
@@ -127,6 +126,8 @@ def _tell(prepared: Prepared) -> None:
 
 
 def _config(options: argparse.Namespace) -> Config:
+    if options.source and options.corpus == DEFAULTS.corpus:
+        raise InputError(f"--source is {options.source!r}, but {options.corpus} has none: give --corpus, such as text")
     config = Config()
     names = {field.name for field in dataclasses.fields(DataConfig)} - {"workers"}
     given = {name: value for name, value in vars(options).items() if name in names}
@@ -145,6 +146,8 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _beam(options: argparse.Namespace) -> tfds.download.DownloadConfig | None:
     if not options.beam_runner:
+        if options.beam_options:
+            raise InputError("--beam_options are those of a runner, but there is no --beam_runner")
         return None
     try:
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
@@ -161,18 +164,26 @@ def _flags(config: Config) -> str:
         for field in dataclasses.fields(DataConfig)
         if (value := getattr(config.data, field.name)) != getattr(DEFAULTS, field.name)
     }
-    flags = [f"--config.data.{name}={_quoted(value)}" for name, value in changed.items()]
-    return " ".join([*flags, f"--config.model.vocab_size={config.model.vocab_size}"])
+    flags = [f"--config.data.{name}={value}" for name, value in changed.items()]
+    return shlex.join([*flags, f"--config.model.vocab_size={config.model.vocab_size}"])
 
 
-def _quoted(value: object) -> str:
-    text = str(value)
-    return f'"{text}"' if set(text) & set(" ()'*") else text
-
-
-def _list(kind: Callable[[str], object]) -> Callable[[str], tuple]:
+def _list(kind: type) -> Callable[[str], tuple]:
     """Returns the parser of a value such as A,B."""
-    return lambda text: tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+
+    def parts(text: str) -> tuple:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+
+    parts.__name__ = f"list of {kind.__name__}"
+    return parts
+
+
+def _natural(text: str) -> int:
+    """Returns a number from 0 to the largest update that the loader counts to."""
+    number = int(text)
+    if not 0 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {2**31 - 1}")
+    return number
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from odelm.data.documents import Records, tolerant, whole_file
+from odelm.data.files import told_if_unreadable
 from odelm.data.parts import Source
 from odelm.errors import InputError
 
@@ -98,7 +99,8 @@ def inner_documents(file: IO[bytes], place: str) -> Records:
 def _named(place: str) -> Iterator[None]:
     """Turns what can go wrong with an archive into an InputError that names it."""
     try:
-        yield
+        with told_if_unreadable(place):
+            yield
     except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise InputError(
             f"{place} cannot be read to its end ({error}); expected a whole archive: copy or download it again"

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from odelm.errors import InputError
+from odelm.errors import InputError, UnreadableError
 
 
 @contextlib.contextmanager
@@ -43,15 +43,16 @@ def resumed(directory: Path) -> Iterator[Path | None]:
     """Yields a directory that becomes `directory` when the block ends, and None if it is there already.
 
     What was written when the block was interrupted stays, for the next call to go on from; `writing` keeps each file
-    of it whole. A mistake in the input leaves nothing, because without it the directory has another name. One process
-    works at a time and the others wait. What becomes `directory` is `result` in it; the rest is removed.
+    of it whole. A mistake in the input leaves nothing, because without it the directory has another name; what the
+    system failed to read may work again, and leaves what is finished. One process works at a time and the others
+    wait. What becomes `directory` is `result` in it; the rest is removed.
 
     Raises InputError where no directory can be made, and where the disk is full.
     """
     partial = directory.with_name(directory.name + ".partial")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(directory.parent / ".locks" / directory.name):
+        with only_one(directory.parent / ".locks" / directory.name):
             if directory.is_dir():
                 yield None
                 return
@@ -60,6 +61,8 @@ def resumed(directory: Path) -> Iterator[Path | None]:
                 left.unlink()
             try:
                 yield partial
+            except UnreadableError:
+                raise
             except InputError:
                 shutil.rmtree(partial)
                 raise
@@ -85,7 +88,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path) -> Iterator[None]:
     """Lets one process at a time into the block; on a file system without locks, any."""
     lock.parent.mkdir(exist_ok=True)
     with lock.open("w") as file:

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from odelm.config import DataConfig, fingerprint
-from odelm.data.cache import resumed
+from odelm.data.cache import only_one, resumed
 from odelm.data.documents import Document, digest, is_held_out
 from odelm.data.files import stats
 from odelm.data.quiet import quiet
@@ -62,6 +62,9 @@ class Catalogue:
             if text.strip() and self._belongs(digest(text), split):
                 yield Document(text, self.builder.name)
 
+    def reader(self) -> "Catalogue":
+        return self
+
     def report(self) -> Mapping[str, object]:
         return {"duplicates": None, "bad_records": None, "bad": []}
 
@@ -95,30 +98,41 @@ class Catalogue:
                 raise InputError(f"example {index} of {self.config.corpus}, split {split}: {error}") from error
 
 
-def open_catalogue(config: DataConfig) -> Catalogue:
+def open_catalogue(config: DataConfig, beam: tfds.download.DownloadConfig | None = None) -> Catalogue:
     """Returns the corpus that `config` names, prepared by TFDS under `data.source` (or data_dir/tfds) if it is not.
 
+    `beam` says how Apache Beam is to do that, for the corpora of the catalogue that need it.
     Raises InputError if the catalogue has no such corpus, it has no text, or it cannot be prepared here.
     """
     name = config.corpus.removeprefix(PREFIX)
     folder = Path(config.source or Path(config.data_dir) / "tfds").expanduser()
     with quiet():
-        try:
-            builder = tfds.builder(name, data_dir=folder, try_gcs=False)
-        except (DatasetNotFoundError, ImportError, ValueError) as error:
-            raise InputError(
-                f"the TFDS catalogue has no {name!r} that can be used here ({_first_line(error)}); prepared under "
-                f"{folder} it needs no code of the catalogue's: expected {folder}/{name}/VERSION"
-            ) from error
+        builder = _builder(name, folder)
         if not builder.info.splits:
-            _prepare(builder, config, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with only_one(folder / ".locks" / name.replace("/", "-")):
+                builder = _builder(name, folder)
+                if not builder.info.splits:
+                    _prepare(builder, config, folder, beam or tfds.download.DownloadConfig())
     if TRAIN not in builder.info.splits:
         raise InputError(f"{config.corpus} has no split {TRAIN!r}, but only {', '.join(builder.info.splits)}")
     return Catalogue(config, builder, _text_feature(builder, config))
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, config: DataConfig, folder: Path) -> None:
-    how = tfds.download.DownloadConfig(try_download_gcs=False)
+def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name, data_dir=folder, try_gcs=False)
+    except (DatasetNotFoundError, ImportError, ValueError) as error:
+        raise InputError(
+            f"the TFDS catalogue has no {name!r} that can be used here ({_first_line(error)}); prepared under "
+            f"{folder} it needs no code of the catalogue's: expected {folder}/{name or 'NAME'}/VERSION"
+        ) from error
+
+
+def _prepare(
+    builder: tfds.core.DatasetBuilder, config: DataConfig, folder: Path, how: tfds.download.DownloadConfig
+) -> None:
+    how = how.replace(try_download_gcs=False)
     try:
         builder.download_and_prepare(file_format="array_record", download_config=how)
     except Exception as error:  # the catalogue's code may raise anything

@@ -22,10 +22,22 @@ from odelm.data.documents import (
     text_documents,
 )
 from odelm.data.files import ENDINGS, JSONL_ENDINGS, find_files, python_files, text_files
-from odelm.data.parts import PartJob, Parts, Reading, Source, group, read_parts, records, whole, write_part
+from odelm.data.parts import (
+    PartJob,
+    Parts,
+    Reading,
+    Source,
+    check_components,
+    group,
+    read_parts,
+    records,
+    whole,
+    write_part,
+)
 from odelm.errors import InputError
 
 SPLITS = ("train", "validation")
+NAMES = "names"
 
 # A builder asks a public bucket for metadata of datasets with its name; ours are local.
 gcs_utils._is_gcs_disabled = True
@@ -112,13 +124,20 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         held_out, reading = split == "validation", settings.reading
         assert reading is not None
         read = functools.partial(_keyed, reading=reading, held_out=held_out, fraction=settings.valid_fraction)
-        return (
-            beam.Create(list(enumerate(settings.groups)))
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(read)
-            | "First of each" >> beam.CombinePerKey(min)
-            | "Example" >> beam.MapTuple(functools.partial(_example, label=self.label))
-        )
+        check = functools.partial(check_components, reading)
+
+        @beam.ptransform_fn
+        def documents(pipeline: Any) -> Any:
+            groups = pipeline | beam.Create(list(enumerate(settings.groups))) | "Spread" >> beam.Reshuffle()
+            found = groups | "Read" >> beam.FlatMap(read).with_outputs(NAMES, main="documents")
+            _ = found[NAMES] | "Each name" >> beam.Distinct() | beam.combiners.ToList() | "Known" >> beam.Map(check)
+            return (
+                found["documents"]
+                | "First of each" >> beam.CombinePerKey(min)
+                | "Example" >> beam.MapTuple(functools.partial(_example, label=self.label))
+            )
+
+        return documents()  # pyright: ignore[reportCallIssue] (Beam gives the pipeline)
 
 
 class PythonSource(CorpusBuilder):
@@ -224,11 +243,20 @@ BUILDERS: dict[str, type[CorpusBuilder]] = {
 
 def _keyed(
     numbered: tuple[int, tuple[Source, ...]], *, reading: Reading, held_out: bool, fraction: float
-) -> Iterator[tuple[str, tuple[int, int, str, str]]]:
-    """Yields (digest in hex, (group, place in it, text, component)) of the documents of one split of a group."""
+) -> Iterator[Any]:
+    """Yields (digest in hex, (group, place in it, text, component)) of the documents of one split of a group, and the
+    names of all components that it has, tagged."""
+    from apache_beam.pvalue import TaggedOutput  # pyright: ignore[reportMissingImports] (an extra)
+
     number, sources = numbered
+    names = set()
     for place, record in enumerate(records(sources, reading)):
-        if isinstance(record, BadRecord) or not reading.keeps(record.component):
+        if isinstance(record, BadRecord):
+            continue
+        if record.component not in names:
+            names.add(record.component)
+            yield TaggedOutput(NAMES, record.component)
+        if not reading.keeps(record.component):
             continue
         key = digest(record.text)
         if is_held_out(key, fraction) == held_out:

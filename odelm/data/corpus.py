@@ -50,19 +50,23 @@ class Corpus(Protocol):
         """Yields the documents `start` to `stop` of those that `size` counts."""
         ...
 
+    def reader(self) -> "Corpus":
+        """Returns the corpus, once prepared, without what only preparing needs."""
+        ...
+
     def report(self) -> Mapping[str, object]:
         """Returns what preparing left out: `duplicates`, `bad_records`, and of these the first, `bad`."""
         ...
 
 
-def find_corpus(config: DataConfig) -> Corpus:
-    """Returns the corpus that `config` names.
+def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None = None) -> Corpus:
+    """Returns the corpus that `config` names; one of the catalogue is prepared by TFDS here, by `beam` if it is given.
 
     Reads no document; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if the
     source is missing or has no supported file.
     """
     if config.corpus.startswith(PREFIX):
-        return open_catalogue(config)
+        return open_catalogue(config, beam)
     builder = BUILDERS[config.corpus]
     sources = builder.sources(config.source)
     chosen = [config.components, config.exclude, config.on_bad_record, config.valid_fraction]
@@ -109,6 +113,9 @@ class FileCorpus:
         for index in range(start, len(source) if stop is None else stop):
             values = source[index]
             yield Document(values["text"].decode(), values[self.builder.label].decode())
+
+    def reader(self) -> "FileCorpus":
+        return dataclasses.replace(self, sources=())
 
     def report(self) -> Mapping[str, object]:
         return json.loads((self.directory / REPORT).read_text())

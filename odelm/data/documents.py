@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from odelm.data.files import JSONL_ENDINGS, open_file, stem
-from odelm.errors import InputError
+from odelm.data.files import JSONL_ENDINGS, open_file, shown, stem
+from odelm.errors import InputError, UnreadableError
 
 
 class Document(NamedTuple):
@@ -36,9 +36,14 @@ def checked(records: Iterable[Document | BadRecord]) -> Iterator[Document]:
 
 
 def tolerant(records: Records) -> Records:
-    """Yields the records; where a file cannot be read any further, that is the last one, a bad record."""
+    """Yields the records; where a file cannot be read any further, that is the last one, a bad record.
+
+    What the system failed to read is no bad record: it raises UnreadableError.
+    """
     try:
         yield from records
+    except UnreadableError:
+        raise
     except InputError as error:
         yield BadRecord(str(error))
 
@@ -67,7 +72,7 @@ def text_documents(path: Path) -> Records:
         yield from _lines(path, lambda value, place: name)
     else:
         with open_file(path) as file:
-            yield from whole_file(file.read(), str(path), path.parent.name)
+            yield from whole_file(file.read(), str(path), shown(path.parent.name))
 
 
 def pile_documents(path: Path) -> Records:
@@ -120,6 +125,8 @@ def _pile_set_name(value: dict, place: str) -> str:
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
     if not isinstance(name, str) or not name:
         raise InputError(f'{place} has no "meta": {{"pile_set_name": "..."}}, but only {", ".join(value)}')
+    if not name.isprintable():
+        raise InputError(f"{place}: the name {name!r} of its set is no plain text; write it in letters")
     return name
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from odelm.errors import InputError
+from odelm.errors import InputError, UnreadableError
 
 KINDS = (".txt", ".jsonl")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
@@ -64,20 +64,37 @@ def python_files() -> list[Path]:
 def _walk(root: Path, *, skip: frozenset[str] = frozenset()) -> list[Path]:
     """Returns all files under `root`, without the folders named in `skip` (`Path.rglob` takes ten times as long)."""
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_unlisted):
         folders[:] = [name for name in folders if name not in skip]
         found.extend(Path(folder, name) for name in names)
     return found
 
 
+def _unlisted(error: OSError) -> None:
+    raise InputError(f"the folder {error.filename} cannot be listed ({error.strerror}); give another source")
+
+
+def size_of(file: Path) -> int:
+    """Returns the bytes of a file; raises InputError if there is none, as behind a broken link."""
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); restore it, or remove the link to it") from error
+
+
 def stats(files: list[Path]) -> list[tuple[str, int, int]]:
     """Returns (path, size in bytes, modification time in ns) of each file: what tells that one changed."""
-    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return [(shown(str(file)), size_of(file), file.stat().st_mtime_ns) for file in files]
+
+
+def shown(name: str) -> str:
+    """Returns the name of a file or folder, of which any bytes may be no UTF-8, as text."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def stem(path: Path) -> str:
     """Returns a file's name without the endings that say its kind and compression."""
-    name = path.name
+    name = shown(path.name)
     for ending in sorted((*ENDINGS, *COMPRESSIONS[1:]), key=len, reverse=True):
         if name.endswith(ending):
             return name.removesuffix(ending)
@@ -87,9 +104,28 @@ def stem(path: Path) -> str:
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for reading its decompressed bytes; InputError if it cannot be read to its end."""
-    try:
+    with told_if_damaged(path), told_if_unreadable(path):
         with _decompressed(path) as file:
             yield file
+
+
+@contextlib.contextmanager
+def told_if_unreadable(place: Path | str) -> Iterator[None]:
+    """Makes an UnreadableError of what the system reports, such as a failing disk."""
+    try:
+        yield
+    except OSError as error:
+        # Those of a decompressor have no number.
+        if error.errno is None:
+            raise
+        raise UnreadableError(f"{place} could not be read ({error}); mend that and run the same command") from error
+
+
+@contextlib.contextmanager
+def told_if_damaged(path: Path) -> Iterator[None]:
+    """Makes an InputError of what a decompressor says."""
+    try:
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise InputError(
             f"{path} cannot be read to its end ({error}); expected a whole {path.suffix} file: copy or make it again"

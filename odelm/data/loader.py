@@ -16,7 +16,7 @@ from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.prepare import Prepared
 from odelm.data.tokenizer import special_id
 from odelm.data.tokens import Split, Stream
-from odelm.data.windows import DocumentWindows, Joined, StreamWindows, Windows
+from odelm.data.windows import DocumentWindows, StreamWindows, Windows, joined
 from odelm.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -141,9 +141,7 @@ def train_dataset(
         )
     rows = _rows(prepared, config, length=config.train.length, stream="mask")
     _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
-    # A short last row costs a decoder nothing, since no token sees those after it.
-    windows = _windows(prepared.train, rows, config, whole=config.model.kind == "encoder")
-    dataset = _order(windows, config)
+    dataset = _order(prepared.train, rows, config)
     # Whole batches are made at once: a call of NumPy for every row would hold the accelerator up.
     batches = dataset.map_with_index(partial(_padded, size=rows.size)).batch(size).map(rows.batch)
     return TrainBatches(
@@ -168,7 +166,7 @@ def eval_batches(
     rows = _rows(prepared, config, length=length or config.train.length, stream="eval_mask")
     _check_enough(prepared.validation, 2, "validation")
     size = batch_size or config.train.batch_size
-    windows = Joined(list(_windows(prepared.validation, rows, config, whole=False).values()))
+    windows = _windows(joined(prepared.validation), rows, config, whole=False)
     order = np.arange(len(windows))
     if len(prepared.validation) > 1:
         order = rng.host(0, "eval_order").permutation(order)
@@ -185,13 +183,7 @@ def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> Ne
     return masked_rows(prepared.tokenizer, config, length=length, stream=stream)
 
 
-def _windows(split: Split, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> dict[str, Windows]:
-    """Returns the windows of each component that has any."""
-    made = {name: _windows_of(stream, rows, config, whole=whole) for name, stream in split.items()}
-    return {name: windows for name, windows in made.items() if len(windows)}
-
-
-def _windows_of(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Windows:
+def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Windows:
     if config.packing == "documents":
         # A masked row ends with [SEP] as it is, and nothing is predicted from the end token before a document.
         reach = {"before": 1} if isinstance(rows, NextTokenRows) else {"after": -1}
@@ -199,20 +191,26 @@ def _windows_of(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config
     return StreamWindows(stream, size=rows.size, stride=rows.stride, whole=whole and len(stream.tokens) >= rows.size)
 
 
-def _order(windows: dict[str, Windows], config: Config) -> grain.MapDataset:
+def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> grain.MapDataset:
     """Returns the windows in the order of training, epoch after epoch."""
     weights = dict(zip(config.data.components, config.data.weights, strict=False))
+    # A short last row costs a decoder nothing, since no token sees those after it.
+    make = partial(_windows, rows=rows, config=config, whole=config.model.kind == "encoder")
     if not weights:
-        return _epochs(Joined(list(windows.values())), config.train.seed)
-    for name in weights:
-        if name not in windows:
-            raise InputError(f"component {name!r} has a weight, but not a window of training text: leave it out")
-    seeds = rng.host(config.train.seed, "components").integers(2**31, size=len(windows))
-    orders = [_epochs(part, int(seed)) for part, seed in zip(windows.values(), seeds, strict=True)]
-    return grain.MapDataset.mix(orders, [weights[name] for name in windows])
+        return _epochs(make(joined(split)), "the corpus", config.train.seed)
+    seeds = rng.host(config.train.seed, "components").integers(2**31, size=len(weights))
+    orders = [
+        _epochs(make(split[name]) if name in split else [], name, int(seed))
+        for name, seed in zip(weights, seeds, strict=True)
+    ]
+    # Grain would round fractions to hundredths of the smallest.
+    smallest = min(weights.values())
+    return grain.MapDataset.mix(orders, [round(10_000 * weight / smallest) for weight in weights.values()])
 
 
-def _epochs(windows: Windows, seed: int) -> grain.MapDataset:
+def _epochs(windows: Windows | list, name: str, seed: int) -> grain.MapDataset:
+    if not len(windows):
+        raise InputError(f"{name} has not one window of training text: give more, or leave it out")
     return grain.MapDataset.source(windows).seed(seed).shuffle().repeat(EPOCHS)
 
 

@@ -7,7 +7,7 @@ decompressing and checking them is what takes the time, and what several process
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from odelm.data.cache import writing
 from odelm.data.documents import BadRecord, Document, Records, digest, tolerant
+from odelm.data.files import size_of
 from odelm.data.records import record_writer
 from odelm.errors import InputError, nearest
 
@@ -36,7 +37,7 @@ class Source:
 
 def whole(files: Sequence[Path]) -> list[Source]:
     """Returns files as sources."""
-    return [Source(file, file.stat().st_size) for file in files]
+    return [Source(file, size_of(file)) for file in files]
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,17 @@ def read_parts(jobs: Sequence[PartJob]) -> Parts:
     data = b"".join(job.path.with_suffix(".digests").read_bytes() for job in jobs)
     digests = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
     found = sorted({name for report in reports for name in report["components"]})
+    check_components(jobs[0].reading, found)
+    return Parts(jobs, digests, first_of_each(digests), reports)
+
+
+def check_components(reading: Reading, found: Iterable[str]) -> None:
+    """Raises InputError for a component that was named but is not among those found."""
+    found = set(found)
     for option in ("components", "exclude"):
-        for name in getattr(jobs[0].reading, option):
+        for name in getattr(reading, option):
             if name not in found:
                 raise InputError(f"data.{option} names {name!r}, which the corpus has not: {nearest(name, found)}")
-    return Parts(jobs, digests, first_of_each(digests), reports)
 
 
 def first_of_each(digests: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Work in pieces, over several processes, with a bar that tells how far it is."""
 
 import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ def _each(function: Callable[[Job], None], jobs: Sequence[Job], workers: int) ->
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise OSError("a worker was killed, perhaps for want of memory; give fewer workers") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

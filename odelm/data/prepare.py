@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def prepare(
     Raises InputError for a source or tokenizer that cannot be used, and for a tokenizer with more tokens than
     `config.model.vocab_size`.
     """
-    corpus = find_corpus(config.data)
+    corpus = find_corpus(config.data, beam=beam)
     path = tokenizer_file or config.data.tokenizer
     if not path:
         path = _trained(config, corpus, workers=workers, beam=beam)
@@ -71,7 +72,7 @@ def prepare(
     key = fingerprint(FORMAT, corpus.name, tokenizer.to_str())
     name = config.data.corpus.replace(":", "-").replace("/", "-")
     directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{name}-{key}"
-    made = not directory.is_dir()
+    made, since = not directory.is_dir(), time.perf_counter()
     if made:
         corpus.prepare(workers=workers, beam=beam)
         with resumed(directory) as partial:
@@ -79,7 +80,7 @@ def prepare(
                 _write(corpus, tokenizer, partial, workers=workers)
     prepared = _open(directory, tokenizer)
     if made:
-        print(_summary(config, prepared), file=sys.stderr)
+        print(_summary(config, prepared, time.perf_counter() - since), file=sys.stderr)
     return prepared
 
 
@@ -110,6 +111,7 @@ def _trained(config: Config, corpus: Corpus, *, workers: int, beam: tfds.downloa
     key = fingerprint(FORMAT, corpus.name, vocab_size, config.data.tokenizer_bytes)
     directory = Path(config.data.data_dir).expanduser() / "tokenizers" / key
     if not directory.is_dir():
+        tokenizers.check_trainable(vocab_size)
         corpus.prepare(workers=workers, beam=beam)
         texts = (document.text for document in corpus.documents("train"))
         trained = tokenizers.train(texts, vocab_size=vocab_size, max_bytes=config.data.tokenizer_bytes)
@@ -186,14 +188,14 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _summary(config: Config, prepared: Prepared) -> str:
+def _summary(config: Config, prepared: Prepared, seconds: float) -> str:
     meta = index(prepared.directory)
     train, held_out = (meta["splits"][split]["tokens"] for split in SPLITS)
-    left = meta["left_out"]
+    left, size = meta["left_out"], sum(split["bytes"] for split in meta["splits"].values()) / 1e6
     also = "".join(f"; {left[name]} {what} left out" for name, what in LEFT_OUT if left.get(name))
     return (
         f"prepared {config.data.corpus}: {train:,} training and {held_out:,} validation tokens of "
-        f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}"
+        f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}; {size:,.1f} MB in {seconds:.1f} s"
     )
 
 

@@ -1,5 +1,6 @@
 """A byte-level BPE tokenizer, trained or loaded, and the ids of its special tokens."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ NAMES = {
 }
 """What each role is called, in this library's tokenizers and in others', by preference."""
 
+_LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
+"""No word: training takes time in the square of a run's length, and learns nothing of it."""
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -29,9 +32,7 @@ def train(documents: Iterable[str], *, vocab_size: int, max_bytes: int) -> Token
 
     Raises InputError if `vocab_size` cannot hold the 256 bytes and the special tokens.
     """
-    smallest = 256 + len(SPECIAL_TOKENS)
-    if vocab_size < smallest:
-        raise InputError(f"the vocabulary is {vocab_size} tokens, expected {smallest} or more: 256 bytes, 5 special")
+    check_trainable(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,6 +44,13 @@ def train(documents: Iterable[str], *, vocab_size: int, max_bytes: int) -> Token
     )
     tokenizer.train_from_iterator(_first_bytes(documents, max_bytes), trainer)
     return tokenizer
+
+
+def check_trainable(vocab_size: int) -> None:
+    """Raises InputError if `vocab_size` cannot hold the 256 bytes and the special tokens."""
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise InputError(f"the vocabulary is {vocab_size} tokens, expected {smallest} or more: 256 bytes, 5 special")
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -135,7 +143,8 @@ def _first_bytes(documents: Iterable[str], count: int) -> Iterator[str]:
     for document in documents:
         data = document.encode()[:count]
         for piece, _ in _pieces(data.decode(errors="ignore")):
-            yield piece
+            cuts = [0, *(run.end() for run in _LONG_RUN.finditer(piece)), len(piece)]
+            yield from (piece[start:stop] for start, stop in itertools.pairwise(cuts))
         count -= len(data)
         if count <= 0:
             return

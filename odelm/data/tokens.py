@@ -8,10 +8,11 @@ tokens a to b of a component lie in records that are known by arithmetic.
 import hashlib
 import itertools
 import json
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -25,6 +26,8 @@ from odelm.errors import InputError
 
 CHUNK = 8192
 """Tokens a record: reading one takes about as long as finding it."""
+OTHER_FILES = 512
+"""Open files that a program needs beside those of its tokens."""
 UNIT_BYTES, MOST_UNITS = 32 << 20, 1024
 
 
@@ -51,7 +54,7 @@ def units(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> 
     documents, size = corpus.size(split)
     count = max(1, min(-(-size // UNIT_BYTES), MOST_UNITS, documents))
     cuts = [documents * number // count for number in range(count + 1)]
-    text = tokenizer.to_str()
+    text, corpus = tokenizer.to_str(), corpus.reader()
     return [
         Unit(corpus, split, start, stop, text, directory / split / f"{number:05d}.array_record")
         for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))
@@ -142,14 +145,20 @@ class TokenStream:
         return np.concatenate(tokens)[start - offset : stop - offset]
 
 
+class Tokens(Protocol):
+    """Tokens (n,) to be read in slices without a step: an array, or what reads one from files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A component of a split: its tokens (n,), each document followed by the end token, and its documents' lengths.
+    """A component of a split: its tokens (n,), each document followed by the end token, and its documents' lengths,
+    int64 (documents,), the end tokens counted."""
 
-    `tokens` is an array or a `TokenStream`; `lengths` int64 (documents,), the end tokens counted.
-    """
-
-    tokens: np.ndarray | TokenStream
+    tokens: Tokens
     lengths: np.ndarray
 
 
@@ -167,6 +176,7 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
         documents = sum(counts["documents"] for counts in report["components"].values())
         _check_size(file, report["size"])
         _check_size(file.with_suffix(".lengths"), 4 * documents)
+    _allow_open_files(len(files))
     source = cast(Sequence[bytes], ArrayRecordDataSource([str(file) for file in files]))
     pieces: dict[str, list[tuple[int, int]]] = {}
     lengths: dict[str, list[np.ndarray]] = {}
@@ -182,6 +192,17 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
         name: Stream(TokenStream(source, pieces[name], dtype), np.concatenate(lengths[name]).astype(np.int64))
         for name in sorted(pieces)
     }
+
+
+def _allow_open_files(count: int) -> None:
+    """Lets this process keep so many files open at once, as reading them in any order does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise InputError(f"{count} files of tokens are to be open at once, but the limit is {hard}: raise `ulimit -Hn`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_size(file: Path, expected: int) -> None:

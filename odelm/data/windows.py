@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from odelm.data.tokens import Stream
+from odelm.data.tokens import Split, Stream, Tokens
 
 
 class Windows(Protocol):
@@ -60,18 +60,32 @@ class DocumentWindows:
         return self._tokens[start : min(start + self._size, int(self._ends[document]))].astype(np.int32)
 
 
-class Joined:
-    """The windows of several components, one after the other."""
+class JoinedTokens:
+    """The tokens (n,) of several components, one after the other, with slices as an array has."""
 
-    def __init__(self, parts: Sequence[Windows]):
+    def __init__(self, parts: Sequence[Tokens]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        part = int(np.searchsorted(self._ends, _checked(index, self), side="right"))
-        return self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+    def __getitem__(self, place: slice) -> np.ndarray:
+        start, stop, _ = place.indices(len(self))
+        found, part = [self._parts[0][:0]], int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            begin, until = int(self._ends[part]) - len(self._parts[part]), min(stop, int(self._ends[part]))
+            found.append(self._parts[part][start - begin : until - begin])
+            start, part = until, part + 1
+        return np.concatenate(found)
+
+
+def joined(split: Split) -> Stream:
+    """Returns all components of a split as one stream: windows of it may reach from one into the next."""
+    streams = list(split.values())
+    if len(streams) == 1:
+        return streams[0]
+    tokens = JoinedTokens([stream.tokens for stream in streams])
+    return Stream(tokens, np.concatenate([stream.lengths for stream in streams]))
 
 
 def _checked(index: int, windows: Windows) -> int:

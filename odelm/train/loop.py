@@ -1,7 +1,7 @@
 """The loop: prepare, compile, then update, log, evaluate and save until done or interrupted."""
 
 import time
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from odelm.train.log import Log
 from odelm.train.optimizer import make_optimizer, schedule
 from odelm.train.step import TrainState, compile_updates, graph_of, init_state, make_update, with_params
 
+AHEAD = 2
+"""Updates that may be under way on the device while the next batch is fetched: one that runs, one that waits."""
 TOKENS = "tokens.sha256"
 """Names the file of a run that says on which tokens it is trained."""
 
@@ -106,7 +108,7 @@ class _Run:
         before = self._before(loss, state, held_out)
         losses: dict[int, float] = {}
         step = start
-        batch = next(batches)
+        batch = batches.next()
         counts = possible_counts(config) if start < config.train.updates else ()
         updates = compile_updates(self.update, state, batch, counts, self.mesh, self.log.print)
         rate = schedule(config.optimizer, config.train.updates)
@@ -117,7 +119,7 @@ class _Run:
             state, metrics = updates[len(grid) - 1](state, batch, grid)
             step += 1
             window.append(metrics)
-            batch = next(batches)
+            batch = batches.next_after(metrics)
             if step % config.train.log_every == 0 or step == config.train.updates:
                 window = [{name: float(value) for name, value in m.items()} for m in jax.device_get(window)]
                 now = time.perf_counter()
@@ -182,22 +184,35 @@ class _Run:
         )
 
 
-class _Batches(Iterator[dict[str, jax.Array]]):
-    """Global batches from update `start` on, and how long they were waited for."""
+class _Batches:
+    """Global batches from update `start` on, and how long they were waited for: near no time where data keep up, and
+    never less than the device stands still for want of them."""
 
     def __init__(self, prepared: Prepared, config: Config, mesh: jax.sharding.Mesh, start: int):
         processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
         self._mesh, self._batches = mesh, train_batches(prepared, config, start=start, **processes)
         self._waited = 0.0
+        self._under_way: deque[Any] = deque(maxlen=AHEAD)
 
-    def __next__(self) -> dict[str, jax.Array]:
+    def next_after(self, metrics: Any) -> dict[str, jax.Array]:
+        """Returns the next batch, once no more than `AHEAD` updates are under way, of which `metrics` are the last.
+
+        A loop that runs ahead of the device would wait for batches which the device does not need yet.
+        """
+        if len(self._under_way) == AHEAD:
+            jax.block_until_ready(self._under_way[0])
+        self._under_way.append(metrics)
+        return self.next()
+
+    def next(self) -> dict[str, jax.Array]:
+        """Returns the next batch."""
         since = time.perf_counter()
         batch = next(self._batches)
         self._waited += time.perf_counter() - since
         return sharding.place_batch(batch, self._mesh)
 
     def waited(self) -> float:
-        """Returns the seconds that the loop stood still for data since this was last asked."""
+        """Returns the seconds that were waited for data since this was last asked."""
         waited, self._waited = self._waited, 0.0
         return waited
 

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import zstandard
 from small_corpus import documents, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
 
 from odelm.config import Config
-from odelm.data import parts
+from odelm.data import files, parts, tokens
 from odelm.data.corpus import find_corpus
 from odelm.data.prepare import index, prepare
 from odelm.errors import InputError
@@ -289,4 +291,82 @@ def test_a_vocabulary_larger_than_the_models_is_named(config: Config):
     path = prepare(config).directory / "tokenizer.json"
     config.data.tokenizer, config.model.vocab_size = str(path), 299
     with pytest.raises(InputError, match="has 300 tokens, more than model.vocab_size 299"):
+        prepare(config)
+
+
+def test_what_the_system_cannot_read_stops_and_leaves_what_is_finished(tmp_path: Path, monkeypatch):
+    """It is no bad record, nor a mistake: the same command may do better, and goes on from the finished parts."""
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for number in range(3):
+        write_jsonl(folder / f"{number}.jsonl", documents(60)[number * 20 : number * 20 + 20])
+    config = make_config(folder, tmp_path / "cache")
+    config.data.on_bad_record = "skip"
+    opened = files._decompressed
+
+    def failing(path: Path):
+        if path.name == "2.jsonl":
+            raise OSError(5, "Input/output error")
+        return opened(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_decompressed", failing)
+        with pytest.raises(InputError, match="2.jsonl could not be read .*same command"):
+            prepare(config)
+    assert len(list(tmp_path.glob("cache/corpora/*.partial/parts/*.json"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            files, "_decompressed", lambda path: opened(path) if path.name == "2.jsonl" else pytest.fail(path)
+        )
+        assert sum(len(stream.lengths) for stream in prepare(config).train.values())
+
+
+def test_a_broken_link_is_named(tmp_path: Path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", documents(5))
+    (folder / "b.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="b.jsonl cannot be read .*remove the link"):
+        prepare(make_config(folder, tmp_path / "cache"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", documents(5))
+
+    def unlisted(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/below"))
+        return iter(())
+
+    monkeypatch.setattr(files.os, "walk", unlisted)
+    with pytest.raises(InputError, match="folder .*below cannot be listed"):
+        files.text_files(str(tmp_path))
+
+
+def test_a_name_that_is_no_utf8_is_read(tmp_path: Path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jsonl"))
+    write_jsonl(odd, documents(40))
+    assert list(prepare(make_config(folder, tmp_path / "cache")).train) == ["caf\ufffd"]
+
+
+def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch):
+    """The soft limit is raised as far as the hard one allows; beyond it the mistake is told before training."""
+    monkeypatch.setattr(tokens, "UNIT_BYTES", 500)
+    config = make_config(write_jsonl(tmp_path / "docs.jsonl", documents(200)), tmp_path / "cache")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(tokens, "OTHER_FILES", used + 40)
+    prepared = prepare(config)
+    count = len(list(prepared.directory.glob("train/*.array_record")))
+    assert count > 50
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 30, hard))
+        (stream,) = prepare(config).train.values()
+        assert len(stream.tokens[:]) == stream.lengths.sum()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr(tokens.resource, "getrlimit", lambda which: (10, 20))
+    with pytest.raises(InputError, match=f"{count} files of tokens .* limit is 20"):
         prepare(config)

@@ -61,3 +61,11 @@ def test_an_empty_split_is_named_by_beam_too(several: Config):
     several.data.valid_fraction = 1e-9
     with pytest.raises(InputError, match="validation"):
         prepare(several, beam=RUNNER)
+
+
+@pytest.mark.parametrize(("option", "names"), [("exclude", ("lift",)), ("components", ("part0", "part9"))])
+def test_a_mistyped_component_is_named_by_beam_too(several: Config, option: str, names: tuple[str, ...]):
+    several.data.exclude = ()
+    setattr(several.data, option, names)
+    with pytest.raises(InputError, match=f"data.{option} names '{names[-1]}', .*did you mean"):
+        prepare(several, beam=RUNNER)

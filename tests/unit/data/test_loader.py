@@ -201,5 +201,19 @@ def test_a_weighted_component_without_a_window_is_named(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     streams = {"docs": prepared.train["docs"], "few": split_of(np.array([1]))["docs"]}
     config.data.components, config.data.weights = ("docs", "few"), (1.0, 1.0)
-    with pytest.raises(InputError, match="'few' has a weight, but not a window"):
+    with pytest.raises(InputError, match="few has not one window of training text"):
         train_batches(dataclasses.replace(prepared, train=streams), config)
+
+
+def test_small_components_share_rows(shared):
+    """Forty components of a document each: without weights their windows are those of one stream, all full."""
+    tokens = flat(shared[0].train)
+    cuts = np.flatnonzero(tokens == 1)[:-1] + 1
+    streams = {f"{number:02d}": split_of(part)["docs"] for number, part in enumerate(np.split(tokens, cuts))}
+    for kind in ("decoder", "encoder"):
+        config = config_of(shared, kind)
+        config.model.sentence_order = False
+        whole = take(train_batches(shorten(shared[0], train=tokens), config), 10)
+        parted = take(train_batches(dataclasses.replace(shared[0], train=streams), config), 10)
+        for one, other in zip(whole, parted, strict=True):
+            assert_same(one, other)

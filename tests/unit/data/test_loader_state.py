@@ -176,8 +176,7 @@ def test_evaluation_covers_the_held_out_windows_of_all_components_once(shared, c
     for first, second in zip(batches, again, strict=True):
         assert_same(first, second)
     counted = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in batches])
-    expected = np.concatenate([stream.tokens[1:] for stream in split.values()])
-    np.testing.assert_array_equal(np.sort(counted), np.sort(expected))
+    np.testing.assert_array_equal(np.sort(counted), np.sort(flat(split)[1:]))
     assert {batch["tokens"].shape for batch in batches} == {(4, 16)}
 
 
@@ -188,4 +187,4 @@ def test_the_first_batches_of_evaluation_hold_something_of_each_component(shared
         for name, token in (("a", 7), ("b", 9))
     }
     batches = eval_batches(dataclasses.replace(prepared, validation=split), config, limit=4)
-    assert {7, 9} == {int(token) for batch in batches for token in np.unique(batch["tokens"])}
+    assert {7, 9} <= {int(token) for batch in batches for token in np.unique(batch["tokens"])}

@@ -13,7 +13,7 @@ from odelm.data import tokens as module
 from odelm.data.loader import NextTokenRows
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Stream, TokenStream
-from odelm.data.windows import DocumentWindows, Joined, StreamWindows, Windows
+from odelm.data.windows import DocumentWindows, JoinedTokens, StreamWindows, Windows, joined
 
 END = 1
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8)
@@ -98,10 +98,16 @@ def test_a_segment_predicts_tokens_of_its_own_document_alone(lengths: list[int],
         assert len(set(seen.values())) == len(seen), "a document in two segments"
 
 
-@given(many=st.lists(LENGTHS, max_size=4), size=SIZES)
-def test_joined_windows_are_those_of_each(many: list[list[int]], size: int):
-    parts = [StreamWindows(stream_of(lengths), size=size, stride=size) for lengths in many]
-    assert all_of(Joined(parts)) == [window for part in parts for window in all_of(part)]
+@given(many=st.lists(LENGTHS, min_size=1, max_size=4), bounds=st.tuples(*[st.none() | st.integers(-60, 60)] * 2))
+def test_joined_tokens_are_those_of_all(many: list[list[int]], bounds: tuple):
+    streams = [stream_of(lengths) for lengths in many]
+    whole = np.concatenate([stream.tokens[:] for stream in streams])
+    together = JoinedTokens([stream.tokens for stream in streams])
+    assert len(together) == len(whole)
+    np.testing.assert_array_equal(together[slice(*bounds)], whole[slice(*bounds)])
+    stream = joined({str(number): each for number, each in enumerate(streams)})
+    np.testing.assert_array_equal(stream.tokens[:], whole)
+    assert stream.lengths.sum() == len(whole)
 
 
 def test_a_window_that_is_not_there_is_an_index_error():
@@ -109,7 +115,6 @@ def test_a_window_that_is_not_there_is_an_index_error():
     windows = (
         StreamWindows(stream, size=3, stride=3),
         DocumentWindows(stream, size=4, stride=3, before=1),
-        Joined([StreamWindows(stream, size=3, stride=3)]),
     )
     for each in windows:
         for index in (-1, len(each)):
