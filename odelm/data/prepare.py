@@ -63,6 +63,7 @@ def prepare(
     Raises InputError for a source or tokenizer that cannot be used, and for a tokenizer with more tokens than
     `config.model.vocab_size`.
     """
+    since = time.perf_counter()
     corpus = find_corpus(config.data, beam=beam)
     path = tokenizer_file or config.data.tokenizer
     if not path:
@@ -72,7 +73,7 @@ def prepare(
     key = fingerprint(FORMAT, corpus.name, tokenizer.to_str())
     name = config.data.corpus.replace(":", "-").replace("/", "-")
     directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{name}-{key}"
-    made, since = not directory.is_dir(), time.perf_counter()
+    made = not directory.is_dir()
     if made:
         corpus.prepare(workers=workers, beam=beam)
         with resumed(directory) as partial:
