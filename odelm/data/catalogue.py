@@ -92,8 +92,9 @@ class Catalogue:
                     f"({_first_line(error)}); prepare it anew with file_format='array_record'"
                 ) from error
         for index in range(start, len(source) if stop is None else stop):
+            text = source[index][self.feature]
             try:
-                yield source[index][self.feature].decode()
+                yield text if isinstance(text, str) else text.decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"example {index} of {self.config.corpus}, split {split}: {error}") from error
 

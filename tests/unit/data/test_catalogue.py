@@ -10,6 +10,7 @@ from small_corpus import documents, flat, make_config, read
 
 from odelm.config import Config
 from odelm.data import tokens
+from odelm.data.corpus import find_corpus
 from odelm.data.documents import digest, is_held_out
 from odelm.data.prepare import prepare
 from odelm.errors import InputError
@@ -154,3 +155,13 @@ def test_a_corpus_of_the_real_catalogue_that_cannot_be_fetched(tmp_path: Path, m
     expected = f"tfds:lm1b could not be prepared by TFDS .OSError: no network.; .* copy it to {tmp_path / 'tfds'}$"
     with pytest.raises(InputError, match=expected):
         prepare(config)
+
+
+def test_the_examples_that_tfds_mocks(tmp_path: Path):
+    """TFDS's own stand-in for a corpus that is not there in full: texts of its own making, of the features' kinds."""
+    corpus = find_corpus(catalogue(tmp_path, {"train": TEXTS, "validation": TEXTS[:20]}, "text", "title").data)
+    with tfds.testing.mock_data(num_examples=60):
+        corpus.prepare()
+        train, held_out = ({document.text for document in corpus.documents(split)} for split in ("train", "validation"))
+    assert train.isdisjoint(TEXTS) and len(train | held_out) > 40
+    assert train.isdisjoint(held_out) and held_out
