@@ -110,19 +110,35 @@ def encode(tokenizer: Tokenizer, documents: Iterable[str], *, batch_bytes: int =
     end = np.array([special_id(tokenizer, "end")], np.uint32)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True
-    for pieces, ends in _batches(documents, batch_bytes):
+    for pieces, ends in _batches(documents, batch_bytes, _spelled(tokenizer)):
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         parts = ((np.array(item.ids, np.uint32), end[:last]) for item, last in zip(encodings, ends, strict=True))
         yield np.concatenate([part for pair in parts for part in pair])
 
 
-def _batches(documents: Iterable[str], size: int) -> Iterator[tuple[list[str], list[bool]]]:
+def _spelled(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Returns what finds the special tokens that the model itself would read in text that spells them.
+
+    A Unigram has them among its pieces; the other models never put them together.
+    """
+    if not isinstance(tokenizer.model, models.Unigram):
+        return None
+    names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return re.compile("|".join(map(re.escape, names))) if names else None
+
+
+def _batches(
+    documents: Iterable[str], size: int, spelled: re.Pattern[str] | None
+) -> Iterator[tuple[list[str], list[bool]]]:
     """Groups pieces of documents to about `size` characters, with a flag at the last piece of each document."""
     pieces, ends, total = [], [], 0
     for document in documents:
         for piece, last in _pieces(document):
-            pieces.append(piece)
-            ends.append(last)
+            # Cut within what spells a special token, so that it is text.
+            cuts = [0, *(found.start() + 1 for found in spelled.finditer(piece)), len(piece)] if spelled else [0, None]
+            parts = [piece[start:stop] for start, stop in itertools.pairwise(cuts)]
+            pieces.extend(parts)
+            ends.extend([*[False] * (len(parts) - 1), last])
             total += len(piece)
             if total >= size:
                 yield pieces, ends

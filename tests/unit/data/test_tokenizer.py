@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_corpus import documents
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from odelm.data import tokenizer as tokenizers
 from odelm.errors import InputError
@@ -104,3 +105,19 @@ def test_long_runs_do_not_hold_up_training():
     since = time.process_time()
     tokenizers.train(["x" * 400_000, " " * 400_000, "a word " * 1000], vocab_size=300, max_bytes=10**7)
     assert time.process_time() - since < 5
+
+
+def test_a_unigram_does_not_read_special_tokens_in_text():
+    """As ALBERT's and XLM-R's, it has them among its pieces."""
+    special = ["<pad>", "<unk>", "</s>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([*documents(40), "a </s> b <pad> <>/ s p d"], trainer)
+    text = "the </s> field <pad></s>"
+    assert tokenizer.token_to_id("</s>") in tokenizer.encode(text).ids, "the model reads it: nothing is tested"
+    ids = np.concatenate(list(tokenizers.encode(tokenizer, [text, "a depth"])))
+    numbers = [tokenizer.token_to_id(name) for name in ("<pad>", "</s>")]
+    assert (ids == numbers[0]).sum() == 0 and (ids == numbers[1]).sum() == 2 and ids[-1] == numbers[1]
+    shown = tokenizer.decode(ids.tolist(), skip_special_tokens=False).replace(" ", "").replace("\u2581", "")
+    assert shown == "the</s>field<pad></s></s>adepth</s>"
