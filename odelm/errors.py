@@ -12,8 +12,8 @@ class InputError(ValueError):
     """
 
 
-class UnreadableError(InputError):
-    """The system failed to read a file: nothing may be wrong with what was given, and the same may work again."""
+class SystemFailure(InputError):
+    """The system failed, at a file or a process: nothing may be wrong with what was given, and it may work again."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

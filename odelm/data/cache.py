@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from odelm.errors import InputError, UnreadableError
+from odelm.errors import InputError, SystemFailure
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def resumed(directory: Path) -> Iterator[Path | None]:
                 left.unlink()
             try:
                 yield partial
-            except UnreadableError:
+            except SystemFailure:
                 raise
             except InputError:
                 shutil.rmtree(partial)

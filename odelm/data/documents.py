@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from odelm.data.files import JSONL_ENDINGS, open_file, shown, stem
-from odelm.errors import InputError, UnreadableError
+from odelm.errors import InputError, SystemFailure
 
 
 class Document(NamedTuple):
@@ -38,11 +38,11 @@ def checked(records: Iterable[Document | BadRecord]) -> Iterator[Document]:
 def tolerant(records: Records) -> Records:
     """Yields the records; where a file cannot be read any further, that is the last one, a bad record.
 
-    What the system failed to read is no bad record: it raises UnreadableError.
+    What the system failed to read is no bad record: it raises SystemFailure.
     """
     try:
         yield from records
-    except UnreadableError:
+    except SystemFailure:
         raise
     except InputError as error:
         yield BadRecord(str(error))

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from odelm.errors import InputError, UnreadableError
+from odelm.errors import InputError, SystemFailure
 
 KINDS = (".txt", ".jsonl")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
@@ -111,14 +111,14 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def told_if_unreadable(place: Path | str) -> Iterator[None]:
-    """Makes an UnreadableError of what the system reports, such as a failing disk."""
+    """Makes an SystemFailure of what the system reports, such as a failing disk."""
     try:
         yield
     except OSError as error:
         # Those of a decompressor have no number.
         if error.errno is None:
             raise
-        raise UnreadableError(f"{place} could not be read ({error}); mend that and run the same command") from error
+        raise SystemFailure(f"{place} could not be read ({error}); mend that and run the same command") from error
 
 
 @contextlib.contextmanager

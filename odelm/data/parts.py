@@ -6,7 +6,6 @@ decompressing and checking them is what takes the time, and what several process
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,24 +95,20 @@ def records(sources: Sequence[Source], reading: Reading) -> Iterator[Document | 
 
 def write_part(job: PartJob) -> None:
     """Writes the documents of a part, their digests, and a report of what was found."""
-    digests, found, kept, size, bad = [], Counter(), Counter(), 0, []
-    skipped = 0
+    digests, names, skipped, bad = [], set(), 0, []
     with writing(job.path) as partial, record_writer(partial) as writer:
         for record in records(job.sources, job.reading):
             if isinstance(record, BadRecord):
                 skipped += 1
                 bad = [*bad, record.message][:TOLD]
                 continue
-            found[record.component] += 1
+            names.add(record.component)
             if job.reading.keeps(record.component):
-                kept[record.component] += 1
-                data = record.text.encode()
-                size += len(data)
                 digests.append(digest(record.text))
-                writer.write(record.component.encode() + b"\0" + data)
+                writer.write(record.component.encode() + b"\0" + record.text.encode())
     with writing(job.path.with_suffix(".digests")) as partial:
         partial.write_bytes(b"".join(digests))
-    report = {"documents": kept, "bytes": size, "components": found, "bad_records": skipped, "bad": bad}
+    report = {"documents": len(digests), "components": sorted(names), "bad_records": skipped, "bad": bad}
     with writing(job.report) as partial:
         partial.write_text(json.dumps(report) + "\n")
 
@@ -137,7 +132,7 @@ class Parts:
         """Yields (digest in hex, document) of the chosen (n,)."""
         start = 0
         for job, report in zip(self.jobs, self.reports, strict=True):
-            count = sum(report["documents"].values())
+            count = report["documents"]
             places = np.flatnonzero(chosen[start : start + count])
             if len(places):
                 with ArrayRecordDataSource([str(job.path)]) as source:
@@ -155,8 +150,7 @@ def read_parts(jobs: Sequence[PartJob]) -> Parts:
     reports = [json.loads(job.report.read_text()) for job in jobs]
     data = b"".join(job.path.with_suffix(".digests").read_bytes() for job in jobs)
     digests = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
-    found = sorted({name for report in reports for name in report["components"]})
-    check_components(jobs[0].reading, found)
+    check_components(jobs[0].reading, {name for report in reports for name in report["components"]})
     return Parts(jobs, digests, first_of_each(digests), reports)
 
 

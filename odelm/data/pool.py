@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from odelm.errors import SystemFailure
+
 Job = TypeVar("Job")
 
 SLOW = 3
@@ -41,7 +43,10 @@ def _each(function: Callable[[Job], None], jobs: Sequence[Job], workers: int) ->
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise OSError("a worker was killed, perhaps for want of memory; give fewer workers") from error
+            raise SystemFailure(
+                "a worker was killed, perhaps for want of memory; what is finished is kept: run the same command with "
+                "fewer workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -71,18 +71,15 @@ def write_unit(unit: Unit) -> None:
     tokens, ends = _encoded(tokenizer, texts)
     stops = [0, *(int(ends[count - 1]) for count in np.cumsum([len(own) for own in texts.values()]))]
     pieces = dict(zip(texts, itertools.pairwise(stops), strict=True))
-    records = 0
     with writing(unit.path) as partial, record_writer(partial, compress=False) as writer:
         for start, stop in pieces.values():
             for first in range(start, stop, CHUNK):
                 writer.write(tokens[first : min(first + CHUNK, stop)].tobytes())
-                records += 1
     with writing(unit.path.with_suffix(".lengths")) as partial:
         np.diff(ends, prepend=0).astype("<u4").tofile(partial)
     report = {
         "file": unit.path.name,
         "size": unit.path.stat().st_size,
-        "records": records,
         "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "components": {name: _counts(texts[name], *pieces[name]) for name in texts},
     }

@@ -15,7 +15,7 @@ import pytest
 from small_corpus import documents, files_of, make_config, write_jsonl
 
 from odelm.config import Config, to_json
-from odelm.data import corpus, parts, tokens
+from odelm.data import corpus, parts, pool, tokens
 from odelm.data import prepare as prepare_module
 from odelm.data.corpus import find_corpus
 from odelm.data.prepare import Prepared, prepare
@@ -240,3 +240,12 @@ def test_a_full_disk_is_said_and_gone_on_from(tmp_path: Path, monkeypatch, stage
     assert len(kept) == {"parts": 0, "TFDS": 4, "tokens": 0}[stage]
     monkeypatch.setattr(corpus, "write_part", parts.write_part if stage == "parts" else None)
     assert stored(prepare(config)) == stored(whole)
+
+
+def _killed(job: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told_in_one_line():
+    with pytest.raises(InputError, match="a worker was killed.*fewer workers"):
+        pool.run(_killed, [0, 1], workers=2, what="nothing", total=2)
