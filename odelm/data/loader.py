@@ -1,6 +1,5 @@
 """Batches of windows in an order that is a pure function of (seed, index): a position can be read and set."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,14 @@ from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.prepare import Prepared
 from odelm.data.tokenizer import special_id
 from odelm.data.tokens import Split, Stream
-from odelm.data.windows import DocumentWindows, StreamWindows, Windows, joined
+from odelm.data.windows import DocumentWindows, JoinedWindows, StreamWindows, Windows, joined
 from odelm.errors import InputError
 
 Batch = dict[str, np.ndarray]
 
 READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+NO_TOKENS = Stream(np.empty(0, np.uint16), np.empty(0, np.int64))
 
 EPOCHS = 2**32
 """As good as endless, and as many as have their own shuffle; Grain's endless `repeat` overflows in `batch(1)`."""
@@ -141,9 +142,9 @@ def train_dataset(
         )
     rows = _rows(prepared, config, length=config.train.length, stream="mask")
     _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
-    dataset = _order(prepared.train, rows, config)
-    # Whole batches are made at once: a call of NumPy for every row would hold the accelerator up.
-    batches = dataset.map_with_index(partial(_padded, size=rows.size)).batch(size).map(rows.batch)
+    windows, order = _order(prepared.train, rows, config)
+    # Whole batches are made at once: work in Python for every row would hold the accelerator up.
+    batches = order.batch(size).map_with_index(partial(_batch, windows=windows, rows=rows))
     return TrainBatches(
         batches,
         start=start,
@@ -171,10 +172,19 @@ def eval_batches(
     if len(prepared.validation) > 1:
         order = rng.host(0, "eval_order").permutation(order)
     count = -(-len(windows) // size)
-    padding = [np.empty(0, np.int32)] * (count * size - len(windows))
-    each = itertools.chain((windows[int(index)] for index in order), padding)
-    padded = (_padded(index, window, size=rows.size) for index, window in enumerate(each))
-    return (rows.batch(_stack(list(itertools.islice(padded, size)))) for _ in range(min(count, limit or count)))
+    numbers = range(min(count, limit or count))
+    return (_batch(k, order[k * size : (k + 1) * size], windows=windows, rows=rows, size=size) for k in numbers)
+
+
+def _batch(
+    number: int, indices: np.ndarray, *, windows: Windows, rows: NextTokenRows | MaskedRows, size: int = 0
+) -> Batch:
+    """Returns the rows of batch `number`, of the windows `indices` (B,) and of empty ones up to `size` rows."""
+    size = size or len(indices)
+    read = windows.batch(np.asarray(indices))
+    missing = size - len(indices)
+    filled = {name: np.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1))) for name, array in read.items()}
+    return rows.batch(filled | {"index": number * size + np.arange(size)})
 
 
 def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> NextTokenRows | MaskedRows:
@@ -191,36 +201,31 @@ def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *
     return StreamWindows(stream, size=rows.size, stride=rows.stride, whole=whole and len(stream.tokens) >= rows.size)
 
 
-def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> grain.MapDataset:
-    """Returns the windows in the order of training, epoch after epoch."""
+def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> tuple[Windows, grain.MapDataset]:
+    """Returns the windows, and the order in which training reads them, epoch after epoch."""
     weights = dict(zip(config.data.components, config.data.weights, strict=False))
     # A short last row costs a decoder nothing, since no token sees those after it.
     make = partial(_windows, rows=rows, config=config, whole=config.model.kind == "encoder")
     if not weights:
-        return _epochs(make(joined(split)), "the corpus", config.train.seed)
+        windows = make(joined(split))
+        return windows, _epochs(range(len(windows)), "the corpus", config.train.seed)
     seeds = rng.host(config.train.seed, "components").integers(2**31, size=len(weights))
+    parts = [make(split.get(name, NO_TOKENS)) for name in weights]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
     orders = [
-        _epochs(make(split[name]) if name in split else [], name, int(seed))
-        for name, seed in zip(weights, seeds, strict=True)
+        _epochs(range(end - len(part), end), name, int(seed))
+        for part, end, name, seed in zip(parts, ends, weights, seeds, strict=True)
     ]
     # Grain would round fractions to hundredths of the smallest.
     smallest = min(weights.values())
-    return grain.MapDataset.mix(orders, [round(10_000 * weight / smallest) for weight in weights.values()])
+    shares = [round(10_000 * weight / smallest) for weight in weights.values()]
+    return JoinedWindows(parts), grain.MapDataset.mix(orders, shares)
 
 
-def _epochs(windows: Windows | list, name: str, seed: int) -> grain.MapDataset:
-    if not len(windows):
+def _epochs(windows: range, name: str, seed: int) -> grain.MapDataset:
+    if not windows:
         raise InputError(f"{name} has not one window of training text: give more, or leave it out")
-    return grain.MapDataset.source(windows).seed(seed).shuffle().repeat(EPOCHS)
-
-
-def _padded(index: int, window: np.ndarray, *, size: int) -> Batch:
-    """Returns a window filled up to `size` tokens, how many of them count, and its index."""
-    return {
-        "index": np.array(index, np.int64),
-        "window": np.pad(window, (0, size - len(window))),
-        "count": np.array(len(window), np.int64),
-    }
+    return grain.MapDataset.range(windows.start, windows.stop).seed(seed).shuffle().repeat(EPOCHS)
 
 
 def _check_enough(split: Split, needed: int, name: str) -> None:
@@ -230,7 +235,3 @@ def _check_enough(split: Split, needed: int, name: str) -> None:
             f"the {name} split has {tokens} tokens, fewer than the {needed} of one window; "
             "give more text, change data.valid_fraction or shorten train.length"
         )
-
-
-def _stack(rows: list[Batch]) -> Batch:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -9,32 +9,66 @@ from odelm.data.tokens import Split, Stream, Tokens
 
 
 class Windows(Protocol):
-    """A sequence of arrays int32 (n,), n at most the size of a window."""
+    """The windows of a stream, of at most so many tokens each."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> np.ndarray: ...
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Returns a window, int32 (n,)."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the windows of `indices` (B,): `window` int32 (B, size), of which `count` int64 (B,) tokens count."""
+        ...
 
 
-class StreamWindows:
+class _Spans:
+    """Windows that are told by where they start and stop."""
+
+    def __init__(self, tokens: Tokens, size: int):
+        self._tokens, self._size = tokens, size
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where the windows of `indices` (B,) start and stop in the stream."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        (start,), (stop,) = self._spans(np.array([index]))
+        return self._tokens[start:stop].astype(np.int32)
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        starts, stops = self._spans(indices)
+        window = np.zeros((len(indices), self._size), np.int32)
+        for row, start, stop in zip(window, starts.tolist(), stops.tolist(), strict=True):
+            row[: stop - start] = self._tokens[start:stop]
+        return {"window": window, "count": stops - starts}
+
+
+class StreamWindows(_Spans):
     """Windows of `size` tokens, `stride` apart, that cover all of a stream (n,), documents or not.
 
     The last window is cut short, or with `whole` begins early enough to be of full size.
     """
 
     def __init__(self, stream: Stream, *, size: int, stride: int, whole: bool = False):
-        self._tokens, self._size, self._stride = stream.tokens, size, stride
-        self._last_start = len(stream.tokens) - size if whole else len(stream.tokens)
+        super().__init__(stream.tokens, size)
+        self._stride, self._total = stride, len(stream.tokens)
+        self._last_start = self._total - size if whole else self._total
 
     def __len__(self) -> int:
-        return max(0, -(-(len(self._tokens) - (self._size - self._stride)) // self._stride))
+        return max(0, -(-(self._total - (self._size - self._stride)) // self._stride))
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        start = min(_checked(index, self) * self._stride, self._last_start)
-        return self._tokens[start : start + self._size].astype(np.int32)
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = np.minimum(indices * self._stride, self._last_start)
+        return starts, np.minimum(starts + self._size, self._total)
 
 
-class DocumentWindows:
+class DocumentWindows(_Spans):
     """Windows of `size` tokens, `stride` apart, that cover each document of a stream on its own.
 
     Each document's last window is cut short. `before` and `after` say how many tokens the windows reach beyond the
@@ -43,7 +77,8 @@ class DocumentWindows:
     """
 
     def __init__(self, stream: Stream, *, size: int, stride: int, before: int = 0, after: int = 0):
-        self._tokens, self._size, self._stride = stream.tokens, size, stride
+        super().__init__(stream.tokens, size)
+        self._stride = stride
         ends = np.cumsum(stream.lengths)
         self._starts = np.maximum(ends - stream.lengths - before, 0)
         self._ends = ends + after
@@ -53,11 +88,34 @@ class DocumentWindows:
     def __len__(self) -> int:
         return int(self._counted[-1]) if len(self._counted) else 0
 
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        documents = np.searchsorted(self._counted, indices, side="right")
+        numbers = indices - np.where(documents > 0, self._counted[documents - 1], 0)
+        starts = self._starts[documents] + numbers * self._stride
+        return starts, np.minimum(starts + self._size, self._ends[documents])
+
+
+class JoinedWindows:
+    """The windows of several streams, one stream's after the other's: a window is of one of them."""
+
+    def __init__(self, parts: Sequence[Windows]):
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
     def __getitem__(self, index: int) -> np.ndarray:
-        document = int(np.searchsorted(self._counted, _checked(index, self), side="right"))
-        number = index - (int(self._counted[document - 1]) if document else 0)
-        start = int(self._starts[document]) + number * self._stride
-        return self._tokens[start : min(start + self._size, int(self._ends[document]))].astype(np.int32)
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        owner, found = np.searchsorted(self._ends, indices, side="right"), {}
+        for part in np.unique(owner):
+            own = owner == part
+            rows = self._parts[part].batch(indices[own] - (self._ends[part] - len(self._parts[part])))
+            for name, array in rows.items():
+                found.setdefault(name, np.empty((len(indices), *array.shape[1:]), array.dtype))[own] = array
+        return found
 
 
 class JoinedTokens:
@@ -86,9 +144,3 @@ def joined(split: Split) -> Stream:
         return streams[0]
     tokens = JoinedTokens([stream.tokens for stream in streams])
     return Stream(tokens, np.concatenate([stream.lengths for stream in streams]))
-
-
-def _checked(index: int, windows: Windows) -> int:
-    if not 0 <= index < len(windows):
-        raise IndexError(f"window {index} of {len(windows)}")
-    return index

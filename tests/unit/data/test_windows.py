@@ -13,7 +13,7 @@ from odelm.data import tokens as module
 from odelm.data.loader import NextTokenRows
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Stream, TokenStream
-from odelm.data.windows import DocumentWindows, JoinedTokens, StreamWindows, Windows, joined
+from odelm.data.windows import DocumentWindows, JoinedTokens, JoinedWindows, StreamWindows, Windows, joined
 
 END = 1
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=8)
@@ -34,6 +34,23 @@ def places_of(stream: Stream) -> Stream:
 
 def all_of(windows: Windows) -> list[list[int]]:
     return [windows[index].tolist() for index in range(len(windows))]
+
+
+@given(lengths=LENGTHS, size=SIZES, data=st.data())
+def test_a_batch_of_windows_is_each_of_them_filled_up(lengths: list[int], size: int, data: st.DataObject):
+    stream = stream_of(lengths)
+    own = StreamWindows(stream, size=size, stride=size)
+    parts = [own, DocumentWindows(stream, size=size, stride=size - 1, before=1)]
+    for windows in (*parts, JoinedWindows(parts)):
+        if not len(windows):
+            continue
+        indices = data.draw(st.lists(st.integers(0, len(windows) - 1), min_size=1, max_size=6))
+        batch = windows.batch(np.array(indices, np.int64))
+        assert batch["window"].shape == (len(indices), size) and batch["window"].dtype == np.int32
+        for index, row, count in zip(indices, batch["window"], batch["count"], strict=True):
+            assert row[:count].tolist() == windows[index].tolist() and not row[count:].any()
+    each = all_of(JoinedWindows(parts))
+    assert each == [window for part in parts for window in all_of(part)]
 
 
 def documents_of(lengths: list[int]) -> np.ndarray:
@@ -115,6 +132,7 @@ def test_a_window_that_is_not_there_is_an_index_error():
     windows = (
         StreamWindows(stream, size=3, stride=3),
         DocumentWindows(stream, size=4, stride=3, before=1),
+        JoinedWindows([StreamWindows(stream, size=3, stride=3)]),
     )
     for each in windows:
         for index in (-1, len(each)):
