@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from odelm import cli
-from odelm.config import Config, default_steps
+from odelm.config import Config, TrainConfig, default_steps
 from odelm.errors import InputError
 
 if TYPE_CHECKING:
     from odelm.models import CausalLM, MaskedLM
+
+EVAL_SEQUENCES = 32
+"""A batch to measure losses on, whatever the batch of training: losses of a folder and of runs can be compared."""
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 MODEL = flags.DEFINE_string("model", None, "The same, or a Hugging Face folder.")
@@ -34,7 +37,9 @@ LENGTH = flags.DEFINE_integer("length", 128, "Tokens a sequence, timed and evalu
 DTYPE = flags.DEFINE_string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
 TOLERANCE = flags.DEFINE_float("adaptive_tolerance", None, "Also let the solver choose its steps, to this tolerance.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each setting.", lower_bound=1)
-EVAL_BATCHES = flags.DEFINE_integer("eval_batches", 32, "Held-out batches; 0 skips the losses.", lower_bound=0)
+EVAL_BATCHES = flags.DEFINE_integer(
+    "eval_batches", 8, f"Held-out batches of {EVAL_SEQUENCES} sequences; 0 skips the losses.", lower_bound=0
+)
 PROMPT = flags.DEFINE_string("prompt", None, "Generate a continuation of this text instead.")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
@@ -166,12 +171,15 @@ def _held_out(model, config: Config, tokenizer, *, run: bool) -> list:
         return []
     if TEXT.value is not None:
         prepared = read_text(TEXT.value, _needed(tokenizer))
+        # Another text's masks are the same for every model, so that losses can be compared.
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=TrainConfig().seed))
     elif run:
         prepared = prepare(config, tokenizer_file=Path(_source()) / "tokenizer.json")
     else:
         print("no losses: give --text=FILE to measure them", file=sys.stderr)
         return []
-    return list(eval_batches(prepared, config, length=LENGTH.value, limit=EVAL_BATCHES.value))
+    shape = {"length": LENGTH.value, "batch_size": EVAL_SEQUENCES}
+    return list(eval_batches(prepared, config, **shape, limit=EVAL_BATCHES.value))
 
 
 def _before(config: Config) -> "CausalLM | MaskedLM | None":

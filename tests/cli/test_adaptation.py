@@ -58,7 +58,7 @@ def test_without_text_a_folder_is_timed_alone(folder, call, tmp_path):
 
 def test_a_folder_is_adapted_resumed_and_compared_with_what_it_was(folder, options, call, tmp_path):
     command = ["train.py", "--config=configs/adapt.py", f"--workdir={tmp_path}", *options]
-    command.append(f"--config.init.from_pretrained={folder}")
+    command += [f"--config.init.from_pretrained={folder}", "--config.train.seed=7"]
     first = call(*command, "--config.train.updates=3")
     assert first.returncode == 0, first.stderr
     assert f"starts from {folder}" in first.stdout
@@ -77,6 +77,19 @@ def test_a_folder_is_adapted_resumed_and_compared_with_what_it_was(folder, optio
     rows = report_of(tmp_path)["rows"]
     assert all(row["loss_before"] > 0 and row["loss_before"] != row["loss"] for row in rows)
     assert "before" in done.stdout
+
+
+def test_a_folder_and_a_run_are_measured_on_the_same_rows_of_a_text(folder, options, corpus, call, tmp_path):
+    run, own = tmp_path / "run", [f"--config.init.from_pretrained={folder}", "--config.train.seed=7"]
+    done = call("train.py", "--config=configs/adapt.py", f"--workdir={run}", *options, *own, "--config.train.updates=1")
+    assert done.returncode == 0, done.stderr
+    text = ["--steps=4,2", f"--text={corpus}", *SHAPE]
+    for source in (f"--model={folder}", f"--workdir={run}"):
+        done = call("infer.py", source, f"--out={tmp_path / source[2:7]}", *text)
+        assert done.returncode == 0, done.stderr
+    alone, adapted = (json.loads((tmp_path / name / "report.json").read_text())["rows"] for name in ("model", "workd"))
+    for row, past in zip(alone, adapted, strict=True):
+        assert past["loss_before"] == pytest.approx(row["loss"], abs=1e-6)
 
 
 def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, tmp_path):
