@@ -4,7 +4,8 @@
         --config.data.corpus=text --config.data.source=PATH
 
 The arithmetic is ALBERT's (post-norm, learned positions, token types, sentence order), plus time modulation;
-`--config.model.time_modulation=false` is ALBERT exactly. It has not been run yet.
+`--config.model.time_modulation=false` is ALBERT exactly. It has not been run yet: the learning rate is what the
+smaller `configs/encoder_small.py` was stable at.
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
@@ -33,7 +34,7 @@ def get_config() -> Config:
         data=DataConfig(corpus="text"),
         step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, warmup=1000, decay="linear", final_fraction=0.0, weight_decay=0.01
+            learning_rate=5e-4, warmup=1000, decay="linear", final_fraction=0.0, weight_decay=0.01
         ),
         train=TrainConfig(
             updates=20_000, batch_size=64, length=512, eval_every=1000, eval_batches=16, checkpoint_every=1000

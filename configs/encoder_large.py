@@ -3,7 +3,7 @@
     python train.py --config=configs/encoder_large.py --workdir=runs/encoder_large \\
         --config.data.corpus=text --config.data.source=PATH
 
-It has not been run yet.
+It has not been run yet: the learning rate is lower than `configs/encoder_base.py` has, as a wider model asks for.
 """
 
 import dataclasses
@@ -18,5 +18,5 @@ def get_config() -> Config:
         base,
         model=dataclasses.replace(base.model, width=1024, heads=16, depth=24),
         step_sampling=dataclasses.replace(base.step_sampling, counts=(6, 8, 12, 24)),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=6e-4),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-4),
     )
