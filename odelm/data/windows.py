@@ -1,5 +1,6 @@
 """What a row of training is made of: windows of tokens with random access, so that any order can be read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,18 +23,18 @@ class Windows(Protocol):
         ...
 
 
-class _Spans:
+class _Spans(ABC):
     """Windows that are told by where they start and stop."""
 
     def __init__(self, tokens: Tokens, size: int):
         self._tokens, self._size = tokens, size
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the windows of `indices` (B,) start and stop in the stream."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
