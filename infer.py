@@ -10,6 +10,7 @@ has what that model lost at each step count before.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from odelm import cli
-from odelm.config import Config, TrainConfig, default_steps
+from odelm.config import Config, DataConfig, TrainConfig, default_steps
 from odelm.errors import InputError
 
 if TYPE_CHECKING:
     from odelm.models import CausalLM, MaskedLM
 
-EVAL_SEQUENCES = 32
-"""A batch to measure losses on, whatever the batch of training: losses of a folder and of runs can be compared."""
+EVAL_SEQUENCES, EVAL_TOKENS = 32, 4096
+"""What --eval_batches counts, whatever the batch of training, so that losses of a folder and of runs can be compared;
+and how many tokens are in memory at once, which changes no loss."""
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a training run.")
 MODEL = flags.DEFINE_string("model", None, "The same, or a Hugging Face folder.")
@@ -45,8 +47,8 @@ NEW_TOKENS = flags.DEFINE_integer("new_tokens", 100, "Tokens to generate.", lowe
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 TOP_K = flags.DEFINE_integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of sampling.")
-for name in ("workdir", "model"):
-    flags.register_validator(name, lambda value: value != "", message="is empty, expected a directory")
+for name, expected in dict(workdir="a directory", model="a directory", out="a directory", text="files").items():
+    flags.register_validator(name, lambda value: value != "", message=f"is empty, expected {expected}")
 
 
 def main() -> None:
@@ -65,7 +67,10 @@ def _source() -> str:
     given = [value for value in (WORKDIR.value, MODEL.value) if value is not None]
     if len(given) != 1:
         raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
-    return given[0]
+    source = os.path.expanduser(given[0])
+    if not os.path.isdir(source):
+        raise InputError(f"{source} is not a directory; give a training run or a Hugging Face folder")
+    return source
 
 
 def _latest(checkpoint, workdir: str) -> int:
@@ -148,7 +153,7 @@ def _compare(model, config: Config, tokenizer, steps: tuple[int, ...], step: int
     report = make_report(config.model, rows, step=step)
     # A file has no width of its own; a terminal's may cut the numbers short.
     console = Console(width=None if sys.stdout.isatty() else 100)
-    out = Path(OUT.value) if OUT.value else Path(_source()) / "infer"
+    out = Path(OUT.value).expanduser() if OUT.value else Path(_source()) / "infer"
     try:
         write_report(report, out)
     except OSError as error:
@@ -171,15 +176,17 @@ def _held_out(model, config: Config, tokenizer, *, run: bool) -> list:
         return []
     if TEXT.value is not None:
         prepared = read_text(TEXT.value, _needed(tokenizer))
-        # Another text's masks are the same for every model, so that losses can be compared.
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=TrainConfig().seed))
+        # Rows and masks of another text are the same however a model was trained, so that losses can be compared.
+        seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
+        config = dataclasses.replace(config, data=DataConfig(), train=seed)
     elif run:
         prepared = prepare(config, tokenizer_file=Path(_source()) / "tokenizer.json")
     else:
         print("no losses: give --text=FILE to measure them", file=sys.stderr)
         return []
-    shape = {"length": LENGTH.value, "batch_size": EVAL_SEQUENCES}
-    return list(eval_batches(prepared, config, **shape, limit=EVAL_BATCHES.value))
+    size = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * LENGTH.value <= EVAL_TOKENS)
+    limit = EVAL_BATCHES.value * EVAL_SEQUENCES // size
+    return list(eval_batches(prepared, config, length=LENGTH.value, batch_size=size, limit=limit))
 
 
 def _before(config: Config) -> "CausalLM | MaskedLM | None":

@@ -6,6 +6,7 @@ The same command resumes an interrupted run. Every option of a recipe can be ove
 `--config.train.updates=1000` or `--config.data.corpus=text --config.data.source=my_texts`.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -29,7 +30,7 @@ def main() -> None:
         import jax
 
         jax.distributed.initialize()
-    loop.train(CONFIG.value, WORKDIR.value)
+    loop.train(CONFIG.value, os.path.expanduser(WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from flax import nnx
 
 from odelm.config import Config, from_json, to_json
 from odelm.errors import InputError
+from odelm.interop.folder import is_folder
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of
 
@@ -133,6 +134,8 @@ def read_config(workdir: str | Path) -> Config:
         raise InputError(f"{workdir} is not a directory; give the --workdir of a training run")
     if not path.is_file():
         raise InputError(f"{workdir} has no {CONFIG}, so it is not a run; give the --workdir of a training run")
+    if is_folder(workdir):
+        raise InputError(f"{workdir} is a Hugging Face folder, not a run; give the --workdir of a training run")
     try:
         return from_json(path.read_bytes().decode())
     except UnicodeDecodeError as error:

@@ -150,8 +150,8 @@ class DataConfig:
     exclude: tuple[str, ...] = ()
     """Parts of the corpus to leave out; nothing of them is kept on disk."""
     weights: tuple[float, ...] = ()
-    """The share of each of `components` in training, so that each crosses its epochs at its own rate. Empty takes
-    every window once an epoch. Evaluation takes each held-out window once in either case."""
+    """The share of each of `components` in training, to a hundredth of the smallest, so that each crosses its epochs at
+    its own rate. Empty takes every window once an epoch. Evaluation takes each held-out window once in either case."""
     on_bad_record: str = "error"
     """What to do with a record that cannot be read: `error` names it and stops, `skip` leaves it out and counts."""
     text_feature: str = "text"
@@ -234,7 +234,7 @@ class StepSamplingConfig:
     """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
     anneal: float = 0.0
     """Share of the updates over which the counts are let in one by one, the largest first; 0 draws from all at once.
-    A model trained with unit steps loses all that it learned if it meets steps of four at once. A run resumed with
+    A model trained with unit steps may lose all that it learned if it meets steps of four at once. A run resumed with
     more updates lets them in by the new number."""
 
     def validate(self, model: ModelConfig) -> "StepSamplingConfig":
@@ -245,6 +245,12 @@ class StepSamplingConfig:
                 positive("step_sampling.counts", count)
                 divides("model.groups", model.groups, "a count in step_sampling.counts", count)
             counts = self.counts_of(model)
+            if counts == (model.depth,) and not self.counts:
+                raise InputError(
+                    f"step_sampling.kind is {self.kind!r}, but {model.groups} groups and depth {model.depth} leave no "
+                    "other count of steps: share the layers among fewer blocks (model.groups, or init.groups of an "
+                    "existing model), or set step_sampling.kind='fixed'"
+                )
             if self.weights and len(self.weights) != len(counts):
                 raise InputError(
                     f"step_sampling.weights has {len(self.weights)} entries, expected one for each of the "

@@ -11,6 +11,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -97,8 +98,9 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    config = checkpoint.read_config(options.workdir) if options.workdir else _config(options)
-    tokenizer = f"{options.workdir}/{checkpoint.TOKENIZER}" if options.workdir else None
+    workdir = Path(options.workdir).expanduser() if options.workdir else None
+    config = checkpoint.read_config(workdir) if workdir else _config(options)
+    tokenizer = workdir / checkpoint.TOKENIZER if workdir else None
     prepared = prepare(config, tokenizer_file=tokenizer, workers=options.workers)
     _tell(prepared)
     if options.split == "train":

@@ -216,7 +216,7 @@ def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> tu
         _epochs(range(end - len(part), end), name, int(seed))
         for part, end, name, seed in zip(parts, ends, weights, seeds, strict=True)
     ]
-    # Grain would round fractions to hundredths of the smallest.
+    # Grain takes shares in whole hundredths of the smallest and cuts off the rest: 1.15 of a float would be 114.
     smallest = min(weights.values())
     shares = [round(10_000 * weight / smallest) for weight in weights.values()]
     return JoinedWindows(parts), grain.MapDataset.mix(orders, shares)

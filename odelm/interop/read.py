@@ -86,7 +86,7 @@ def load(path: str | Path, *, options: ModelConfig | None = None) -> tuple[Model
     config = Config(
         model=model,
         data=DataConfig(tokenizer=str(file) if found.tokenizer else ""),
-        step_sampling=StepSamplingConfig(counts=()),
+        step_sampling=StepSamplingConfig(kind="fixed", counts=()),
         train=TrainConfig(length=min(TrainConfig.length, model.max_length)),
     )
     return found.model, config.validate(), found.tokenizer
@@ -94,7 +94,7 @@ def load(path: str | Path, *, options: ModelConfig | None = None) -> tuple[Model
 
 def _family(config: FolderConfig, path: Path) -> Family:
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise InputError(f"{path} is of model_type {name!r}, which has no equivalent; {nearest(str(name), FAMILIES)}")
     return FAMILIES[name]
 

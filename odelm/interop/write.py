@@ -36,7 +36,7 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     decoder becomes GPT-2, its shared block written `depth` times. What a block knows of its time is worked into
     separate layers. Raises InputError listing the options with no equivalent, and if `folder` is there already.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new directory")
     family, plain = as_family(model)
@@ -51,7 +51,11 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     with publish(folder, option="folder") as partial:
         files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
     separate = plain.config.groups > model.config.groups
-    note = f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers" if separate else ""
+    note = (
+        f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers, for full depth alone"
+        if separate
+        else ""
+    )
     return f"wrote {folder}: {architecture}, {len(tensors)} tensors{note}"
 
 

@@ -195,6 +195,7 @@ class SharedTransformer(nnx.Module):
                 raise InputError(
                     f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "
                     f"try {max(groups, round(steps / groups) * groups)}"
+                    + (", or share its layers first (init.groups)" if groups == depth > 1 else "")
                 )
             grid = ode.grid.equal(depth, steps)
         elif not isinstance(grid, Tracer):

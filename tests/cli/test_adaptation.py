@@ -6,11 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import odelm
+from odelm import interop
 from odelm.interop.__main__ import main as interop_main
 from tests.cli.test_programs import PNG, refused, report_of
 
+BERT = odelm.ModelConfig(
+    kind="encoder", vocab_size=300, width=32, heads=2, depth=4, groups=4, max_length=32, norm="layernorm",
+    norm_placement="post", embed_norm=True, positions="learned", qk_norm=False, bias=True, token_types=2,
+    time_modulation=False,
+)  # fmt: skip
 SHAPE = ["--length=16", "--repeats=2", "--eval_batches=2"]
 
 
@@ -81,6 +88,7 @@ def test_a_folder_is_adapted_resumed_and_compared_with_what_it_was(folder, optio
 
 def test_a_folder_and_a_run_are_measured_on_the_same_rows_of_a_text(folder, options, corpus, call, tmp_path):
     run, own = tmp_path / "run", [f"--config.init.from_pretrained={folder}", "--config.train.seed=7"]
+    own += ["--config.data.mask_unit=span", "--config.data.mask_rate=0.3", "--config.data.packing=documents"]
     done = call("train.py", "--config=configs/adapt.py", f"--workdir={run}", *options, *own, "--config.train.updates=1")
     assert done.returncode == 0, done.stderr
     text = ["--steps=4,2", f"--text={corpus}", *SHAPE]
@@ -90,6 +98,19 @@ def test_a_folder_and_a_run_are_measured_on_the_same_rows_of_a_text(folder, opti
     alone, adapted = (json.loads((tmp_path / name / "report.json").read_text())["rows"] for name in ("model", "workd"))
     for row, past in zip(alone, adapted, strict=True):
         assert past["loss_before"] == pytest.approx(row["loss"], abs=1e-6)
+
+
+def test_a_stack_that_takes_no_fewer_steps_is_told_to_be_shared(small, options, call, tmp_path):
+    folder = tmp_path / "bert"
+    interop.export(odelm.create(BERT, rngs=nnx.Rngs(0)), folder)
+    done = call("infer.py", f"--model={folder}", "--steps=2", *SHAPE)
+    refused(done, "steps is 2", "init.groups")
+    options = [option for option in options if "steps=" not in option and "counts" not in option]
+    source = f"--config.init.from_pretrained={folder}"
+    refused(
+        call("train.py", "--config=configs/adapt.py", f"--workdir={tmp_path / 'run'}", *options, source), "init.groups"
+    )
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, tmp_path):

@@ -73,6 +73,12 @@ def test_prepare_tells_what_it_made_and_training_finds_it(options: list[str], ca
     assert "train batch 1: tokens int32 (2, 16)" in shown and "Github" in shown
 
 
+def test_show_tells_that_a_folder_is_no_run(tmp_path, capfd):
+    (tmp_path / "config.json").write_text('{"model_type": "albert"}')
+    assert main(["show", f"--workdir={tmp_path}"]) == 2
+    assert "is a Hugging Face folder, not a run" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

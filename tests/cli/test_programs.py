@@ -221,6 +221,8 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt=a", "--temperature=nan"], ["temperature"]),
         (["--workdir="], ["--workdir", "empty"]),
         (["--model="], ["--model", "empty"]),
+        (["--text="], ["--text", "empty"]),
+        (["--out="], ["--out", "empty"]),
     ],
 )
 def test_infer_refuses(arguments, words, call, decoder):

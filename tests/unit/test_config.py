@@ -85,6 +85,7 @@ WRONG = [
     (dict(init__rank=0), r"init\.rank is 0, expected a positive"),
     (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
     (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),
+    (dict(model__groups=12, step_sampling__counts=()), "12 groups and depth 12 leave no other count.*init.groups"),
     (dict(step_sampling__weights=(1.0,)), r"step_sampling\.weights has 1 entries, expected .* 4 counts"),
     (dict(step_sampling__weights=(1.0, -1.0, 1.0, 1.0)), r"step_sampling\.weights is .*non-negative"),
     (dict(step_sampling__weights=(0.0,) * 4), r"step_sampling\.weights is .*not all zero"),

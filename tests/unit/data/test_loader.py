@@ -156,6 +156,15 @@ def test_evaluation_limit_length_and_batch_size(shared):
     )
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_evaluation_reads_the_same_rows_in_batches_of_any_size(shared, kind: str):
+    prepared, config = shared[0], config_of(shared, kind)
+    whole = list(eval_batches(prepared, config, batch_size=6, limit=1))
+    cut = list(eval_batches(prepared, config, batch_size=2, limit=3))
+    assert len(cut) == 3
+    assert_same(whole[0], {name: np.concatenate([batch[name] for batch in cut]) for name in cut[0]})
+
+
 def test_what_cannot_be_batched_is_said_with_its_numbers(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     with pytest.raises(InputError, match="batch_size is 4, expected a multiple of the 3"):

@@ -184,6 +184,7 @@ def test_a_copy_that_differs_from_what_it_is_tied_to_is_refused(albert, change):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
+        (dict(model_type=["albert"]), r"model_type \['albert'\], which has no equivalent"),
         (dict(model_type="albret"), "model_type 'albret'.*did you mean 'albert'"),
         (dict(architectures=["AlbertForMultipleChoice"]), "AlbertForMultipleChoice.*choices: AlbertFor"),
         (dict(hidden_act="quick_gelu"), "hidden_act is 'quick_gelu'.*did you mean"),

@@ -62,6 +62,12 @@ def test_a_folder_is_not_overwritten(albert, make_model):
     assert (albert / "model.safetensors").read_bytes() == before
 
 
+def test_a_tilde_is_the_home_directory(make_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    interop.export(make_model(**ALBERT), "~/out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_what_cannot_be_written_leaves_nothing(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr("odelm.interop.folder.json.dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
