@@ -17,7 +17,6 @@ from flax import nnx
 
 from odelm.config import Config, from_json, to_json
 from odelm.errors import InputError
-from odelm.interop.folder import is_folder
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of
 
@@ -134,13 +133,17 @@ def read_config(workdir: str | Path) -> Config:
         raise InputError(f"{workdir} is not a directory; give the --workdir of a training run")
     if not path.is_file():
         raise InputError(f"{workdir} has no {CONFIG}, so it is not a run; give the --workdir of a training run")
-    if is_folder(workdir):
-        raise InputError(f"{workdir} is a Hugging Face folder, not a run; give the --workdir of a training run")
     try:
-        return from_json(path.read_bytes().decode())
+        text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); restore it, or train again") from error
+    try:
+        return from_json(text)
     except InputError as error:
+        if '"model_type"' in text:
+            raise InputError(
+                f"{workdir} is a Hugging Face folder, not a run; give the --workdir of a training run"
+            ) from error
         raise InputError(f"{path}: {error} (of a Hugging Face folder it would say its model_type)") from error
 
 
