@@ -111,7 +111,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def told_if_unreadable(place: Path | str) -> Iterator[None]:
-    """Makes an SystemFailure of what the system reports, such as a failing disk."""
+    """Makes a SystemFailure of what the system reports, such as a failing disk."""
     try:
         yield
     except OSError as error:

@@ -14,10 +14,6 @@ class Windows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns a window, int32 (n,)."""
-        ...
-
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the windows of `indices` (B,): `window` int32 (B, size), of which `count` int64 (B,) tokens count."""
         ...
@@ -35,12 +31,6 @@ class _Spans(ABC):
     @abstractmethod
     def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the windows of `indices` (B,) start and stop in the stream."""
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        (start,), (stop,) = self._spans(np.array([index]))
-        return self._tokens[start:stop].astype(np.int32)
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         starts, stops = self._spans(indices)
@@ -104,10 +94,6 @@ class JoinedWindows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part][index - int(self._ends[part]) + len(self._parts[part])]
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         owner, found = np.searchsorted(self._ends, indices, side="right"), {}

@@ -15,6 +15,7 @@ from odelm.data.corpora import SPLITS
 from odelm.data.corpus import find_corpus
 from odelm.data.documents import Document
 from odelm.data.tokens import Split, Stream
+from odelm.data.windows import Windows
 
 WORDS = "the a field block depth step time state norm grid solver flows turns adds reads holds to of and in".split()
 
@@ -91,6 +92,11 @@ def make_config(source: Path, data_dir: Path) -> Config:
     config.model.vocab_size = 300
     config.train.length, config.train.batch_size = 16, 4
     return config
+
+
+def each_window(windows: Windows) -> list[np.ndarray]:
+    batch = windows.batch(np.arange(len(windows)))
+    return [window[:count] for window, count in zip(batch["window"], batch["count"], strict=True)]
 
 
 def flat(split: Split) -> np.ndarray:

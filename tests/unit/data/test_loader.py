@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from small_corpus import flat, split_of
+from small_corpus import each_window, flat, split_of
 
 from odelm.config import Config
 from odelm.data.loader import eval_batches, train_batches
@@ -46,9 +46,9 @@ def shorten(prepared, **tokens):
 @pytest.mark.parametrize("count", [17, 32, 33, 34, 100])
 def test_windows_cover_every_token(count: int):
     stream = split_of(np.arange(count, dtype=np.uint16))["docs"]
-    predicted = [token for window in StreamWindows(stream, size=17, stride=16) for token in window[1:]]
+    predicted = [token for window in each_window(StreamWindows(stream, size=17, stride=16)) for token in window[1:]]
     assert predicted == list(range(1, count))
-    whole = list(StreamWindows(stream, size=16, stride=16, whole=True))
+    whole = each_window(StreamWindows(stream, size=16, stride=16, whole=True))
     assert {len(window) for window in whole} == {16} and set(np.concatenate(whole)) == set(range(count))
 
 

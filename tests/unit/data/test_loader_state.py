@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from grain._src.python.testing.experimental import assert_equal_output_after_checkpoint
 from grain.experimental import LimitIterDataset
-from small_corpus import flat, split_of
+from small_corpus import each_window, flat, split_of
 
 from odelm.config import Config
 from odelm.data.loader import Batch, eval_batches, train_batches, train_dataset
@@ -104,7 +104,7 @@ def test_every_window_once_an_epoch_whatever_the_processes(shared, processes: in
     config.train.batch_size = size
     tokens = np.arange(2, 2 + WINDOWS * 16 + 1, dtype=np.uint16)
     prepared = dataclasses.replace(shared[0], train={"docs": Stream(tokens, np.array([len(tokens)]))})
-    windows = {window.tobytes() for window in StreamWindows(prepared.train["docs"], size=17, stride=16)}
+    windows = {window.tobytes() for window in each_window(StreamWindows(prepared.train["docs"], size=17, stride=16))}
     assert len(windows) == WINDOWS
     shards = [
         train_batches(prepared, config, process_index=index, process_count=processes) for index in range(processes)
