@@ -21,8 +21,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from odelm.config import Config
-from odelm.data.corpora import SPLITS
+from odelm.config import SPLITS, Config
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.documents import Document
 from odelm.data.loader import train_batches

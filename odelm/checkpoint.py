@@ -5,8 +5,6 @@ A run directory holds `config.json`, `tokenizer.json` and `checkpoints/<step>/`,
 draws are functions of it.
 """
 
-import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from flax import nnx
 
 from odelm.config import Config, from_json, to_json
 from odelm.errors import InputError
+from odelm.files import write_text
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of
 
@@ -115,13 +114,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def save_config(workdir: Path, config: Config) -> None:
     write_text(workdir / CONFIG, to_json(config))
 
@@ -198,16 +190,3 @@ def load(
     finally:
         checkpoints.close()
     return nnx.merge(graph, params), config, tokenizer
-
-
-def differences(saved: Config, given: Config, ignored: frozenset[str]) -> list[str]:
-    """Returns "path: saved -> given" for every option that differs, apart from the ignored paths."""
-    found = []
-    for part in dataclasses.fields(Config):
-        old, new = getattr(saved, part.name), getattr(given, part.name)
-        for option in dataclasses.fields(old):
-            path = f"{part.name}.{option.name}"
-            before, after = getattr(old, option.name), getattr(new, option.name)
-            if path not in ignored and before != after:
-                found.append(f"{path}: {before!r} -> {after!r}")
-    return found

@@ -9,12 +9,12 @@ from typing import Any, cast
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from odelm.config import DataConfig, fingerprint
-from odelm.data.cache import only_one, resumed
+from odelm.config import DataConfig
 from odelm.data.documents import Document, digest, is_held_out
 from odelm.data.files import stats
 from odelm.data.quiet import quiet
 from odelm.errors import InputError, nearest
+from odelm.files import fingerprint, only_one, resumed
 
 PREFIX = "tfds:"
 TRAIN, HELD_OUT = "train", ("validation", "test")

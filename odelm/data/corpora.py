@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import gcs_utils
 
+from odelm.config import SPLITS
 from odelm.data import archives
 from odelm.data.documents import (
     BadRecord,
@@ -36,7 +37,6 @@ from odelm.data.parts import (
 )
 from odelm.errors import InputError
 
-SPLITS = ("train", "validation")
 NAMES = "names"
 
 # A builder asks a public bucket for metadata of datasets with its name; ours are local.

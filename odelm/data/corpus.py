@@ -13,9 +13,8 @@ from typing import Protocol
 
 import tensorflow_datasets as tfds
 
-from odelm.config import DataConfig, fingerprint
+from odelm.config import DataConfig
 from odelm.data import pool
-from odelm.data.cache import resumed
 from odelm.data.catalogue import PREFIX, open_catalogue
 from odelm.data.corpora import BUILDERS, CorpusBuilder, CorpusConfig
 from odelm.data.documents import Document
@@ -24,6 +23,7 @@ from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_
 from odelm.data.quiet import quiet
 from odelm.data.records import told_as_os_error
 from odelm.errors import InputError
+from odelm.files import fingerprint, resumed
 
 FORMAT = 3
 """Part of every corpus's name: raise it when what is written changes."""

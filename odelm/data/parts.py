@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from odelm.data.cache import writing
 from odelm.data.documents import BadRecord, Document, Records, digest, tolerant
 from odelm.data.files import size_of
 from odelm.data.records import record_writer
 from odelm.errors import InputError, nearest
+from odelm.files import writing
 
 PART_BYTES, MOST_PARTS = 64 << 20, 1024
 TOLD = 100

@@ -12,16 +12,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
-from odelm.config import Config, fingerprint
+from odelm.config import SPLITS, Config
 from odelm.data import pool
 from odelm.data import tokenizer as tokenizers
-from odelm.data.cache import publish, resumed, writing
-from odelm.data.corpora import SPLITS
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.documents import checked, text_documents
 from odelm.data.files import text_files
 from odelm.data.tokens import Split, Stream, Unit, dtype_of, open_split, units, write_unit
 from odelm.errors import InputError
+from odelm.files import fingerprint, publish, resumed, writing
 
 FORMAT = 3
 """Part of every fingerprint: raise it when what is written changes, the sizes of records and units included."""

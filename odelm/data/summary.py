@@ -4,8 +4,8 @@ import numpy as np
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from odelm.config import SPLITS
 from odelm.data import tokenizer as tokenizers
-from odelm.data.corpora import SPLITS
 from odelm.data.loader import Batch
 from odelm.data.prepare import LEFT_OUT, Prepared, index
 

@@ -19,10 +19,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tokenizers import Tokenizer
 
 from odelm.data import tokenizer as tokenizers
-from odelm.data.cache import writing
 from odelm.data.corpus import Corpus
 from odelm.data.records import record_writer
 from odelm.errors import InputError
+from odelm.files import writing
 
 CHUNK = 8192
 """Tokens a record: reading one takes about as long as finding it."""

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from odelm.checkpoint import write_text
 from odelm.config import ModelConfig
 from odelm.evals.sweep import Row
+from odelm.files import write_text
 from odelm.models.precision import compute_dtype
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelm.config import ModelConfig
-from odelm.data.cache import publish
 from odelm.data.tokenizer import NAMES, check_size
 from odelm.errors import InputError
+from odelm.files import publish
 from odelm.interop import folder as files
 from odelm.interop import tensors as layouts
 from odelm.interop.convert import flattened, unrolled

@@ -40,14 +40,6 @@ Condition = Any
 Grid = Sequence[float] | np.ndarray | jax.Array
 Field = Callable[[Any, Any], Any]
 
-REMAT_POLICIES = (
-    "everything_saveable",
-    "nothing_saveable",
-    "dots_saveable",
-    "dots_with_no_batch_dims_saveable",
-)
-"""The `jax.checkpoint_policies` that say what of a step is kept for the gradient; the rest is computed again."""
-
 
 @runtime_checkable
 class ConditionedField(Protocol):
@@ -131,7 +123,7 @@ def integrate(
         grid: increasing times, (N + 1,), InputError for others; made float32, because bfloat16 times lose steps.
         solver: a name in `odelm.ode.SOLVERS`, or any explicit Runge-Kutta instance of Diffrax.
         unroll: steps unrolled in the scan; True unrolls all.
-        remat: one of `REMAT_POLICIES`; None saves every intermediate for the gradient.
+        remat: the name of one of `jax.checkpoint_policies`; None saves every intermediate for the gradient.
     """
     return follow(field, h0, plan(field, grid, solver=solver), unroll=unroll, remat=remat)
 
@@ -318,6 +310,7 @@ def _is_hashable(value: object) -> bool:
 
 
 def _policy(name: str) -> Callable[..., bool]:
-    if name not in REMAT_POLICIES:
-        raise InputError(f"remat is {name!r}; {nearest(name, REMAT_POLICIES)}")
+    policies = [name for name in dir(jax.checkpoint_policies) if not name.startswith("_")]
+    if name not in policies:
+        raise InputError(f"remat is {name!r}; {nearest(name, policies)}")
     return getattr(jax.checkpoint_policies, name)

@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
 from odelm.checkpoint import Checkpoints
-from odelm.config import Config
+from odelm.config import Config, differences
 from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
 from odelm.errors import InputError
+from odelm.files import write_text
 from odelm.pretrained import Start, adopted, starting_point
 from odelm.train.draws import draw_grid, possible_counts
 from odelm.train.evaluate import LossFunction, evaluate, make_loss
@@ -252,7 +253,7 @@ def _check_same_run(config: Config, workdir: Path) -> None:
         raise InputError(f"{present} is a file, expected a directory for the run")
     if not (workdir / checkpoint.CONFIG).exists():
         return
-    changed = checkpoint.differences(checkpoint.read_config(workdir), config, MAY_CHANGE)
+    changed = differences(checkpoint.read_config(workdir), config, MAY_CHANGE)
     if changed:
         raise InputError(
             f"{workdir} holds a run with other options ({'; '.join(changed)}); "
@@ -287,8 +288,8 @@ def _open_workdir(config: Config, workdir: Path, prepared: Prepared) -> None:
         return
     try:
         (workdir / checkpoint.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
-        checkpoint.write_text(workdir / TOKENS, prepared.digest + "\n")
+        write_text(workdir / checkpoint.TOKENIZER, prepared.tokenizer.to_str())
+        write_text(workdir / TOKENS, prepared.digest + "\n")
         checkpoint.save_config(workdir, config)
     except OSError as error:
         raise InputError(f"{workdir} cannot be written ({error}); give another --workdir") from error

@@ -12,7 +12,7 @@ from flax import nnx
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import checkpoint
+from odelm import checkpoint, config
 from odelm.checkpoint import Checkpoints
 
 OPTIMIZER = {"count": jnp.int32(3), "mean": jnp.arange(4.0)}
@@ -177,4 +177,4 @@ def test_damaged_files_are_named(saved, tmp_path):
 def test_differences_names_what_changed():
     given = odelm.Config()
     given.model.width, given.train.updates = 64, 7
-    assert checkpoint.differences(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]
+    assert config.differences(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]

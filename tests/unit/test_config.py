@@ -7,6 +7,7 @@ import pytest
 
 from odelm import config as c
 from odelm.errors import InputError
+from odelm.files import fingerprint
 
 
 def edited(**values) -> c.Config:
@@ -192,8 +193,8 @@ def changed(value):
 
 
 def test_fingerprint_changes_with_every_field_and_only_then():
-    base = c.fingerprint(c.Config())
-    assert base == c.fingerprint(c.Config()) == c.fingerprint(c.from_json(c.to_json(c.Config())))
+    base = fingerprint(c.Config())
+    assert base == fingerprint(c.Config()) == fingerprint(c.from_json(c.to_json(c.Config())))
     assert len(base) == 16 and set(base) <= set("0123456789abcdef")
     seen = {base}
     for part in dataclasses.fields(c.Config):
@@ -201,20 +202,31 @@ def test_fingerprint_changes_with_every_field_and_only_then():
             config = c.Config()
             owner = getattr(config, part.name)
             setattr(owner, field.name, changed(getattr(owner, field.name)))
-            seen.add(c.fingerprint(config))
+            seen.add(fingerprint(config))
     fields = sum(len(values) for values in json.loads(c.to_json(c.Config())).values())
     assert len(seen) == 1 + fields
 
 
 def test_fingerprint_tells_parts_apart():
-    assert c.fingerprint("ab", "c") != c.fingerprint("a", "bc")
-    assert c.fingerprint(c.ModelConfig(), 1) != c.fingerprint(c.ModelConfig(), 2)
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint(c.ModelConfig(), 1) != fingerprint(c.ModelConfig(), 2)
 
 
 def test_steps_to_evaluate_at():
     assert c.Config().eval_steps == (12, 6, 4, 3)
     assert edited(train__eval_steps=(2, 6)).eval_steps == (12, 6, 2)
     assert c.default_steps(c.ModelConfig(groups=4)) == (12, 4)
+
+
+def test_options_are_replaced_by_their_paths():
+    config = c.Config()
+    changed = c.replace(config, {"model.width": 64, "train.seed": 3, "model.heads": 2})
+    assert (changed.model.width, changed.model.heads, changed.train.seed) == (64, 2, 3)
+    assert config == c.Config()
+    with pytest.raises(InputError, match="config has no option 'modle'; did you mean 'model'"):
+        c.replace(config, {"modle.width": 3})
+    with pytest.raises(InputError, match="config.model has no option 'widht'; did you mean 'width'"):
+        c.replace(config, {"model.widht": 3})
 
 
 def test_derived_sizes():

@@ -10,25 +10,28 @@ import pytest
 import odelm
 
 ROOT = Path(odelm.__file__).parent
-BASE = {"errors", "validation", "config", "rng", "ode"}
-MODEL = {"models", "data", "sharding"}
-SOURCE = {"checkpoint", "interop"}
-RUN = {"train", "infer"}
+GROUND = {"errors", "rng", "version", "files", "config", "ode"}
+MODELS = GROUND | {"models"}
+DATA = GROUND | {"data"}
 
 # What each part may import of the package, besides itself.
 ALLOWED = {
     "errors": set(),
-    "validation": {"errors"},
-    "rng": {"errors"},
     "version": set(),
-    "config": {"errors", "validation", "rng", "ode"},
+    "rng": {"errors"},
+    "files": {"errors"},
+    "config": {"errors", "version"},
     "ode": {"errors"},
-    **{part: BASE | MODEL for part in MODEL},
-    **{part: BASE | MODEL for part in SOURCE},
-    "pretrained": BASE | MODEL | SOURCE,
-    **{part: BASE | MODEL | SOURCE | {"pretrained"} for part in RUN},
-    "evals": BASE | MODEL | SOURCE | {"pretrained"} | RUN,
-    "cli": BASE,
+    "models": GROUND,
+    "data": GROUND,
+    "sharding": MODELS,
+    "checkpoint": MODELS | {"data"},
+    "interop": MODELS | {"data"},
+    "pretrained": MODELS | {"checkpoint", "interop"},
+    "train": MODELS | DATA | {"sharding", "checkpoint", "interop", "pretrained"},
+    "infer": MODELS | DATA | {"checkpoint", "interop", "pretrained"},
+    "evals": MODELS | DATA | {"checkpoint", "interop", "pretrained", "infer"},
+    "cli": {"errors", "config"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 

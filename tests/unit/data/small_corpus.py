@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odelm.config import Config
-from odelm.data.corpora import SPLITS
+from odelm.config import SPLITS, Config
 from odelm.data.corpus import find_corpus
 from odelm.data.documents import Document
 from odelm.data.tokens import Split, Stream

@@ -55,7 +55,7 @@ def test_components_are_chosen(config: Config):
 
 def test_nothing_of_an_excluded_set_is_on_disk(config: Config, tmp_path: Path, monkeypatch):
     config.data.exclude = ("Books3",)
-    monkeypatch.setattr("odelm.data.cache.shutil.rmtree", lambda *arguments, **options: None)
+    monkeypatch.setattr("odelm.files.shutil.rmtree", lambda *arguments, **options: None)
     assert texts_of(config) == sorted(SETS["Pile-CC"] + SETS["Github"])
     prepared = prepare(config)
     assert list(prepared.train) == ["Github", "Pile-CC"]

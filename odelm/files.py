@@ -1,13 +1,20 @@
-"""Files and directories that are either whole or absent, however many processes write them and are interrupted."""
+"""Files and directories that are either whole or absent, and the fingerprints that name them.
+
+This holds however many processes write at once, and wherever they are interrupted.
+"""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from odelm.errors import InputError, SystemFailure
 
@@ -100,3 +107,16 @@ def only_one(lock: Path) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
+    plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # pyright: ignore
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

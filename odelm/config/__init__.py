@@ -1,0 +1,58 @@
+"""Every option of a recipe: typed, with its unit and its reason, validated, and written as JSON.
+
+A recipe under `configs/` is a `get_config()` that returns a `Config`. `Config.validate` raises
+`odelm.errors.InputError` naming the field, its value and the nearest valid choice.
+"""
+
+from odelm.config.data import CORPORA, MASK_UNITS, ON_BAD_RECORD, PACKINGS, SPLITS, DataConfig
+from odelm.config.model import ACTIVATIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
+from odelm.config.recipe import Config
+from odelm.config.serialize import differences, from_dict, from_json, replace, to_json
+from odelm.config.training import (
+    ADOPTED,
+    DECAYS,
+    MERGES,
+    REMAT_POLICIES,
+    SAMPLINGS,
+    InitConfig,
+    MeshConfig,
+    OptimizerConfig,
+    StepSamplingConfig,
+    TrainConfig,
+    annealed_steps,
+    default_steps,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "ADOPTED",
+    "CORPORA",
+    "Config",
+    "DECAYS",
+    "DTYPES",
+    "DataConfig",
+    "InitConfig",
+    "KINDS",
+    "MASK_UNITS",
+    "MERGES",
+    "MeshConfig",
+    "ModelConfig",
+    "NORMS",
+    "NORM_PLACEMENTS",
+    "ON_BAD_RECORD",
+    "OptimizerConfig",
+    "PACKINGS",
+    "POSITIONS",
+    "REMAT_POLICIES",
+    "SAMPLINGS",
+    "SPLITS",
+    "StepSamplingConfig",
+    "TrainConfig",
+    "annealed_steps",
+    "default_steps",
+    "differences",
+    "from_dict",
+    "from_json",
+    "replace",
+    "to_json",
+]

@@ -1,0 +1,114 @@
+"""The shape and arithmetic of a model."""
+
+from dataclasses import dataclass
+
+from odelm.config.checks import check_types, choice, divides, nearest_divisor, positive, within
+from odelm.errors import InputError
+
+KINDS = ("decoder", "encoder")
+NORMS = ("layernorm", "rmsnorm")
+NORM_PLACEMENTS = ("pre", "post")
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2", "relu", "silu")
+POSITIONS = ("learned", "sinusoidal", "rotary")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(unsafe_hash=True)
+class ModelConfig:
+    """The shape and arithmetic of a model. The defaults are a modern pre-norm block; GPT-2 and ALBERT are
+    exact settings of the same fields (see `configs/decoder_small.py` and `configs/encoder_base.py`)."""
+
+    kind: str = "decoder"
+    """`decoder` (causal, next token) or `encoder` (bidirectional, masked tokens)."""
+    vocab_size: int = 2048
+    width: int = 128
+    """Size D of the state that is integrated."""
+    heads: int = 4
+    depth: int = 12
+    """Length of the depth-time interval: the number of unit steps that is full depth."""
+    groups: int = 1
+    """How many different blocks: 1 shares everything, `depth` shares nothing."""
+    inner_blocks: int = 1
+    """How many blocks, one after the other, make up what a group applies at each unit of depth (ALBERT's
+    `inner_group_num`)."""
+    layer_rank: int = 0
+    """Rank of the residual that each unit of depth keeps of its own beside the shared matrices; 0 is none
+    (see `odelm.models.residual`)."""
+    feedforward: int | None = None
+    """Size F of the feed-forward layer; None is 4 * width."""
+    embed_dim: int | None = None
+    """Size E of the factorised embedding, projected to the width; None is width, with no projection."""
+    max_length: int = 1024
+    """The longest sequence, in tokens."""
+    norm: str = "rmsnorm"
+    norm_placement: str = "pre"
+    norm_eps: float = 1e-6
+    embed_norm: bool = False
+    """Normalise the embeddings before they enter the state (BERT and ALBERT do)."""
+    activation: str = "gelu_tanh"
+    positions: str = "rotary"
+    rotary_base: float = 10_000.0
+    qk_norm: bool = True
+    """Normalise queries and keys per head, so that attention logits stay bounded over repeated use."""
+    bias: bool = False
+    tie_readout: bool = True
+    time_modulation: bool = True
+    """Let the block know its depth time (see `odelm.models.modulation`)."""
+    parallel_branches: bool = False
+    """Attention and MLP read the same state, instead of one after the other."""
+    token_types: int = 0
+    """Number of token-type (segment) embeddings; 0 is none."""
+    sentence_order: bool = False
+    """Encoder only: a head that tells whether two segments are in order (ALBERT's second objective)."""
+    dropout: float = 0.0
+    """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
+    dtype: str = "auto"
+    """Of matrix products; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Parameters are float32."""
+    residual_dtype: str = "auto"
+    """Of the integrated state; `auto` is the same as `dtype`."""
+
+    @property
+    def feedforward_size(self) -> int:
+        return self.feedforward or 4 * self.width
+
+    @property
+    def embed_size(self) -> int:
+        return self.embed_dim or self.width
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    def validate(self) -> "ModelConfig":
+        """Returns self, or raises InputError naming the first field that cannot be."""
+        check_types(self, "model")
+        choice("model.kind", self.kind, KINDS)
+        choice("model.norm", self.norm, NORMS)
+        choice("model.norm_placement", self.norm_placement, NORM_PLACEMENTS)
+        choice("model.activation", self.activation, ACTIVATIONS)
+        choice("model.positions", self.positions, POSITIONS)
+        choice("model.dtype", self.dtype, DTYPES)
+        choice("model.residual_dtype", self.residual_dtype, DTYPES)
+        for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "max_length"):
+            positive(f"model.{name}", getattr(self, name))
+        for name in ("feedforward", "embed_dim"):
+            if getattr(self, name) is not None:
+                positive(f"model.{name}", getattr(self, name))
+        divides("model.heads", self.heads, "model.width", self.width)
+        divides("model.groups", self.groups, "model.depth", self.depth)
+        within("model.dropout", self.dropout, 0.0, 1.0)
+        if self.norm_eps <= 0:
+            raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")
+        for name in ("token_types", "layer_rank"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise InputError(
+                f"model.width / model.heads is {self.head_size}, but rotary positions turn pairs: expected an "
+                f"even head size; try model.heads={nearest_divisor(self.width // 2, self.heads)}"
+            )
+        if self.positions == "sinusoidal" and self.embed_size % 2:
+            raise InputError(f"sinusoidal positions come in pairs, but the embedding size is {self.embed_size} (odd)")
+        if self.sentence_order and self.kind != "encoder":
+            raise InputError("model.sentence_order is True, but only model.kind='encoder' has that head")
+        return self

@@ -1,0 +1,69 @@
+"""A whole recipe, and what its parts have to say to each other."""
+
+from dataclasses import dataclass, field
+
+from odelm.config.checks import check_types
+from odelm.config.data import DataConfig
+from odelm.config.model import ModelConfig
+from odelm.config.training import (
+    InitConfig,
+    MeshConfig,
+    OptimizerConfig,
+    StepSamplingConfig,
+    TrainConfig,
+    default_steps,
+)
+from odelm.errors import InputError
+
+
+@dataclass(unsafe_hash=True)
+class Config:
+    """A whole recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    step_sampling: StepSamplingConfig = field(default_factory=StepSamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+
+    def validate(self) -> "Config":
+        """Returns self, or raises InputError naming the first field that cannot be."""
+        check_types(self, "config")
+        self.model.validate()
+        self.data.validate()
+        self.step_sampling.validate(self.model)
+        self.optimizer.validate()
+        self.train.validate(self.model)
+        self.mesh.validate()
+        self.init.validate()
+        if self.model.sentence_order and self.packing != "documents":
+            raise InputError(
+                f"data.packing is {self.data.packing!r}, but a pair of segments with an order (model.sentence_order) "
+                "is of one document: expected 'documents' or 'auto'"
+            )
+        if self.data.vocab_size is not None and self.data.vocab_size > self.model.vocab_size:
+            raise InputError(
+                f"data.vocab_size is {self.data.vocab_size}, more than model.vocab_size {self.model.vocab_size}"
+            )
+        return self
+
+    @property
+    def packing(self) -> str:
+        """What a row of data holds, `auto` decided."""
+        if self.data.packing != "auto":
+            return self.data.packing
+        return "documents" if self.model.sentence_order else "concatenate"
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The step counts that random sampling draws from, one for each weight."""
+        return self.step_sampling.counts_of(self.model)
+
+    @property
+    def eval_steps(self) -> tuple[int, ...]:
+        """The step counts to evaluate at, full depth first."""
+        if self.train.eval_steps:
+            return tuple(sorted(set(self.train.eval_steps) | {self.model.depth}, reverse=True))
+        return default_steps(self.model)

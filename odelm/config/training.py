@@ -1,0 +1,211 @@
+"""How a model is trained: draws of depth steps, the optimiser, the cadence, the devices, and where training starts."""
+
+from dataclasses import dataclass
+
+from odelm.config.checks import check_types, choice, divides, positive, within
+from odelm.config.model import ModelConfig
+from odelm.errors import InputError
+
+SAMPLINGS = ("fixed", "random_sizes", "random_count")
+DECAYS = ("cosine", "linear", "constant")
+MERGES = ("mean", "layer", "low_rank")
+ADOPTED = ("time_modulation", "dropout", "dtype", "residual_dtype")
+"""The options of `model` that count where the model is that of `init.from_pretrained`."""
+
+REMAT_POLICIES = (
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+"""The `jax.checkpoint_policies` that say what of a step is kept for the gradient; the rest is computed again."""
+
+
+@dataclass(unsafe_hash=True)
+class StepSamplingConfig:
+    """How pre-training draws its depth steps, once an update (see `odelm.ode.grid`)."""
+
+    kind: str = "random_count"
+    """`fixed`: unit steps. `random_sizes`: sizes i.i.d. U(low, high), scaled to span the depth.
+    `random_count`: a count drawn from `counts`, equal steps."""
+    counts: tuple[int, ...] = (3, 4, 6, 12)
+    """Numbers of steps to draw from; each must divide evenly over the groups. Empty is full depth, a half, a third
+    and a quarter of it; with `anneal`, counts from full depth to a quarter of it, each about a fifth below the last."""
+    weights: tuple[float, ...] = ()
+    """Relative probability of each count; empty is uniform."""
+    low: float = 0.5
+    """Of `random_sizes`: the smallest size before scaling."""
+    high: float = 1.5
+    jitter: float = 0.0
+    """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
+    anneal: float = 0.0
+    """Share of the updates over which the counts are let in one by one, the largest first; 0 draws from all at once.
+    A model trained with unit steps may lose all that it learned if it meets steps of four at once. A run resumed with
+    more updates lets them in by the new number."""
+
+    def validate(self, model: ModelConfig) -> "StepSamplingConfig":
+        check_types(self, "step_sampling")
+        choice("step_sampling.kind", self.kind, SAMPLINGS)
+        if self.kind != "fixed":
+            for count in self.counts:
+                positive("step_sampling.counts", count)
+                divides("model.groups", model.groups, "a count in step_sampling.counts", count)
+            counts = self.counts_of(model)
+            if counts == (model.depth,) and not self.counts:
+                raise InputError(
+                    f"step_sampling.kind is {self.kind!r}, but {model.groups} groups and depth {model.depth} leave no "
+                    "other count of steps: share the layers among fewer blocks (model.groups, or init.groups of an "
+                    "existing model), or set step_sampling.kind='fixed'"
+                )
+            if self.weights and len(self.weights) != len(counts):
+                raise InputError(
+                    f"step_sampling.weights has {len(self.weights)} entries, expected one for each of the "
+                    f"{len(counts)} counts, or none"
+                )
+            if any(weight < 0 for weight in self.weights) or (self.weights and sum(self.weights) <= 0):
+                raise InputError(f"step_sampling.weights is {self.weights}, expected non-negative, not all zero")
+        if not 0.0 < self.low <= self.high:
+            raise InputError(f"step_sampling.low, high are {self.low}, {self.high}, expected 0 < low <= high")
+        if not 0.0 <= self.jitter < 1.0:
+            raise InputError(f"step_sampling.jitter is {self.jitter}, expected at least 0 and below 1")
+        if not 0.0 <= self.anneal <= 1.0:
+            raise InputError(f"step_sampling.anneal is {self.anneal}, expected a share of the updates, 0 to 1")
+        return self
+
+    def counts_of(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the step counts that random sampling draws from."""
+        return self.counts or (annealed_steps(model) if self.anneal else default_steps(model))
+
+
+@dataclass(unsafe_hash=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, a decay, and clipping by global norm."""
+
+    learning_rate: float = 3e-3
+    """The peak."""
+    warmup: int = 100
+    """Updates over which the rate rises from zero."""
+    decay: str = "cosine"
+    final_fraction: float = 0.1
+    """The rate after the last update, as a share of the peak."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices, not to vectors (norm scales, biases)."""
+    clip_norm: float = 1.0
+
+    def validate(self) -> "OptimizerConfig":
+        check_types(self, "optimizer")
+        choice("optimizer.decay", self.decay, DECAYS)
+        for name in ("learning_rate", "clip_norm", "eps"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
+        for name in ("b1", "b2", "final_fraction"):
+            within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
+        if self.weight_decay < 0 or self.warmup < 0:
+            raise InputError("optimizer.weight_decay and optimizer.warmup must be 0 or more")
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class TrainConfig:
+    updates: int = 600
+    batch_size: int = 16
+    """Sequences an update, over all devices and processes together."""
+    length: int = 128
+    """Tokens a sequence."""
+    eval_every: int = 200
+    """Updates between evaluations; there is always one after the last update."""
+    eval_batches: int = 16
+    """Held-out batches an evaluation; 0 is the whole held-out split."""
+    eval_steps: tuple[int, ...] = ()
+    """Step counts to evaluate at; empty is full depth, half and a quarter of it."""
+    checkpoint_every: int = 200
+    keep: int = 2
+    """How many checkpoints stay on disk."""
+    log_every: int = 10
+    seed: int = 0
+    unroll: bool = True
+    """Unroll the depth loop: faster updates on every backend, longer compilation."""
+    remat: str | None = None
+    """One of `REMAT_POLICIES`, for the depth step, to save memory; None keeps everything."""
+
+    def validate(self, model: ModelConfig) -> "TrainConfig":
+        check_types(self, "train")
+        for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every"):
+            positive(f"train.{name}", getattr(self, name))
+        if self.remat is not None:
+            choice("train.remat", self.remat, REMAT_POLICIES)
+        if self.eval_batches < 0:
+            raise InputError(f"train.eval_batches is {self.eval_batches}, expected 0 (all) or more")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"train.seed is {self.seed}, expected 0 to 2**31 - 1")
+        if self.length > model.max_length:
+            raise InputError(
+                f"train.length is {self.length}, but model.max_length is {model.max_length}: "
+                "shorten the one or raise the other"
+            )
+        for steps in self.eval_steps:
+            positive("train.eval_steps", steps)
+            divides("model.groups", model.groups, "a count in train.eval_steps", steps)
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class MeshConfig:
+    data: int = -1
+    """Devices along the batch; -1 is all there are."""
+
+    def validate(self) -> "MeshConfig":
+        check_types(self, "mesh")
+        if self.data != -1:
+            positive("mesh.data", self.data)
+        return self
+
+
+@dataclass(unsafe_hash=True)
+class InitConfig:
+    """An existing model as the starting point, in place of new parameters, and how its blocks are shared."""
+
+    from_pretrained: str = ""
+    """A Hugging Face folder (ALBERT, BERT, GPT-2) or a run directory; empty starts from new parameters. The model is
+    then that one's: of `model` only the options of `ADOPTED` count."""
+    groups: int | None = None
+    """How many blocks to share its layers among; None keeps its own."""
+    merge: str = "mean"
+    """What a shared block starts as: the `mean` of the layers that it replaces, one `layer` of them, or their mean
+    with a `low_rank` residual for each of them, kept as a function of time."""
+    layer: int = 0
+    """Of `layer`: which one of its stretch, from 0; negative counts from the last."""
+    rank: int = 16
+    """Of `low_rank`: the rank of a residual."""
+
+    def validate(self) -> "InitConfig":
+        check_types(self, "init")
+        choice("init.merge", self.merge, MERGES)
+        positive("init.rank", self.rank)
+        if self.groups is not None:
+            positive("init.groups", self.groups)
+        if self.groups is None and self.merge != "mean":
+            raise InputError(
+                f"init.merge is {self.merge!r}, but init.groups is None: say how many blocks to share among"
+            )
+        if self.groups is not None and not self.from_pretrained:
+            raise InputError("init.groups shares the layers of init.from_pretrained, which is empty: give a folder")
+        return self
+
+
+def default_steps(model: ModelConfig) -> tuple[int, ...]:
+    """Full depth, half, a third and a quarter of it, as far as they divide over the groups."""
+    counts = {model.depth // part for part in (1, 2, 3, 4) if model.depth % part == 0}
+    return tuple(sorted((n for n in counts if n % model.groups == 0), reverse=True))
+
+
+def annealed_steps(model: ModelConfig) -> tuple[int, ...]:
+    """Full depth and counts down to a quarter of it, each about a fifth below the last, as the groups allow."""
+    groups, counts = model.groups, [model.depth]
+    last = max(groups, -(-model.depth // (4 * groups)) * groups)
+    while counts[-1] > last:
+        counts.append(max(last, int(0.8 * counts[-1]) // groups * groups))
+    return tuple(counts)
