@@ -22,7 +22,7 @@ def handwritten(block: odelm.SharedBlock, h: jax.Array, depth: int) -> jax.Array
     times = jnp.arange(depth, dtype=jnp.float32)
 
     def layer(h: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        return h + block.increment(block.condition(t), h), None
+        return h + block.increment(block.condition(t), h)[0], None
 
     return jax.lax.scan(layer, h, times)[0]
 

@@ -5,7 +5,7 @@ A recipe under `configs/` is a `get_config()` that returns a `Config`. `Config.v
 """
 
 from odelm.config.data import CORPORA, MASK_UNITS, ON_BAD_RECORD, PACKINGS, SPLITS, DataConfig
-from odelm.config.model import ACTIVATIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
+from odelm.config.model import ACTIVATIONS, ATTENTIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
 from odelm.config.recipe import Config
 from odelm.config.serialize import differences, from_dict, from_json, replace, to_json
 from odelm.config.training import (
@@ -26,6 +26,7 @@ from odelm.config.training import (
 __all__ = [
     "ACTIVATIONS",
     "ADOPTED",
+    "ATTENTIONS",
     "CORPORA",
     "Config",
     "DECAYS",

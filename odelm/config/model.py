@@ -10,6 +10,7 @@ NORMS = ("layernorm", "rmsnorm")
 NORM_PLACEMENTS = ("pre", "post")
 ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2", "relu", "silu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
+ATTENTIONS = ("auto", "xla", "cudnn")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -25,9 +26,14 @@ class ModelConfig:
     """Size D of the state that is integrated."""
     heads: int = 4
     depth: int = 12
-    """Length of the depth-time interval: the number of unit steps that is full depth."""
+    """Number of layers that is full depth: prelude, core and coda together. Steps, grids and counts of steps speak of
+    the core, `core = depth - prelude - coda`, whose length in time it is."""
+    prelude: int = 0
+    """Blocks of their own before the shared core, a layer each; counted by `depth`."""
+    coda: int = 0
+    """Blocks of their own after the shared core, a layer each; counted by `depth`."""
     groups: int = 1
-    """How many different blocks: 1 shares everything, `depth` shares nothing."""
+    """How many different blocks the core has: 1 shares all of it, `core` nothing."""
     inner_blocks: int = 1
     """How many blocks, one after the other, make up what a group applies at each unit of depth (ALBERT's
     `inner_group_num`)."""
@@ -62,10 +68,22 @@ class ModelConfig:
     """Encoder only: a head that tells whether two segments are in order (ALBERT's second objective)."""
     dropout: float = 0.0
     """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
+    attention: str = "auto"
+    """Its implementation: `xla`, `cudnn` (GPU, 16 bits), or `auto`, which takes cuDNN where it was measured to pay."""
     dtype: str = "auto"
     """Of matrix products; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Parameters are float32."""
     residual_dtype: str = "auto"
     """Of the integrated state; `auto` is the same as `dtype`."""
+
+    @property
+    def ends(self) -> int:
+        """Blocks of their own: prelude and coda."""
+        return self.prelude + self.coda
+
+    @property
+    def core(self) -> int:
+        """Length of the depth time that is integrated: unit steps between prelude and coda."""
+        return self.depth - self.ends
 
     @property
     def feedforward_size(self) -> int:
@@ -87,6 +105,7 @@ class ModelConfig:
         choice("model.norm_placement", self.norm_placement, NORM_PLACEMENTS)
         choice("model.activation", self.activation, ACTIVATIONS)
         choice("model.positions", self.positions, POSITIONS)
+        choice("model.attention", self.attention, ATTENTIONS)
         choice("model.dtype", self.dtype, DTYPES)
         choice("model.residual_dtype", self.residual_dtype, DTYPES)
         for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "max_length"):
@@ -95,7 +114,12 @@ class ModelConfig:
             if getattr(self, name) is not None:
                 positive(f"model.{name}", getattr(self, name))
         divides("model.heads", self.heads, "model.width", self.width)
-        divides("model.groups", self.groups, "model.depth", self.depth)
+        if self.prelude < 0 or self.coda < 0 or self.core < 1:
+            raise InputError(
+                f"model.prelude is {self.prelude} and model.coda {self.coda}, expected 0 or more, together below "
+                f"model.depth, {self.depth}: between them lies the shared core"
+            )
+        divides("model.groups", self.groups, "model.depth" if not self.ends else "the core's depth", self.core)
         within("model.dropout", self.dropout, 0.0, 1.0)
         if self.norm_eps <= 0:
             raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")

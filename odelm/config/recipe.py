@@ -65,5 +65,5 @@ class Config:
     def eval_steps(self) -> tuple[int, ...]:
         """The step counts to evaluate at, full depth first."""
         if self.train.eval_steps:
-            return tuple(sorted(set(self.train.eval_steps) | {self.model.depth}, reverse=True))
+            return tuple(sorted(set(self.train.eval_steps) | {self.model.core}, reverse=True))
         return default_steps(self.model)

@@ -29,8 +29,9 @@ class StepSamplingConfig:
     """`fixed`: unit steps. `random_sizes`: sizes i.i.d. U(low, high), scaled to span the depth.
     `random_count`: a count drawn from `counts`, equal steps."""
     counts: tuple[int, ...] = (3, 4, 6, 12)
-    """Numbers of steps to draw from; each must divide evenly over the groups. Empty is full depth, a half, a third
-    and a quarter of it; with `anneal`, counts from full depth to a quarter of it, each about a fifth below the last."""
+    """Numbers of steps to draw from; each must divide evenly over the groups. Empty is those nearest to full depth, a
+    half, a third and a quarter of it in evaluations; with `anneal`, counts from full depth to a quarter of it, each
+    about a fifth below the last."""
     weights: tuple[float, ...] = ()
     """Relative probability of each count; empty is uniform."""
     low: float = 0.5
@@ -51,10 +52,10 @@ class StepSamplingConfig:
                 positive("step_sampling.counts", count)
                 divides("model.groups", model.groups, "a count in step_sampling.counts", count)
             counts = self.counts_of(model)
-            if counts == (model.depth,) and not self.counts:
+            if counts == (model.core,) and not self.counts:
                 raise InputError(
-                    f"step_sampling.kind is {self.kind!r}, but {model.groups} groups and depth {model.depth} leave no "
-                    "other count of steps: share the layers among fewer blocks (model.groups, or init.groups of an "
+                    f"step_sampling.kind is {self.kind!r}, but {model.groups} groups and a core of {model.core} leave "
+                    "no other count of steps: share the layers among fewer blocks (model.groups, or init.groups of an "
                     "existing model), or set step_sampling.kind='fixed'"
                 )
             if self.weights and len(self.weights) != len(counts):
@@ -120,7 +121,7 @@ class TrainConfig:
     eval_batches: int = 16
     """Held-out batches an evaluation; 0 is the whole held-out split."""
     eval_steps: tuple[int, ...] = ()
-    """Step counts to evaluate at; empty is full depth, half and a quarter of it."""
+    """Step counts to evaluate at; empty is those nearest to full depth, 1/2, 1/3 and 1/4 of it in evaluations."""
     checkpoint_every: int = 200
     keep: int = 2
     """How many checkpoints stay on disk."""
@@ -172,7 +173,11 @@ class InitConfig:
     """A Hugging Face folder (ALBERT, BERT, GPT-2) or a run directory; empty starts from new parameters. The model is
     then that one's: of `model` only the options of `ADOPTED` count."""
     groups: int | None = None
-    """How many blocks to share its layers among; None keeps its own."""
+    """How many blocks to share its layers among, those of prelude and coda left out; None keeps its own."""
+    prelude: int | None = None
+    """How many of its first layers stay blocks of their own, before the shared core; None keeps the model's."""
+    coda: int | None = None
+    """How many of its last layers stay blocks of their own, after the shared core; None keeps the model's."""
     merge: str = "mean"
     """What a shared block starts as: the `mean` of the layers that it replaces, one `layer` of them, or their mean
     with a `low_rank` residual for each of them, kept as a function of time."""
@@ -187,6 +192,14 @@ class InitConfig:
         positive("init.rank", self.rank)
         if self.groups is not None:
             positive("init.groups", self.groups)
+        for name in ("prelude", "coda"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"init.{name} is {value}, expected 0 or more layers of init.from_pretrained")
+            if value is not None and self.groups is None:
+                raise InputError(
+                    f"init.{name} is {value}, but init.groups is None: say how many blocks to share the others among"
+                )
         if self.groups is None and self.merge != "mean":
             raise InputError(
                 f"init.merge is {self.merge!r}, but init.groups is None: say how many blocks to share among"
@@ -197,15 +210,23 @@ class InitConfig:
 
 
 def default_steps(model: ModelConfig) -> tuple[int, ...]:
-    """Full depth, half, a third and a quarter of it, as far as they divide over the groups."""
-    counts = {model.depth // part for part in (1, 2, 3, 4) if model.depth % part == 0}
-    return tuple(sorted((n for n in counts if n % model.groups == 0), reverse=True))
+    """Returns the steps over the core whose evaluations come nearest to 1, 1/2, 1/3 and 1/4 of the depth.
+
+    Multiples of `groups`, and full depth first; of two that are equally near, the fewer.
+    """
+    counts = range(model.groups, model.core + 1, model.groups)
+
+    def distance(count: int, part: int) -> tuple[int, int]:
+        return abs(part * (model.ends + count) - model.depth), count
+
+    found = {min(counts, key=lambda count: distance(count, part)) for part in (1, 2, 3, 4)}
+    return tuple(sorted(found, reverse=True))
 
 
 def annealed_steps(model: ModelConfig) -> tuple[int, ...]:
-    """Full depth and counts down to a quarter of it, each about a fifth below the last, as the groups allow."""
-    groups, counts = model.groups, [model.depth]
-    last = max(groups, -(-model.depth // (4 * groups)) * groups)
+    """Returns full depth and counts down to a quarter of its evaluations, each about a fifth below the last."""
+    groups, counts = model.groups, [model.core]
+    last = max(groups, -(-(model.depth - 4 * model.ends) // (4 * groups)) * groups)
     while counts[-1] > last:
         counts.append(max(last, int(0.8 * counts[-1]) // groups * groups))
     return tuple(counts)

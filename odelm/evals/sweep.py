@@ -17,7 +17,7 @@ from odelm import ode
 from odelm.errors import InputError
 from odelm.infer.encode import Runner, make_adaptive, make_forward
 from odelm.infer.latency import Latency, measure
-from odelm.models.loss import Batch, loss_sums, sums_from_hidden
+from odelm.models.loss import Batch, inputs_of, loss_sums, sums_from_hidden
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ def settings(
 ) -> list[Setting]:
     """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take."""
     config = runner.model.config
-    full = Setting("euler", config.depth)
+    full = Setting("euler", config.core)
     chosen = [Setting(solver, count) for count in sorted(set(steps), reverse=True)]
     if tolerance is not None:
         adaptive = solver if ode.has_error_estimate(ode.get_solver(solver)) else "bosh3"
@@ -163,12 +163,7 @@ def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tup
             sums = loss_sums(model, data, plan=plan)
             return sums.nats, sums.tokens, jnp.int32(0)
         hidden, evaluations = model.encode_adaptive(
-            data["tokens"],
-            tolerance=_tolerance(setting),
-            mask=data.get("mask"),
-            token_types=data.get("token_types"),
-            segments=data.get("segments"),
-            solver=setting.solver,
+            inputs_of(data), tolerance=_tolerance(setting), solver=setting.solver
         )
         sums = sums_from_hidden(model, hidden, data)
         return sums.nats, sums.tokens, evaluations

@@ -31,6 +31,9 @@ Arrays = dict[str, Any]
 ROUNDING = 1e-6
 """Singular values of differences of float32 matrices, with entries of order 0.1, below which they are equal."""
 
+BLOCKS = ("prelude/", "blocks/", "coda/")
+"""Where the names of blocks' parameters begin."""
+
 MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "up", "feedforward/down": "down"}
 """The linear maps of a block, and the names of their residuals in `odelm.models.residual`."""
 
@@ -40,16 +43,22 @@ def unrolled(model: Model) -> Model:
 
     Where the block is told its time or has residuals, that is worked into the weights, in float32.
     """
-    config = dataclasses.replace(model.config, groups=model.config.depth, time_modulation=False, layer_rank=0)
-    # Modulation shifts a state whose norms have no bias of their own.
-    config.bias = config.bias or model.config.time_modulation
-    shared, arrays = parameters(model), {}
+    config = dataclasses.replace(
+        model.config,
+        prelude=0,
+        coda=0,
+        groups=model.config.depth,
+        time_modulation=False,
+        layer_rank=0,
+        # Modulation shifts a state whose norms have no bias of their own.
+        bias=model.config.bias or model.config.time_modulation,
+    )
+    arrays = {}
     for unit in range(config.depth):
-        group = unit * model.config.groups // config.depth
-        block = model.blocks[group]
+        block, t = _layer(model, unit)
         for inner, part in _parts(block):
-            arrays |= {f"blocks/{unit}/{inner}{name}": array for name, array in _at_time(part, unit).items()}
-    rest = {name: array for name, array in shared.items() if not name.startswith("blocks/")}
+            arrays |= {f"blocks/{unit}/{inner}{name}": array for name, array in _at_time(part, t).items()}
+    rest = {name: array for name, array in parameters(model).items() if not name.startswith(BLOCKS)}
     result = shapes_of(model, config)
     return with_parameters(result, _zero_biases(result) | rest | arrays)
 
@@ -72,29 +81,29 @@ def flattened(model: Model) -> Model:
 def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
     """Returns a model of `init.groups` blocks, each made of the layers of its stretch of depth as `init.merge` says.
 
-    Raises InputError if the depth does not divide over the groups, or `init.layer` is no layer of a stretch.
+    The first `init.prelude` and the last `init.coda` layers stay as they are. Raises InputError if what lies between
+    does not divide over the groups, or `init.layer` is no layer of a stretch.
     """
+    ends = model.config.prelude, model.config.coda
     if model.config.time_modulation or model.config.layer_rank:
         model = unrolled(model)
-    depth, had, groups = model.config.depth, model.config.groups, init.groups or model.config.groups
-    rank = init.rank if init.merge == "low_rank" else 0
-    if groups > had:
-        raise InputError(f"init.groups is {groups}, but the model has only {had} groups of layers to share")
-    config = dataclasses.replace(model.config, groups=groups, layer_rank=rank).validate()
-    given, size = parameters(model), depth // groups
+    config = _shared_config(model.config, init, ends)
+    given, size = parameters(model), config.core // config.groups
     if not -size <= init.layer < size:
         raise InputError(f"init.layer is {init.layer}, but a group has {size} layers: expected {-size} to {size - 1}")
     result = remade(model, config, rngs=rngs)
-    new = parameters(result)
-    arrays: Arrays = {name: array for name, array in given.items() if not name.startswith("blocks/")}
-    first = [name.removeprefix("blocks/0/") for name in given if name.startswith("blocks/0/")]
-    for group in range(groups):
-        sources = [unit * had // depth for unit in range(group * size, (group + 1) * size)]
-        for name in first:
-            layers = np.stack([np.asarray(given[f"blocks/{source}/{name}"]) for source in sources])
+    new, sources = parameters(result), [_layer_name(model.config, unit) for unit in range(config.depth)]
+    arrays: Arrays = {name: array for name, array in given.items() if not name.startswith(BLOCKS)}
+    names = [name.removeprefix("blocks/0/") for name in given if name.startswith("blocks/0/")]
+    for unit in (*range(config.prelude), *range(config.depth - config.coda, config.depth)):
+        arrays |= {f"{_layer_name(config, unit)}/{name}": given[f"{sources[unit]}/{name}"] for name in names}
+    for group in range(config.groups):
+        stretch = sources[config.prelude + group * size :][:size]
+        for name in names:
+            layers = np.stack([np.asarray(given[f"{source}/{name}"]) for source in stretch])
             merged = layers[init.layer] if init.merge == "layer" else layers.mean(0)
             arrays[f"blocks/{group}/{name}"] = merged
-            for key, array in _residual(name, layers - merged, rank).items() if rank else ():
+            for key, array in _residual(name, layers - merged, config.layer_rank).items() if config.layer_rank else ():
                 key = f"blocks/{group}/{key}"
                 arrays[key] = _alive(array, new[key]) if key.endswith("/down") else array
     return grafted(result, arrays)
@@ -102,14 +111,45 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
 
 def summary(before: ModelConfig, after: SharedTransformer, init: InitConfig) -> str:
     """Returns one sentence on what was shared."""
-    layers = after.config.depth // after.config.groups
+    layers = after.config.core // after.config.groups
     how = {
         "mean": f"the mean of {layers} layers",
         "layer": f"layer {init.layer % layers} of {layers}",
         "low_rank": f"the mean of {layers} layers, and a residual of rank {init.rank} for each as a function of time",
     }[init.merge]
     size = sum(array.size for array in parameters(after).values())
-    return f"shared {before.groups} blocks as {after.config.groups}: each is {how}; {size / 1e6:.2f} M parameters"
+    ends = f", between {after.config.prelude} and {after.config.coda} of their own" if after.config.ends else ""
+    had = before.groups + before.ends
+    return f"shared {had} blocks as {after.config.groups}{ends}: each is {how}; {size / 1e6:.2f} M parameters"
+
+
+def _shared_config(model: ModelConfig, init: InitConfig, ends: tuple[int, int]) -> ModelConfig:
+    """Returns the config after sharing; `ends` are the model's own prelude and coda, kept unless `init` says others."""
+    prelude = ends[0] if init.prelude is None else init.prelude
+    coda = ends[1] if init.coda is None else init.coda
+    groups = model.groups if init.groups is None else init.groups
+    rank = init.rank if init.merge == "low_rank" else 0
+    config = dataclasses.replace(model, prelude=prelude, coda=coda, groups=groups, layer_rank=rank).validate()
+    had = len({_layer_name(model, unit) for unit in range(prelude, model.depth - coda)})
+    if groups > had:
+        raise InputError(f"init.groups is {groups}, but the model has only {had} groups of layers to share")
+    return config
+
+
+def _layer_name(config: ModelConfig, unit: int) -> str:
+    """Returns the name of the block that a unit of depth applies."""
+    if unit < config.prelude:
+        return f"prelude/{unit}"
+    if unit >= config.depth - config.coda:
+        return f"coda/{unit - config.depth + config.coda}"
+    return f"blocks/{(unit - config.prelude) * config.groups // config.core}"
+
+
+def _layer(model: SharedTransformer, unit: int) -> tuple[SharedBlock | BlockChain, float]:
+    """Returns the block that a unit of depth applies, and the block's time there."""
+    part, index = _layer_name(model.config, unit).split("/")
+    core = part == "blocks"
+    return getattr(model, part)[int(index)], float(unit - model.config.prelude) if core else 0.0
 
 
 def _zero_biases(model: SharedTransformer) -> Arrays:
@@ -127,9 +167,9 @@ def _at_time(block: SharedBlock, t: float) -> Arrays:
     condition = block.condition(jnp.float32(t))
     own = parameters(block)
     arrays = {name: array for name, array in own.items() if name.split("/")[0] in ("attention", "feedforward")}
-    if condition.residual is not None:
+    if condition.delta is not None:
         for name, key in MATRICES.items():
-            arrays |= _with_delta(arrays, name, getattr(condition.residual, key))
+            arrays |= _with_delta(arrays, name, getattr(condition.delta, key))
     arrays |= _gated(arrays, "attention/out", condition.gate1) | _gated(arrays, "feedforward/down", condition.gate2)
     return arrays | _norms(condition)
 

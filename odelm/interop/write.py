@@ -50,10 +50,10 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     tensors = _tensors(family, plain, prefix="" if architecture.endswith("Model") else family.prefix)
     with publish(folder, option="folder") as partial:
         files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
-    separate = plain.config.groups > model.config.groups
+    written = plain.config.groups > model.config.groups
     note = (
         f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers, for full depth alone"
-        if separate
+        if written
         else ""
     )
     return f"wrote {folder}: {architecture}, {len(tensors)} tensors{note}"
@@ -62,7 +62,8 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
 def as_family(model: Model) -> tuple[Family, Model]:
     """Returns the family that has an equivalent of the model, and the equivalent in the form that it writes."""
     config = model.config
-    unshared = config.groups == config.depth or config.time_modulation or config.layer_rank > 0
+    separate = config.time_modulation or config.layer_rank > 0 or config.ends > 0
+    unshared = config.groups == config.depth or separate
     if config.kind == "decoder":
         family = GPT2
     else:
@@ -70,7 +71,7 @@ def as_family(model: Model) -> tuple[Family, Model]:
     obstacles = family.obstacles(config)
     if obstacles:
         raise InputError(f"there is no equivalent in {family.model_type.upper()} of model.{', model.'.join(obstacles)}")
-    if config.time_modulation or config.layer_rank or family is GPT2:
+    if separate or family is GPT2:
         model = unrolled(model)
     if family is not ALBERT and model.config.inner_blocks > 1:
         model = flattened(model)
@@ -93,9 +94,9 @@ def _completed(model: Model, family: Family) -> Model:
     """Returns an equal model with all the parameters that the family has: biases of zero, a table of sinusoids, ..."""
     config = dataclasses.replace(model.config, bias=True, positions="learned")
     if config.kind == "encoder":
-        config.token_types = max(config.token_types, 1)
+        config = dataclasses.replace(config, token_types=max(config.token_types, 1))
     if family is ALBERT:
-        config.embed_dim = config.embed_size
+        config = dataclasses.replace(config, embed_dim=config.embed_size)
     complete = shapes_of(model, config)
     own = parameters(model)
     return with_parameters(

@@ -1,16 +1,19 @@
 """The Flax modules: reusable one by one, put together by `create`."""
 
 from odelm.models.attention import Attention
-from odelm.models.block import BlockChain, Condition, SharedBlock
+from odelm.models.block import Condition, SharedBlock
+from odelm.models.chain import BlockChain
 from odelm.models.embed import Embed, Readout
 from odelm.models.feedforward import FeedForward
 from odelm.models.field import BlockField
+from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, Classifier, Encoder, MaskedLM, create
+from odelm.models.memory import Memory
 from odelm.models.modulation import Modulation
 from odelm.models.norm import Norm
-from odelm.models.packing import Packing
-from odelm.models.residual import LayerResidual
+from odelm.models.residual import LayerDelta
 from odelm.models.transformer import SharedTransformer
+from odelm.models.view import View
 
 __all__ = [
     "Attention",
@@ -22,13 +25,15 @@ __all__ = [
     "Embed",
     "Encoder",
     "FeedForward",
-    "LayerResidual",
+    "Inputs",
+    "LayerDelta",
+    "Memory",
     "MaskedLM",
     "Modulation",
     "Norm",
-    "Packing",
     "Readout",
     "SharedBlock",
     "SharedTransformer",
+    "View",
     "create",
 ]

@@ -1,15 +1,22 @@
-"""Multi-head attention over one sequence, causal or not, with rotary positions and query-key norm as options."""
+"""Multi-head attention, causal or not; rotary positions, query-key norm and a memory of earlier keys are options."""
+
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.errors import InputError
 from odelm.models import initialize
+from odelm.models.memory import KeyValues
 from odelm.models.norm import Norm
-from odelm.models.packing import Packing
-from odelm.models.precision import compute_dtype, summed_in_float32
+from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
 from odelm.models.residual import Delta
-from odelm.models.rotary import Angles, rotary_angles, rotate
+from odelm.models.view import Angles, View, rotary_angles
+
+CUDNN_FROM = 256
+"""The length from which cuDNN's attention was measured to pay (docs/results.md, "Attention on a GPU")."""
 
 
 class Attention(nnx.Module):
@@ -19,6 +26,7 @@ class Attention(nnx.Module):
         D, H, K = config.width, config.heads, config.head_size
         dtype = compute_dtype(config)
         self.causal = config.kind == "decoder"
+        self.implementation = config.attention
         self.rotary_base = config.rotary_base if config.positions == "rotary" else None
         self.qkv = nnx.LinearGeneral(
             D, (3, H, K), use_bias=config.bias, dtype=dtype, kernel_init=initialize.matrix, rngs=rngs
@@ -29,7 +37,7 @@ class Attention(nnx.Module):
             axis=(-2, -1),
             use_bias=config.bias,
             dtype=dtype,
-            kernel_init=initialize.residual_matrix(config),
+            kernel_init=initialize.branch_output(config),
             rngs=rngs,
         )
         self.query_norm = Norm(config, K) if config.qk_norm else None
@@ -38,38 +46,76 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        mask: jax.Array | None = None,
+        view: View | None = None,
+        memory: KeyValues | None = None,
+        *,
         qkv_delta: Delta | None = None,
         out_delta: Delta | None = None,
-        packing: Packing | None = None,
-    ) -> jax.Array:
-        """Returns (B, L, D). `mask` is bool (B, S), True at the positions that may be attended to.
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
 
-        The deltas are added to the two linear maps. With a packing, a position attends to those of its own segment.
+        `view` says where the tokens stand and who sees whom; None is one sequence from position 0, without padding.
+        The deltas are added to the two linear maps.
         """
+        view = self._view(x.shape[1]) if view is None else view
         qkv = self.qkv(x)
         if qkv_delta is not None:
             qkv = qkv + qkv_delta(x.astype(qkv.dtype)).reshape(qkv.shape)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        angles = self._angles(q, packing)
-        if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
-        wide = (summed_in_float32(part) for part in (q, k, v))
-        mixed = jax.nn.dot_product_attention(*wide, mask=_allowed(mask, packing), is_causal=self.causal).astype(v.dtype)
-        out = self.out(mixed)
-        return out if out_delta is None else out + out_delta(mixed.reshape(out.shape))
+        if view.angles is not None:
+            q, k = rotate(q, view.angles), rotate(k, view.angles)
+        if memory is not None:
+            assert view.start is not None
+            memory = memory.written(k, v, view.start)
+            k, v = memory.keys, memory.values
+        context = attend(
+            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal),
+            causal=self.causal and memory is None, implementation=self.implementation,
+        )  # fmt: skip
+        out = self.out(context)
+        return (out if out_delta is None else out + out_delta(context.reshape(out.shape))), memory
 
-    def _angles(self, q: jax.Array, packing: Packing | None) -> Angles | None:
-        if packing is not None:
-            return packing.angles
-        return None if self.rotary_base is None else rotary_angles(q.shape[1], q.shape[-1], self.rotary_base)
+    def _view(self, length: int) -> View:
+        if self.rotary_base is None:
+            return View()
+        return View(rotary_angles(jnp.arange(length), self.qkv.out_features[-1], self.rotary_base))
 
 
-def _allowed(mask: jax.Array | None, packing: Packing | None) -> jax.Array | None:
-    """Returns which keys a query may attend to, apart from causality: bool (B, 1, 1 or L, S), None for all."""
-    real = None if mask is None else mask[:, None, None, :]
-    if packing is None:
-        return real
-    return packing.together() if real is None else packing.together() & real
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, causal: bool, implementation: str
+) -> jax.Array:
+    """Returns the values (B, S, H, K) averaged for each query (B, L, H, K), in their dtype.
+
+    `mask` is bool (B or 1, 1, L or 1, S), `implementation` one of `odelm.config.ATTENTIONS`.
+    """
+    chosen = choose_implementation(implementation, q, k, masked=mask is not None)
+    q, k, v = (upcast_float16_on_cpu(part) for part in (q, k, v))
+    context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
+    return context.astype(v.dtype)
+
+
+def choose_implementation(implementation: str, q: jax.Array, k: jax.Array, *, masked: bool) -> Literal["xla", "cudnn"]:
+    """Returns "xla" or "cudnn"; "auto" takes cuDNN where it can be used and was measured to pay.
+
+    Raises InputError if "cudnn" is asked for where it is missing or cannot compute.
+    """
+    sixteen_bits = q.dtype in (jnp.float16, jnp.bfloat16)
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    available = jax.default_backend() == "gpu" and sixteen_bits and fits
+    if implementation == "cudnn" and not available:
+        raise InputError(
+            f"model.attention is 'cudnn', but here are {q.dtype}, heads of size {q.shape[-1]} and backend "
+            f"{jax.default_backend()!r}; expected float16 or bfloat16, heads of a multiple of 8 up to 128, and a GPU: "
+            "try 'auto'"
+        )
+    pays = available and min(q.shape[1], k.shape[1]) >= CUDNN_FROM and not masked
+    return "cudnn" if implementation == "cudnn" or (implementation == "auto" and pays) else "xla"
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Turns the pairs (k, k + K/2) of `x` (B, L, H, K) by their positions' angles, in float32; the dtype is kept."""
+    cos, sin = (part[..., None, :] for part in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -9,39 +9,49 @@ At `dt = 1` that is the block of BERT and ALBERT; at larger steps the norms stil
 the block expects it, which `h + dt (Block(h) - h)` does not beyond `dt = 2`.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
-from odelm.errors import InputError
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
+from odelm.models.memory import KeyValues
 from odelm.models.modulation import Modulation
 from odelm.models.norm import Affine, Norm
-from odelm.models.packing import Packing
-from odelm.models.residual import LayerResidual, Residual
+from odelm.models.residual import BlockDelta, LayerDelta
+from odelm.models.view import View
 
 
-class Condition(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Condition:
     """All that a block draws from its time: the affine maps of its norms, and (D,) gates on its branches."""
 
     norm1: Affine
     norm2: Affine | None
     gate1: jax.Array | None
     gate2: jax.Array | None
-    residual: Residual | None = None
+    delta: BlockDelta | None = None
 
 
 class SharedBlock(nnx.Module):
     """One Transformer block, to be applied many times. All calls take and return states (B, L, D).
 
-    `start` is where its stretch of depth time begins: 0, but for the later ones of several groups.
+    Every call may be given a `view` of the tokens (`odelm.models.View`: padding, packed documents, positions), a `key`
+    that turns dropout on, and a `memory` of the keys and values of earlier positions, which comes back updated.
+
+    Args:
+        first: the unit of the model's depth at which the block's time 0 lies.
+        start: where its stretch of time begins: 0, but for the later ones of several groups.
+        single: whether it stands for one layer, and so needs no corrections by layer.
     """
 
-    def __init__(self, config: ModelConfig, *, start: float = 0.0, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, *, first: int = 0, start: float = 0.0, single: bool = False, rngs: nnx.Rngs
+    ):
         config.validate()
         self.parallel = config.parallel_branches
         self.post_norm = config.norm_placement == "post"
@@ -49,154 +59,99 @@ class SharedBlock(nnx.Module):
         self.feedforward = FeedForward(config, rngs=rngs)
         self.norm1 = Norm(config, config.width)
         self.norm2 = None if self.parallel and self.post_norm else Norm(config, config.width)
-        self.modulation = (
-            Modulation(config, 4 if self.norm2 is None else 6, rngs=rngs) if config.time_modulation else None
-        )
+        rows = 4 if self.norm2 is None else 6
+        self.modulation = Modulation(config, rows, first=first, rngs=rngs) if config.time_modulation else None
         self.residual = (
-            LayerResidual(config, start=start, two_norms=self.norm2 is not None, rngs=rngs)
-            if config.layer_rank
+            LayerDelta(config, start=start, two_norms=self.norm2 is not None, rngs=rngs)
+            if config.layer_rank and not single
             else None
         )
         self.dropout = nnx.Dropout(config.dropout)
 
     def condition(self, t: jax.Array) -> Condition:
-        """Returns what the block needs to know of the time `t`, a float32 scalar in [0, depth]."""
-        residual = None if self.residual is None else self.residual(t)
-        own1, own2 = (None, None) if residual is None else (residual.norm1, residual.norm2)
+        """Returns what the block needs to know of the time `t`, a float32 scalar."""
+        delta = None if self.residual is None else self.residual(t)
+        delta1, delta2 = (None, None) if delta is None else (delta.norm1, delta.norm2)
         if self.modulation is None:
-            norm2 = self.norm2 and self.norm2.affine(own=own2)
-            return Condition(self.norm1.affine(own=own1), norm2, None, None, residual)
+            norm2 = self.norm2 and self.norm2.affine(delta=delta2)
+            return Condition(self.norm1.affine(delta=delta1), norm2, None, None, delta)
         gate1, gate2, *affine = self.modulation(t)
-        norm2 = self.norm2 and self.norm2.affine(*affine[2:], own=own2)
-        return Condition(self.norm1.affine(*affine[:2], own=own1), norm2, 1 + gate1, 1 + gate2, residual)
+        norm2 = self.norm2 and self.norm2.affine(*affine[2:], delta=delta2)
+        return Condition(self.norm1.affine(*affine[:2], delta=delta1), norm2, 1 + gate1, 1 + gate2, delta)
 
     def increment(
         self,
         condition: Condition,
         h: jax.Array,
         *,
-        mask: jax.Array | None = None,
-        packing: Packing | None = None,
+        view: View | None = None,
         key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the derivative of the state.
-
-        `mask` is bool (B, L), True at real tokens; `packing` tells documents of one row apart; `key` turns dropout on.
-        """
+        memory: KeyValues | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Returns the derivative of the state, and the memory."""
         if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key) - h
+            after, memory = self.step(condition, h, 1.0, view=view, key=key, memory=memory)
+            return after - h, memory
         key1, key2 = _split(key)
-        a = _scaled(self._attend(self.norm1(h, condition.norm1), condition, mask, packing, key1), condition.gate1)
+        a, memory = self._attend(self.norm1(h, condition.norm1), condition, view, key1, memory)
+        a = _scaled(a, condition.gate1)
         inner = h if self.parallel else (h + a).astype(h.dtype)
         assert self.norm2 is not None
-        return a + _scaled(self._feed(self.norm2(inner, condition.norm2), condition, key2), condition.gate2)
+        return a + _scaled(self._feed(self.norm2(inner, condition.norm2), condition, key2), condition.gate2), memory
 
-    def project(
+    def step(
         self,
         condition: Condition,
         h: jax.Array,
         dt: jax.Array | float,
         *,
-        mask: jax.Array | None = None,
-        packing: Packing | None = None,
+        view: View | None = None,
         key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Post-norm only: returns the state after a step of size `dt`, normalised; InputError for a pre-norm block."""
+        memory: KeyValues | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Returns the state after an Euler step of size `dt`, and the memory.
+
+        Pre-norm that is `h + dt * increment`; post-norm the branches are scaled inside the norms.
+        """
         if not self.post_norm:
-            raise InputError("projected_euler is the step of a post-norm block, and this one is pre-norm: try euler")
+            slope, memory = self.increment(condition, h, view=view, key=key, memory=memory)
+            wide = jnp.promote_types(h.dtype, jnp.float32)
+            return (h + dt * slope.astype(wide)).astype(h.dtype), memory
         key1, key2 = _split(key)
         gate1, gate2 = (dt if gate is None else dt * gate for gate in (condition.gate1, condition.gate2))
-        a = h + gate1 * self._attend(h, condition, mask, packing, key1)
+        a, memory = self._attend(h, condition, view, key1, memory)
+        a = h + gate1 * a
         if self.norm2 is None:
-            return self.norm1(a + gate2 * self._feed(h, condition, key2), condition.norm1).astype(h.dtype)
+            return self.norm1(a + gate2 * self._feed(h, condition, key2), condition.norm1).astype(h.dtype), memory
         a = self.norm1(a, condition.norm1).astype(h.dtype)
-        return self.norm2(a + gate2 * self._feed(a, condition, key2), condition.norm2).astype(h.dtype)
+        return self.norm2(a + gate2 * self._feed(a, condition, key2), condition.norm2).astype(h.dtype), memory
 
     def __call__(
-        self,
-        h: jax.Array,
-        t: jax.Array | float = 0.0,
-        *,
-        mask: jax.Array | None = None,
-        packing: Packing | None = None,
-        key: jax.Array | None = None,
+        self, h: jax.Array, t: jax.Array | float = 0.0, *, view: View | None = None, key: jax.Array | None = None
     ) -> jax.Array:
         """Applies the block once, as a layer of an ordinary stack: a step of size 1 from time `t`."""
-        condition = self.condition(jnp.float32(t))
-        if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key)
-        return (h + self.increment(condition, h, mask=mask, packing=packing, key=key)).astype(h.dtype)
+        return self.step(self.condition(jnp.float32(t)), h, 1.0, view=view, key=key)[0]
 
     def _attend(
         self,
         x: jax.Array,
         condition: Condition,
-        mask: jax.Array | None,
-        packing: Packing | None,
+        view: View | None,
         key: jax.Array | None,
-    ) -> jax.Array:
-        own = condition.residual
-        deltas = () if own is None else (own.qkv, own.out)
-        out = self.attention(x, mask, *deltas, packing=packing)
-        return self.dropout(out, deterministic=key is None, rngs=key)
+        memory: KeyValues | None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        qkv, out = (None, None) if condition.delta is None else (condition.delta.qkv, condition.delta.out)
+        context, memory = self.attention(x, view, memory, qkv_delta=qkv, out_delta=out)
+        return self.dropout(context, deterministic=key is None, rngs=key), memory
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
-        own = condition.residual
-        out = self.feedforward(x) if own is None else self.feedforward(x, own.up, own.down)
-        return self.dropout(out, deterministic=key is None, rngs=key)
-
-
-class BlockChain(nnx.Module):
-    """Several blocks applied one after the other at every depth, as one: it is called as a `SharedBlock` is."""
-
-    def __init__(self, config: ModelConfig, *, start: float = 0.0, rngs: nnx.Rngs):
-        self.post_norm = config.norm_placement == "post"
-        self.inner = nnx.List([SharedBlock(config, start=start, rngs=rngs) for _ in range(config.inner_blocks)])
-
-    def condition(self, t: jax.Array) -> tuple[Condition, ...]:
-        """Returns what each block needs to know of the time `t`."""
-        return tuple(block.condition(t) for block in self.inner)
-
-    def increment(
-        self,
-        condition: tuple[Condition, ...],
-        h: jax.Array,
-        *,
-        mask: jax.Array | None = None,
-        packing: Packing | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the derivative of the state: the sum of the blocks' increments, each from where the last led."""
-        if self.post_norm:
-            return self.project(condition, h, 1.0, mask=mask, packing=packing, key=key) - h
-        reached, total = h, jnp.zeros((), h.dtype)
-        for i, (block, known) in enumerate(zip(self.inner, condition, strict=True)):
-            total = total + block.increment(known, reached, mask=mask, packing=packing, key=_inner_key(key, i))
-            reached = (h + total).astype(h.dtype)
-        return total
-
-    def project(
-        self,
-        condition: tuple[Condition, ...],
-        h: jax.Array,
-        dt: jax.Array | float,
-        *,
-        mask: jax.Array | None = None,
-        packing: Packing | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Post-norm only: returns the state after every block took its step of size `dt`."""
-        for i, (block, known) in enumerate(zip(self.inner, condition, strict=True)):
-            h = block.project(known, h, dt, mask=mask, packing=packing, key=_inner_key(key, i))
-        return h
-
-
-def _inner_key(key: jax.Array | None, i: int) -> jax.Array | None:
-    return None if key is None else jax.random.fold_in(key, i)
+        up, down = (None, None) if condition.delta is None else (condition.delta.up, condition.delta.down)
+        return self.dropout(self.feedforward(x, up, down), deterministic=key is None, rngs=key)
 
 
 def _scaled(x: jax.Array, gate: jax.Array | None) -> jax.Array:
-    return x if gate is None else x * gate.astype(x.dtype)
+    """Returns `gate * x`, multiplied in float32: in 16 bits a gate near 1 would lose what it has learned."""
+    return x if gate is None else (x.astype(gate.dtype) * gate).astype(x.dtype)
 
 
 def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

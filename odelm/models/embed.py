@@ -9,8 +9,9 @@ from flax import nnx
 from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.feedforward import activate
+from odelm.models.inputs import Inputs
 from odelm.models.norm import Norm
-from odelm.models.precision import compute_dtype, summed_in_float32
+from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
 
 
 def sinusoids(length: int, size: int) -> jax.Array:
@@ -34,7 +35,7 @@ class Embed(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         E = config.embed_size
-        self.positions = config.positions
+        self.positions, self.max_length = config.positions, config.max_length
         self.tokens = nnx.Param(initialize.embedding(rngs.params(), (config.vocab_size, E)))
         if config.positions == "learned":
             self.learned = nnx.Param(initialize.embedding(rngs.params(), (config.max_length, E)))
@@ -48,28 +49,30 @@ class Embed(nnx.Module):
             else None
         )
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        token_types: jax.Array | None = None,
-        key: jax.Array | None = None,
-        positions: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the initial state, float32 (B, L, D), of int32 tokens, token types and positions (B, L).
+    def __call__(self, inputs: Inputs, key: jax.Array | None = None) -> jax.Array:
+        """Returns the initial state, float32 (B, L, D); `key` turns dropout on.
 
-        Without positions they are 0 to L - 1.
+        Positions that the inputs leave out are 0 to L - 1.
         """
-        length = tokens.shape[1]
-        x = self.tokens[...][tokens].astype(jnp.float32)
+        given = self.tokens[...][inputs.tokens] if inputs.embeddings is None else jnp.asarray(inputs.embeddings)
+        x = given.astype(jnp.float32)
         if hasattr(self, "types"):
-            x = x + self.types[...][jnp.zeros_like(tokens) if token_types is None else token_types]
+            types = self.types[...]
+            x = x + (types[0] if inputs.token_types is None else types[inputs.token_types])
         if self.positions != "rotary":
-            table = self.learned[...][:length] if self.positions == "learned" else sinusoid_table(length, x.shape[-1])
-            x = x + (table if positions is None else table[positions])
+            x = x + self._position_features(inputs)
         if self.norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)
         return x if self.project is None else self.project(x)
+
+    def _position_features(self, inputs: Inputs) -> jax.Array:
+        """Returns what is added for the positions, float32 (L, E) or (B, L, E)."""
+        if self.positions == "learned":
+            table = self.learned[...]
+        else:
+            table = sinusoid_table(self.max_length, self.tokens.shape[1])
+        return table[: inputs.shape[1]] if inputs.positions is None else table[inputs.positions]
 
 
 class Readout(nnx.Module):
@@ -83,14 +86,14 @@ class Readout(nnx.Module):
         D, E = config.width, config.embed_size
         self.masked = config.kind == "encoder"
         self.dtype = compute_dtype(config)
-        # A gate needs a layer of twice the size, which this head has not.
+        # A gate needs a layer of twice the size, which this head lacks.
         self.activation = "gelu_tanh" if config.activation == "swiglu" else config.activation
         if self.masked or config.embed_dim is not None:
             bias = self.masked or config.bias
             self.project = nnx.Linear(D, E, use_bias=bias, dtype=self.dtype, kernel_init=initialize.matrix, rngs=rngs)
         if self.masked:
             self.norm = Norm(config, E)
-            self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+            self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
         if not config.tie_readout:
             self.tokens = nnx.Param(initialize.embedding(rngs.params(), (config.vocab_size, E)))
 
@@ -102,6 +105,6 @@ class Readout(nnx.Module):
         if self.masked:
             x = self.norm(activate(x, self.activation))
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
-        x, matrix = summed_in_float32(x), summed_in_float32(matrix.astype(self.dtype))
+        x, matrix = upcast_float16_on_cpu(x), upcast_float16_on_cpu(matrix.astype(self.dtype))
         logits = jnp.einsum("...e,ve->...v", x, matrix, preferred_element_type=jnp.float32)
         return logits + self.bias[...] if self.masked else logits

@@ -22,7 +22,7 @@ class FeedForward(nnx.Module):
         up = 2 * F if config.activation == "swiglu" else F
         self.up = nnx.Linear(D, up, use_bias=config.bias, dtype=dtype, kernel_init=initialize.matrix, rngs=rngs)
         self.down = nnx.Linear(
-            F, D, use_bias=config.bias, dtype=dtype, kernel_init=initialize.residual_matrix(config), rngs=rngs
+            F, D, use_bias=config.bias, dtype=dtype, kernel_init=initialize.branch_output(config), rngs=rngs
         )
 
     def __call__(self, x: jax.Array, up_delta: Delta | None = None, down_delta: Delta | None = None) -> jax.Array:

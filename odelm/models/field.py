@@ -1,4 +1,4 @@
-"""The block as a vector field over depth time, bound to one call's padding mask, packing and dropout key."""
+"""The block as a vector field over depth time, bound to one call's view of the tokens and its dropout key."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from odelm.models.block import BlockChain, SharedBlock
-from odelm.models.packing import Packing
+from odelm.models.block import SharedBlock
+from odelm.models.chain import BlockChain
+from odelm.models.view import View
 
 TimedCondition = tuple[Any, jax.Array | None]
 """What the block needs of its time, a `Condition` or a tuple of them, and the key of its dropout."""
@@ -15,29 +16,38 @@ TimedCondition = tuple[Any, jax.Array | None]
 
 @dataclass(frozen=True, eq=False)
 class BlockField:
-    """`f(t, h)` of one block: an `odelm.ode.ConditionedField`, and post-norm a `ProjectedField`.
+    """`f(t, h)` of one block: an `odelm.ode.RememberingField`, and so conditioned and stepping.
 
     Dropout is a function of `t`: its key is folded with the bits of the time, so that the field stays a
     function of (t, h) and every integration of it sees the same one.
     """
 
     block: SharedBlock | BlockChain
-    mask: jax.Array | None = None
-    """bool (B, L), True at real tokens."""
+    view: View | None = None
     key: jax.Array | None = None
-    packing: Packing | None = None
 
     def condition(self, t: jax.Array) -> TimedCondition:
-        if self.key is None:
-            return self.block.condition(t), None
-        bits = jax.lax.bitcast_convert_type(t.astype(jnp.float32), jnp.uint32)
-        return self.block.condition(t), jax.random.fold_in(self.key, bits)
+        return self.block.condition(t), None if self.key is None else key_at(self.key, t)
 
     def increment(self, condition: TimedCondition, h: jax.Array) -> jax.Array:
-        return self.block.increment(condition[0], h, mask=self.mask, packing=self.packing, key=condition[1])
+        return self.increment_remembering(condition, h, None)[0]
 
-    def project(self, condition: TimedCondition, h: jax.Array, dt: jax.Array) -> jax.Array:
-        return self.block.project(condition[0], h, dt, mask=self.mask, packing=self.packing, key=condition[1])
+    def step(self, condition: TimedCondition, h: jax.Array, dt: jax.Array) -> jax.Array:
+        return self.step_remembering(condition, h, dt, None)[0]
+
+    def increment_remembering(self, condition: TimedCondition, h: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+        return self.block.increment(condition[0], h, view=self.view, key=condition[1], memory=memory)
+
+    def step_remembering(
+        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
+    ) -> tuple[jax.Array, Any]:
+        return self.block.step(condition[0], h, dt, view=self.view, key=condition[1], memory=memory)
 
     def __call__(self, t: jax.Array, h: jax.Array) -> jax.Array:
         return self.increment(self.condition(t), h)
+
+
+def key_at(key: jax.Array, t: jax.Array) -> jax.Array:
+    """Returns the key of dropout at a time, a scalar."""
+    bits = jax.lax.bitcast_convert_type(t.astype(jnp.float32), jnp.uint32)
+    return jax.random.fold_in(key, bits)

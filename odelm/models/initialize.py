@@ -25,19 +25,24 @@ training loss 5.31 without it and 4.75 with it, all else equal.
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from odelm.config import ModelConfig
 
-matrix: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-embedding: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
+matrix: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", dtype=jnp.float32)
+embedding: Initializer = jax.nn.initializers.variance_scaling(
+    1.0, "fan_in", "normal", in_axis=1, out_axis=0, dtype=jnp.float32
+)
 
 
-def residual_scale(config: ModelConfig) -> float:
+def branch_scale(config: ModelConfig) -> float:
     """Returns the factor on the standard deviation of each branch's last matrix."""
-    return math.sqrt(config.groups / (2 * config.inner_blocks)) / config.depth
+    if not config.ends:
+        return math.sqrt(config.groups / (2 * config.inner_blocks)) / config.depth
+    return 1 / math.sqrt(2 * config.inner_blocks * (config.ends + config.core**2 / config.groups))
 
 
-def residual_matrix(config: ModelConfig) -> Initializer:
+def branch_output(config: ModelConfig) -> Initializer:
     """Returns the initialiser of a branch's last matrix."""
-    return jax.nn.initializers.variance_scaling(residual_scale(config) ** 2, "fan_in", "normal")
+    return jax.nn.initializers.variance_scaling(branch_scale(config) ** 2, "fan_in", "normal", dtype=jnp.float32)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from odelm import ode
+from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, MaskedLM
-from odelm.models.transformer import DepthPlan, Grid
+from odelm.models.transformer import DepthPlan
 
 Batch = Mapping[str, jax.Array | np.ndarray]
 
@@ -38,31 +38,22 @@ def loss_sums(
     model: CausalLM | MaskedLM,
     batch: Batch,
     *,
-    grid: Grid | None = None,
-    solver: ode.Solver = "euler",
-    key: jax.Array | None = None,
     plan: DepthPlan | None = None,
-    unroll: int | bool = 1,
-    remat: str | None = None,
+    key: jax.Array | None = None,
 ) -> LossSums:
-    """Returns the summed loss of a batch of `odelm.data.loader`; the options are those of `encode`.
+    """Returns the summed loss of a batch of `odelm.data.loader`; the options are those of `run`.
 
     A masked model reads out only the positions it has to predict, `positions` (B, P) of (B, L).
     """
     data = {name: jnp.asarray(array) for name, array in batch.items()}
-    hidden = model.encode(
-        data["tokens"],
-        mask=data.get("mask"),
-        token_types=data.get("token_types"),
-        segments=data.get("segments"),
-        grid=grid,
-        solver=solver,
-        key=key,
-        plan=plan,
-        unroll=unroll,
-        remat=remat,
-    )
+    hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
     return sums_from_hidden(model, hidden, data)
+
+
+def inputs_of(batch: Batch) -> Inputs:
+    """Returns what a batch gives to a model."""
+    named = {name: batch.get(name) for name in ("mask", "token_types", "segments")}
+    return Inputs(tokens=batch["tokens"], **named)
 
 
 def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch) -> LossSums:

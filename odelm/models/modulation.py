@@ -7,7 +7,7 @@ norms and a gate for each of its branches, after the adaptive norm of diffusion 
 
 - the features are *low* frequencies. With high ones the block is only right at the times it was trained on,
   and a grid between them breaks it; with low ones it is a smooth field that any grid may sample;
-- it depends on `t` alone, so it is computed for a whole grid before the first step (`odelm.ode.plan`).
+- it depends on `t` alone, so it is computed for a whole grid before the first step (`odelm.ode.make_plan`).
 
 The last layer starts at zero, so a modulated block starts as the plain block.
 """
@@ -30,15 +30,18 @@ def time_features(tau: jax.Array) -> jax.Array:
 
 
 class Modulation(nnx.Module):
-    """Maps a time in [0, depth] to `rows` vectors of size D, all zero at initialisation; float32 throughout."""
+    """Maps a time to `rows` vectors of size D, all zero at initialisation; float32 throughout.
 
-    def __init__(self, config: ModelConfig, rows: int, *, rngs: nnx.Rngs):
-        self.depth = config.depth
+    `first` is the unit of depth at which the block's time 0 lies: the features are those of `(first + t) / depth`.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, *, first: int = 0, rngs: nnx.Rngs):
+        self.first, self.depth = first, config.depth
         self.rows = rows
         self.hidden = nnx.Linear(2 * FREQUENCIES, HIDDEN, kernel_init=initialize.matrix, rngs=rngs)
         self.out = nnx.Linear(HIDDEN, rows * config.width, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """Returns float32 (rows, D) for a scalar time."""
-        hidden = jax.nn.silu(self.hidden(time_features(t / self.depth)))
+        hidden = jax.nn.silu(self.hidden(time_features((self.first + t) / self.depth)))
         return self.out(hidden).reshape(self.rows, -1)

@@ -23,16 +23,16 @@ class Norm(nnx.Module):
     def __init__(self, config: ModelConfig, size: int):
         self.kind = config.norm
         self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.ones((size,)))
-        self.bias = nnx.Param(jnp.zeros((size,))) if config.bias else None
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((size,), jnp.float32)) if config.bias else None
 
     def affine(
-        self, gamma: jax.Array | None = None, beta: jax.Array | None = None, *, own: NormDelta | None = None
+        self, gamma: jax.Array | None = None, beta: jax.Array | None = None, *, delta: NormDelta | None = None
     ) -> Affine:
-        """Returns the norm's own map, `own` added to it, or that map followed by `x -> x (1 + gamma) + beta`."""
+        """Returns `(scale + delta) (1 + gamma)` and `(bias + delta) (1 + gamma) + beta`, as far as they are given."""
         scale, shift = self.scale[...], self.bias[...] if self.bias is not None else None
-        if own is not None:
-            scale, shift = scale + own.scale, shift if shift is None or own.bias is None else shift + own.bias
+        if delta is not None:
+            scale, shift = scale + delta.scale, shift if shift is None or delta.bias is None else shift + delta.bias
         if gamma is None or beta is None:
             return Affine(scale, shift)
         return Affine(scale * (1 + gamma), beta if shift is None else shift * (1 + gamma) + beta)

@@ -13,12 +13,12 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
-def residual_dtype(config: ModelConfig) -> jnp.dtype:
+def state_dtype(config: ModelConfig) -> jnp.dtype:
     """Returns the dtype of the state that is integrated; "auto" is that of the matrix products."""
     return compute_dtype(config) if config.residual_dtype == "auto" else jnp.dtype(config.residual_dtype)
 
 
-def summed_in_float32(x: jax.Array) -> jax.Array:
+def upcast_float16_on_cpu(x: jax.Array) -> jax.Array:
     """Returns a factor of a product whose sum is asked for in float32: float16 becomes float32 on CPU.
 
     XLA has no such product of float16 there, and raises an error.

@@ -1,10 +1,10 @@
-"""What each layer of an unshared model had of its own, kept beside a shared block as a function of depth time.
+"""Per-layer low-rank corrections to a shared block, interpolated over depth time.
 
 A shared matrix `W` becomes `W + A(t) B(t)`, the product of low rank: at the whole times of the block's stretch it is
 the low-rank residual of the layer that stood there, and between two of them it is interpolated linearly, so that
 the field stays continuous. The vectors (biases, norms) keep their whole residual, which costs next to nothing.
 Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, section 2.3); as a function of time it
-is ours. It depends on `t` alone, so `odelm.ode.plan` computes it for a whole grid ahead of the first step.
+is ours. It depends on `t` alone, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class NormDelta(NamedTuple):
     bias: jax.Array | None
 
 
-class Residual(NamedTuple):
+class BlockDelta(NamedTuple):
     """What is added to each part of a block at one time."""
 
     qkv: Delta
@@ -61,8 +61,8 @@ class LowRank(nnx.Module):
 
     def __init__(self, layers: int, inputs: int, outputs: int, rank: int, *, bias: bool, rngs: nnx.Rngs):
         self.down = nnx.Param(initialize.matrix(rngs.params(), (layers, inputs, rank)))
-        self.up = nnx.Param(jnp.zeros((layers, rank, outputs)))
-        self.bias = nnx.Param(jnp.zeros((layers, outputs))) if bias else None
+        self.up = nnx.Param(jnp.zeros((layers, rank, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((layers, outputs), jnp.float32)) if bias else None
 
     def __call__(self, place: Place) -> Delta:
         down = jnp.concatenate([self.down[...][place.first], self.down[...][place.second]], axis=1)
@@ -75,20 +75,20 @@ class NormTable(nnx.Module):
     """The residuals of one norm at `layers` times; zero at initialisation."""
 
     def __init__(self, layers: int, size: int, *, bias: bool):
-        self.scale = nnx.Param(jnp.zeros((layers, size)))
-        self.bias = nnx.Param(jnp.zeros((layers, size))) if bias else None
+        self.scale = nnx.Param(jnp.zeros((layers, size), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((layers, size), jnp.float32)) if bias else None
 
     def __call__(self, place: Place) -> NormDelta:
         return NormDelta(between(self.scale[...], place), None if self.bias is None else between(self.bias[...], place))
 
 
-class LayerResidual(nnx.Module):
+class LayerDelta(nnx.Module):
     """All residuals of a block whose stretch of time begins at `start`: a layer at every whole time of it."""
 
     def __init__(self, config: ModelConfig, *, start: float, two_norms: bool, rngs: nnx.Rngs):
         D, F, rank, bias = config.width, config.feedforward_size, config.layer_rank, config.bias
         self.start = start
-        self.layers = config.depth // config.groups
+        self.layers = config.core // config.groups
         widened = 2 * F if config.activation == "swiglu" else F
         self.qkv = LowRank(self.layers, D, 3 * D, rank, bias=bias, rngs=rngs)
         self.out = LowRank(self.layers, D, D, rank, bias=bias, rngs=rngs)
@@ -97,13 +97,13 @@ class LayerResidual(nnx.Module):
         self.norm1 = NormTable(self.layers, D, bias=bias)
         self.norm2 = NormTable(self.layers, D, bias=bias) if two_norms else None
 
-    def __call__(self, t: jax.Array) -> Residual:
+    def __call__(self, t: jax.Array) -> BlockDelta:
         """Returns the residuals at `t`; past the last layer's time they stay as they are there."""
         local = jnp.clip(t - self.start, 0.0, self.layers - 1.0)
         first = jnp.floor(local).astype(jnp.int32)
         place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first)
         norm2 = None if self.norm2 is None else self.norm2(place)
-        return Residual(self.qkv(place), self.out(place), self.up(place), self.down(place), self.norm1(place), norm2)
+        return BlockDelta(self.qkv(place), self.out(place), self.up(place), self.down(place), self.norm1(place), norm2)
 
 
 def between(table: jax.Array, place: Place) -> jax.Array:

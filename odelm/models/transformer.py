@@ -1,4 +1,4 @@
-"""Embed, integrate over depth, normalise: what the language models and the classifier have in common."""
+"""Embed, prelude, integrate over depth, coda, normalise: what the language models and the classifier have in common."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,35 +11,41 @@ from jax.core import Tracer
 
 from odelm import ode
 from odelm.config import ModelConfig
-from odelm.errors import InputError
-from odelm.models.block import BlockChain, SharedBlock
+from odelm.errors import InputError, nearest
+from odelm.models.block import SharedBlock
+from odelm.models.chain import BlockChain
 from odelm.models.embed import Embed
-from odelm.models.field import BlockField
+from odelm.models.field import BlockField, key_at
+from odelm.models.inputs import Array, Inputs, as_inputs
+from odelm.models.memory import Memory, empty_key_values, empty_memory
 from odelm.models.norm import Norm
-from odelm.models.packing import Packing
-from odelm.models.precision import residual_dtype
+from odelm.models.precision import compute_dtype, state_dtype
+from odelm.models.view import View, see
 
 Grid = Sequence[float] | np.ndarray | jax.Array
 DepthPlan = tuple[ode.Plan, ...]
+"""One plan for each block in turn: those of the prelude, of each group of the core, and of the coda."""
+INTEGRATORS = ("scan", "diffrax")
 
 
 class SharedTransformer(nnx.Module):
-    """A Transformer whose depth is an interval of time, crossed by `groups` shared blocks in turn.
+    """A Transformer whose core is an interval of time, crossed by `groups` shared blocks in turn.
 
-    Subclasses add `readout(hidden)`; calling the model is `readout(encode(tokens))`. Inputs are int32 tokens
-    (B, L), and optionally a bool mask (B, L), True at real tokens, and int32 token types (B, L).
-
-    A row may pack several documents: int32 `segments` (B, L), non-decreasing along a row, say which of them a token is
-    of. A token then attends to its own document alone, and positions start at 0 in each.
+    Before the core stand `prelude` blocks of their own, after it `coda` ones, each a layer. Subclasses add
+    `readout(hidden)`; calling the model is `readout(encode(...))`.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = dataclasses.replace(config.validate())
-        self.embed = Embed(self.config, rngs=rngs)
+        config = self.config
+        self.embed = Embed(config, rngs=rngs)
         block = SharedBlock if config.inner_blocks == 1 else BlockChain
-        starts = ode.grid.boundaries(config.depth, config.groups)[:-1]
-        self.blocks = nnx.List([block(self.config, start=float(start), rngs=rngs) for start in starts])
-        self.final_norm = Norm(self.config, config.width) if config.norm_placement == "pre" else None
+        starts = ode.grid.boundaries(config.core, config.groups)[:-1]
+        self.prelude = nnx.List([block(config, first=i, single=True, rngs=rngs) for i in range(config.prelude)])
+        self.blocks = nnx.List([block(config, first=config.prelude, start=float(t), rngs=rngs) for t in starts])
+        after = range(config.depth - config.coda, config.depth)
+        self.coda = nnx.List([block(config, first=i, single=True, rngs=rngs) for i in after])
+        self.final_norm = Norm(config, config.width) if config.norm_placement == "pre" else None
 
     def readout(self, hidden: jax.Array) -> jax.Array:
         """Returns the model's output for hidden states (B, L, D)."""
@@ -47,94 +53,73 @@ class SharedTransformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
+        tokens: Array | Inputs,
         *,
-        mask: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        segments: jax.Array | None = None,
+        mask: Array | None = None,
+        token_types: Array | None = None,
+        segments: Array | None = None,
         steps: int | None = None,
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
         key: jax.Array | None = None,
         plan: DepthPlan | None = None,
-        unroll: int | bool = 1,
-        remat: str | None = None,
     ) -> jax.Array:
         """Returns `readout(encode(...))`; the arguments are those of `encode`."""
-        return self.readout(
-            self.encode(
-                tokens,
-                mask=mask,
-                token_types=token_types,
-                segments=segments,
-                steps=steps,
-                grid=grid,
-                solver=solver,
-                key=key,
-                plan=plan,
-                unroll=unroll,
-                remat=remat,
-            )
-        )
+        inputs = as_inputs(tokens, mask, token_types, segments)
+        return self.readout(self.encode(inputs, steps=steps, grid=grid, solver=solver, key=key, plan=plan))
 
     def encode(
         self,
-        tokens: jax.Array,
+        tokens: Array | Inputs,
         *,
-        mask: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        segments: jax.Array | None = None,
+        mask: Array | None = None,
+        token_types: Array | None = None,
+        segments: Array | None = None,
         steps: int | None = None,
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
         key: jax.Array | None = None,
         plan: DepthPlan | None = None,
-        unroll: int | bool = 1,
-        remat: str | None = None,
     ) -> jax.Array:
         """Returns the last hidden states (B, L, D).
 
         Args:
-            steps: so many equal steps (spread evenly over the groups); None is full depth, unit steps.
-            grid: or any increasing times from 0 to depth that contain the group boundaries, (N + 1,). The values of
-                a traced grid are not known, so it is cut into equal shares: each group gets N / groups of its steps.
-            solver: a name in `odelm.ode.SOLVERS` or a Diffrax solver. For a post-norm model "euler" is the
-                projected step; any other solver integrates `Block(h) - h`, which is stiff: for study.
+            tokens: int32 (B, L), or an `Inputs` that holds them and all that follows.
+            mask: bool (B, L), True at real tokens.
+            token_types: int32 (B, L).
+            segments: int32 (B, L), non-decreasing along a row: the index of the document that a token belongs to, where
+                a row packs several. A token attends only to its own document, and positions start at 0 in each.
+            steps, grid, solver: as in `plan`.
             key: a JAX key that turns dropout on.
             plan: the result of `self.plan(...)`, in place of steps, grid and solver: what depends on time
-                alone, computed once and kept from call to call.
-            unroll, remat: as in `odelm.ode.integrate`.
+                only, computed once and kept from call to call.
         """
-        if plan is None:
-            plan = self.plan(steps=steps, grid=grid, solver=solver, key=key)
-        packing = self._packing(tokens, segments)
-        h = self._embedded(tokens, token_types, key, packing)
-        for field, part in zip(self._fields(mask, key, packing), plan, strict=True):
-            h = ode.follow(field, h, part, unroll=unroll, remat=remat)
-        return h if self.final_norm is None else self.final_norm(h)
+        plan = self.plan(steps=steps, grid=grid, solver=solver) if plan is None else plan
+        return self.run(as_inputs(tokens, mask, token_types, segments), plan, key=key)[0]
 
-    def encode_adaptive(
-        self,
-        tokens: jax.Array,
-        *,
-        tolerance: float,
-        mask: jax.Array | None = None,
-        token_types: jax.Array | None = None,
-        segments: jax.Array | None = None,
-        solver: ode.Solver = "bosh3",
-        max_steps: int = 256,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns hidden states (B, L, D) and the number of block evaluations, with steps chosen by tolerance."""
-        packing = self._packing(tokens, segments)
-        h = self._embedded(tokens, token_types, None, packing)
-        times = ode.grid.boundaries(self.config.depth, self.config.groups)
-        evaluations = jnp.int32(0)
-        for field, t0, t1 in zip(self._fields(mask, None, packing), times[:-1], times[1:], strict=True):
-            h, count = ode.integrate_adaptive(
-                field, h, float(t0), float(t1), tolerance=tolerance, solver=solver, max_steps=max_steps
-            )
-            evaluations += count
-        return h if self.final_norm is None else self.final_norm(h), evaluations
+    def run(
+        self, inputs: Inputs, plan: DepthPlan, *, key: jax.Array | None = None, memory: Memory | None = None
+    ) -> tuple[jax.Array, Memory | None]:
+        """Returns the last hidden states (B, L, D) and the memory with these positions added.
+
+        With a `memory` of this plan (`self.memory`) the inputs are the positions after those that it holds.
+        """
+        inputs = inputs.checked(self.config)
+        if memory is not None:
+            self._check_memory(inputs, plan, memory)
+        inputs, view, memory = see(inputs, self.config, memory)
+        h, blocks = self._start(inputs, key), []
+        fields = self._fields(view, key)
+        kept = (None,) * len(fields) if memory is None else memory.blocks
+        for field, part, part_memory in zip(fields, plan, kept, strict=True):
+            if part.solver is not None:
+                h = ode.follow_diffrax(field, h, part)
+            else:
+                h, part_memory = ode.follow(field, h, _with_keys(part, field.key), part_memory)
+            blocks.append(part_memory)
+        if memory is not None:
+            memory = dataclasses.replace(memory, blocks=tuple(blocks))
+        return self._end(h), memory
 
     def plan(
         self,
@@ -142,66 +127,130 @@ class SharedTransformer(nnx.Module):
         steps: int | None = None,
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
-        key: jax.Array | None = None,
+        unroll: int | bool = 1,
+        remat: str | None = None,
+        integrator: str = "scan",
     ) -> DepthPlan:
-        """Returns, for each group, its step sizes and what its block knows of each time: a pytree for `encode`."""
-        if solver == "euler" and self.config.norm_placement == "post":
-            solver = "projected_euler"
+        """Returns how the depth is crossed, with all that depends on time computed: a pytree for `encode` and `run`.
+
+        Args:
+            steps: so many equal steps over the core (spread evenly over the groups); None is full depth, unit steps.
+            grid: or any increasing times from 0 to `config.core` that contain the group boundaries, (N + 1,). The
+                values of a traced grid are unknown, so it is cut into equal shares: each group gets N / groups steps.
+            solver: a name in `odelm.ode.SOLVERS` or a Diffrax solver. For a post-norm model "euler" is the
+                projected step; any other solver integrates `Block(h) - h`, which is stiff: for study.
+            unroll, remat: as in `odelm.ode.integrate`.
+            integrator: "scan", or "diffrax" for `diffrax.diffeqsolve`, which is slower and takes any Diffrax solver.
+        """
+        if integrator not in INTEGRATORS:
+            raise InputError(f"integrator is {integrator!r}; {nearest(integrator, INTEGRATORS)}")
         grids = self._grids(steps, grid)
-        fields = self._fields(None, key)
-        return tuple(ode.plan(field, part, solver=solver) for field, part in zip(fields, grids, strict=True))
+        parts = []
+        for field, times, core in zip(self._fields(), self._with_ends(grids), self._is_core(), strict=True):
+            if integrator == "diffrax" and core:
+                parts.append(ode.make_diffrax_plan(field, times, solver=solver))
+            else:
+                chosen = solver if core else "euler"
+                parts.append(ode.make_plan(field, times, solver=chosen, unroll=unroll, remat=remat))
+        return tuple(parts)
 
-    def _packing(self, tokens: jax.Array, segments: jax.Array | None) -> Packing | None:
-        if segments is None:
-            return None
-        if segments.shape != tokens.shape:
-            raise InputError(
-                f"the segments are of shape {segments.shape}, expected one for each token, {tokens.shape}: "
-                "give a row of segments for each row of tokens"
-            )
-        return Packing.of(segments, self.config)
-
-    def _embedded(
+    def encode_adaptive(
         self,
-        tokens: jax.Array,
-        token_types: jax.Array | None,
-        key: jax.Array | None,
-        packing: Packing | None = None,
-    ) -> jax.Array:
-        length, longest = tokens.shape[1], self.config.max_length
-        if length > longest:
-            raise InputError(
-                f"the tokens are {length} long, but model.max_length is {longest}: shorten them or raise it"
-            )
-        if token_types is not None and not self.config.token_types:
-            raise InputError("token_types were given, but model.token_types is 0: the model has no embeddings for them")
-        key = None if key is None else jax.random.fold_in(key, self.config.groups)
-        return self.embed(tokens, token_types, key, packing and packing.positions).astype(residual_dtype(self.config))
+        tokens: Array | Inputs,
+        *,
+        tolerance: float,
+        mask: Array | None = None,
+        token_types: Array | None = None,
+        segments: Array | None = None,
+        solver: ode.Solver = "bosh3",
+        max_steps: int = 256,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns hidden states (B, L, D) and the number of block evaluations; a tolerance chooses the core's steps."""
+        inputs = as_inputs(tokens, mask, token_types, segments).checked(self.config)
+        inputs, view, _ = see(inputs, self.config, None)
+        h, evaluations = self._start(inputs, None), jnp.int32(0)
+        boundaries = ode.grid.boundaries(self.config.core, self.config.groups)
+        stretches = self._with_ends(ode.grid.cut(boundaries, boundaries))
+        for field, (t0, t1), core in zip(self._fields(view), stretches, self._is_core(), strict=True):
+            if core:
+                h, count = ode.integrate_adaptive(
+                    field, h, float(t0), float(t1), tolerance=tolerance, solver=solver, max_steps=max_steps
+                )
+            else:
+                h, count = ode.integrate(field, h, [t0, t1]), 1
+            evaluations += count
+        return self._end(h), evaluations
 
-    def _fields(
-        self, mask: jax.Array | None, key: jax.Array | None, packing: Packing | None = None
-    ) -> list[BlockField]:
-        keys = [None if key is None else jax.random.fold_in(key, g) for g in range(len(self.blocks))]
-        return [BlockField(block, mask, k, packing) for block, k in zip(self.blocks, keys, strict=True)]
+    def memory(self, plan: DepthPlan, *, batch: int, room: int) -> Memory:
+        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan."""
+        if any(part.solver is not None for part in plan):
+            raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
+        config = self.config
+        if not 0 < room <= config.max_length:
+            raise InputError(f"room is {room}, expected 1 to model.max_length, {config.max_length}")
+        rows, heads = (batch, room), (config.heads, config.head_size)
+
+        def empty(part: ode.Plan):
+            kept = empty_key_values((part.times.shape[0], part.times.shape[1]), rows, heads, compute_dtype(config))
+            return kept if config.inner_blocks == 1 else (kept,) * config.inner_blocks
+
+        return empty_memory(tuple(empty(part) for part in plan), rows)
+
+    def _check_memory(self, inputs: Inputs, plan: DepthPlan, memory: Memory) -> None:
+        if self.config.kind != "decoder":
+            raise InputError("a memory is of a decoder: in an encoder earlier positions see the later ones")
+        if any(part.solver is not None for part in plan):
+            raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
+        rows = inputs.shape[0], memory.room
+        if memory.real.shape != rows or inputs.shape[1] > memory.room:
+            raise InputError(
+                f"the memory has room for {memory.room} positions of {memory.real.shape[0]} rows, but "
+                f"{inputs.shape[1]} of {rows[0]} rows are given: use model.memory(plan, batch={rows[0]}, room=...)"
+            )
+
+    def _start(self, inputs: Inputs, key: jax.Array | None) -> jax.Array:
+        key = None if key is None else jax.random.fold_in(key, self.config.groups)
+        return self.embed(inputs, key).astype(state_dtype(self.config))
+
+    def _end(self, h: jax.Array) -> jax.Array:
+        return h if self.final_norm is None else self.final_norm(h)
+
+    def _fields(self, view: View | None = None, key: jax.Array | None = None) -> list[BlockField]:
+        """Returns the field of every block in turn. The groups' dropout keys come first, so that a model without
+        prelude and coda draws what it always did."""
+        groups, ends = len(self.blocks), len(self.prelude)
+        numbers = [*range(groups + 1, groups + 1 + ends), *range(groups)]
+        numbers += range(groups + 1 + ends, groups + 1 + ends + len(self.coda))
+        keys = [None if key is None else jax.random.fold_in(key, n) for n in numbers]
+        blocks = (*self.prelude, *self.blocks, *self.coda)
+        return [BlockField(block, view, k) for block, k in zip(blocks, keys, strict=True)]
+
+    def _is_core(self) -> list[bool]:
+        """Returns for every block in turn whether it belongs to the core."""
+        return [False] * len(self.prelude) + [True] * len(self.blocks) + [False] * len(self.coda)
+
+    def _with_ends(self, stretches: Sequence[Grid]) -> list[Grid]:
+        """Returns the stretches of the core between those of prelude and coda, a unit step each."""
+        unit = np.array([0, 1], np.float32)
+        return [*[unit] * len(self.prelude), *stretches, *[unit] * len(self.coda)]
 
     def _grids(self, steps: int | None, grid: Grid | None) -> list[Grid]:
         """Cuts the requested grid at the group boundaries. A traced grid is cut into equal shares."""
-        depth, groups = self.config.depth, self.config.groups
+        core, groups = self.config.core, self.config.groups
         if steps is not None and grid is not None:
             raise InputError(f"both steps={steps} and a grid were given; give one")
         if grid is None:
-            steps = depth if steps is None else steps
+            steps = core if steps is None else steps
             if steps < 1 or steps % groups:
                 raise InputError(
                     f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "
                     f"try {max(groups, round(steps / groups) * groups)}"
-                    + (", or share its layers first (init.groups)" if groups == depth > 1 else "")
+                    + (", or share its layers first (init.groups)" if groups == core > 1 else "")
                 )
-            grid = ode.grid.equal(depth, steps)
+            grid = ode.grid.equal(core, steps)
         elif not isinstance(grid, Tracer):
-            grid = ode.grid.checked(np.asarray(grid), depth, groups)
-            cuts = np.searchsorted(grid, ode.grid.boundaries(depth, groups))
-            return [grid[start : stop + 1] for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+            grid = ode.grid.checked(np.asarray(grid), core, groups)
+            return list(ode.grid.cut(grid, ode.grid.boundaries(core, groups)))
         share, rest = divmod(len(grid) - 1, groups)
         if rest:
             raise InputError(
@@ -209,3 +258,11 @@ class SharedTransformer(nnx.Module):
                 f"give a multiple of {groups}, or a grid of known values"
             )
         return [grid[g * share : (g + 1) * share + 1] for g in range(groups)]
+
+
+def _with_keys(plan: ode.Plan, key: jax.Array | None) -> ode.Plan:
+    """Returns the plan of a block with the dropout keys of its times."""
+    if key is None:
+        return plan
+    keys = jax.vmap(jax.vmap(lambda t: key_at(key, t)))(plan.times)
+    return dataclasses.replace(plan, conditions=(plan.conditions[0], keys))

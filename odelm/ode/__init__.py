@@ -1,21 +1,25 @@
 """Integration over depth time. Nothing here knows of language; any callable field and pytree state will do."""
 
 from odelm.ode import grid
-from odelm.ode.integrate import (
+from odelm.ode.adaptive import integrate_adaptive
+from odelm.ode.diffrax_path import follow_diffrax, integrate_diffrax, make_diffrax_plan
+from odelm.ode.plan import (
     ConditionedField,
+    Field,
+    Grid,
     Plan,
-    ProjectedField,
+    RememberingField,
+    SteppingField,
     follow,
     integrate,
-    integrate_adaptive,
-    integrate_diffrax,
-    plan,
+    make_plan,
 )
 from odelm.ode.solver import (
     RK4,
     SOLVERS,
-    ProjectedEuler,
+    OwnStep,
     Solver,
+    Tableau,
     evaluations,
     get_solver,
     get_tableau,
@@ -26,12 +30,17 @@ __all__ = [
     "RK4",
     "SOLVERS",
     "ConditionedField",
+    "Field",
+    "Grid",
+    "OwnStep",
     "Plan",
-    "ProjectedEuler",
-    "ProjectedField",
+    "RememberingField",
     "Solver",
+    "SteppingField",
+    "Tableau",
     "evaluations",
     "follow",
+    "follow_diffrax",
     "get_solver",
     "get_tableau",
     "grid",
@@ -39,5 +48,6 @@ __all__ = [
     "integrate",
     "integrate_adaptive",
     "integrate_diffrax",
-    "plan",
+    "make_diffrax_plan",
+    "make_plan",
 ]

@@ -34,15 +34,6 @@ def from_sizes(sizes: Times, *, depth: float | None = None) -> np.ndarray:
     return _exact_end(times if depth is None else times * (depth / times[-1]), depth or times[-1])
 
 
-def refined(grid: Times, factor: int) -> np.ndarray:
-    """Returns the grid with every step cut into `factor` equal ones."""
-    _check_whole("factor", factor)
-    times = increasing(grid, np.float64)
-    parts = np.arange(factor) / factor
-    inner = (times[:-1, None] + parts * np.diff(times)[:, None]).ravel()
-    return _exact_end(np.append(inner, times[-1]), times[-1])
-
-
 def increasing(grid: Times, dtype: type | np.dtype = np.float32) -> np.ndarray:
     """Returns `grid` (N + 1,) in a float `dtype`, or raises InputError naming the entry that is wrong.
 
@@ -81,6 +72,12 @@ def checked(grid: Times, depth: float, groups: int = 1) -> np.ndarray:
 def boundaries(depth: float, groups: int) -> np.ndarray:
     """Returns the times where one group's block hands over to the next, ends included, (groups + 1,)."""
     return equal(depth, groups)
+
+
+def cut(grid: Times, boundaries: Times) -> list[np.ndarray]:
+    """Returns the stretches of a grid between boundaries that it contains, each with its two ends."""
+    at = np.searchsorted(grid, boundaries)
+    return [np.asarray(grid)[start : stop + 1] for start, stop in zip(at[:-1], at[1:], strict=True)]
 
 
 def draw_sizes(

@@ -5,7 +5,7 @@ An explicit Runge-Kutta step from `h` at `t` with size `dt` is
     k_r = f(t + c_r dt, h + dt * sum_{q < r} a_rq k_q),      h' = h + dt * sum_r b_r k_r.
 
 Diffrax carries the tableau (a, b, c) of its own solvers; it has none for Euler, and no classical
-fourth-order method, so both are given here. `ProjectedEuler` is the step of a post-norm model.
+fourth-order method, so both are given here. `OwnStep` is Euler's method by a field's own rule.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import diffrax
+import equinox as eqx
 import jax
+import lineax as lx
 import numpy as np
+import optimistix as optx
 
 from odelm.errors import InputError, nearest
 
@@ -36,17 +39,17 @@ class RK4(diffrax.AbstractERK):
         return 4
 
 
-class ProjectedEuler(diffrax.AbstractSolver):
-    """Euler's method whose step ends back on a manifold: `h' = project(condition(t), h, dt)`.
+class OwnStep(diffrax.AbstractSolver):
+    """Euler's method by the field's own rule, `h' = step(condition(t), h, dt)`; by the ordinary one if it has none.
 
     A post-norm model keeps its state normalised. Its residual `Block(h) - h` contains `-h`, which explicit
     Euler amplifies for steps above 2; scaling the branches inside the norms, `N(h + dt * branch(h))`,
     is the same network at `dt = 1` and stable beyond it, the norm being the retraction (Hairer, Lubich and
-    Wanner, Geometric Numerical Integration, section IV.4). The field says how: see
-    `odelm.ode.integrate.ProjectedField`. `field` may be left out until the integration supplies it.
+    Wanner, Geometric Numerical Integration, section IV.4). `take(t, h, dt)` is supplied by the integration; see
+    `odelm.ode.SteppingField`. The plain method, for any field, is `diffrax.Euler()`.
     """
 
-    field: Any = None
+    take: Callable[[Any, Any, Any], Any] | None = eqx.field(default=None, static=True)
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = diffrax.LocalLinearInterpolation
 
@@ -57,7 +60,8 @@ class ProjectedEuler(diffrax.AbstractSolver):
         return None
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        y1 = self.field.project(self.field.condition(t0), y0, t1 - t0)
+        assert self.take is not None, "the integration supplies it"
+        y1 = self.take(t0, y0, t1 - t0)
         return y1, None, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -65,8 +69,7 @@ class ProjectedEuler(diffrax.AbstractSolver):
 
 
 SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
-    "euler": diffrax.Euler,
-    "projected_euler": ProjectedEuler,
+    "euler": OwnStep,
     "midpoint": diffrax.Midpoint,
     "heun": diffrax.Heun,
     "ralston": diffrax.Ralston,
@@ -77,6 +80,19 @@ SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "dopri8": diffrax.Dopri8,
 }
 
+
+def _root_finder() -> optx.Newton:
+    """Returns a root finder for states of any size: its linear equations are solved without forming a matrix."""
+    return optx.Newton(rtol=1e-3, atol=1e-3, linear_solver=lx.GMRES(rtol=1e-3, atol=1e-3))
+
+
+IMPLICIT_SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
+    "implicit_euler": lambda: diffrax.ImplicitEuler(root_finder=_root_finder()),
+    "kvaerno3": lambda: diffrax.Kvaerno3(root_finder=_root_finder()),
+    "kvaerno5": lambda: diffrax.Kvaerno5(root_finder=_root_finder()),
+}
+"""Solvers that only `diffeqsolve` can follow (`odelm.ode.make_diffrax_plan`)."""
+
 Solver = str | diffrax.AbstractSolver
 
 
@@ -84,9 +100,10 @@ def get_solver(solver: Solver) -> diffrax.AbstractSolver:
     """Returns the Diffrax solver of that name, or the instance itself; raises InputError on any other."""
     if isinstance(solver, diffrax.AbstractSolver):
         return solver
-    if solver not in SOLVERS:
-        raise InputError(f"solver is {solver!r}; {nearest(str(solver), SOLVERS)}")
-    return SOLVERS[solver]()
+    known = SOLVERS | IMPLICIT_SOLVERS
+    if solver not in known:
+        raise InputError(f"solver is {solver!r}; {nearest(str(solver), known)}")
+    return known[solver]()
 
 
 @dataclass(frozen=True)
@@ -103,19 +120,27 @@ class Tableau:
         return len(self.b)
 
 
+EULER = Tableau(a=((),), b=(1.0,), c=(0.0,))
+
+
+def is_own_step(solver: diffrax.AbstractSolver) -> bool:
+    """True for Euler's method by the field's own rule."""
+    return isinstance(solver, OwnStep)
+
+
 def get_tableau(solver: diffrax.AbstractSolver) -> Tableau:
     """Returns the explicit tableau; InputError if the solver is no explicit Runge-Kutta method.
 
     A trailing stage of weight zero ("first same as last" methods evaluate one for their error estimate) is
     left out: a fixed grid has no use for it.
     """
-    if isinstance(solver, diffrax.Euler):
-        return Tableau(a=((),), b=(1.0,), c=(0.0,))
+    if isinstance(solver, diffrax.Euler | OwnStep):
+        return EULER
     tableau = getattr(solver, "tableau", None)
     if not isinstance(solver, diffrax.AbstractERK) or not isinstance(tableau, diffrax.ButcherTableau):
         raise InputError(
             f"{type(solver).__name__} is not an explicit Runge-Kutta method; a fixed grid takes one of "
-            f"{', '.join(SOLVERS)}, or a diffrax.AbstractERK instance"
+            f"{', '.join(SOLVERS)}, or a diffrax.AbstractERK instance; diffeqsolve takes any (integrator='diffrax')"
         )
     a = ((), *(tuple(map(float, row)) for row in tableau.a_lower))
     b = tuple(map(float, tableau.b_sol))
@@ -125,8 +150,13 @@ def get_tableau(solver: diffrax.AbstractSolver) -> Tableau:
 
 def evaluations(solver: Solver, steps: int) -> int:
     """Returns how often a fixed grid of `steps` steps evaluates the field."""
-    solver = get_solver(solver)
-    return steps * (1 if isinstance(solver, ProjectedEuler) else get_tableau(solver).stages)
+    return steps * get_tableau(get_solver(solver)).stages
+
+
+def stages_of(solver: diffrax.AbstractSolver) -> int:
+    """Returns the evaluations of one step; of a method without an explicit tableau, 1."""
+    explicit = isinstance(solver, diffrax.Euler | OwnStep | diffrax.AbstractERK)
+    return get_tableau(solver).stages if explicit else 1
 
 
 def full_tableau(solver: diffrax.AbstractSolver) -> diffrax.ButcherTableau:

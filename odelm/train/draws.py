@@ -10,7 +10,7 @@ from odelm.ode import grid
 def possible_counts(config: Config) -> tuple[int, ...]:
     """Returns every step count that training can draw, ascending: one executable is compiled for each."""
     if config.step_sampling.kind == "fixed":
-        return (config.model.depth,)
+        return (config.model.core,)
     counts, weights = config.step_counts, config.step_sampling.weights
     drawn = {count for count, weight in zip(counts, weights, strict=True) if weight} if weights else set(counts)
     return tuple(sorted(drawn))
@@ -21,11 +21,11 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
     generator = rng.host(config.train.seed, "steps", update)
     sampling, model = config.step_sampling, config.model
     if sampling.kind == "fixed":
-        return grid.equal(model.depth, model.depth)
+        return grid.equal(model.core, model.core)
     count = grid.draw_count(generator, *_let_in(config, update))
     if sampling.kind == "random_sizes":
-        return grid.draw_sizes(generator, model.depth, count, low=sampling.low, high=sampling.high, groups=model.groups)
-    return grid.draw_equal(generator, model.depth, count, jitter=sampling.jitter, groups=model.groups)
+        return grid.draw_sizes(generator, model.core, count, low=sampling.low, high=sampling.high, groups=model.groups)
+    return grid.draw_equal(generator, model.core, count, jitter=sampling.jitter, groups=model.groups)
 
 
 def _let_in(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -18,7 +18,8 @@ def make_loss(graph: nnx.GraphDef, *, solver: str = "euler") -> LossFunction:
 
     @jax.jit
     def loss(params: Any, batch: Batch, times: jax.Array) -> LossSums:
-        return loss_sums(nnx.merge(graph, params), batch, grid=times, solver=solver)
+        model = nnx.merge(graph, params)
+        return loss_sums(model, batch, plan=model.plan(grid=times, solver=solver))
 
     return loss
 
@@ -32,5 +33,5 @@ def mean_loss(loss: LossFunction, params: Any, batches: Iterable[Batch], times: 
 def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: Config) -> dict[int, float]:
     """Returns the held-out loss for each of the config's evaluated step counts, full depth first."""
     return {
-        steps: mean_loss(loss, params, batches, grid.equal(config.model.depth, steps)) for steps in config.eval_steps
+        steps: mean_loss(loss, params, batches, grid.equal(config.model.core, steps)) for steps in config.eval_steps
     }

@@ -63,14 +63,9 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
 
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
-            sums = loss_sums(
-                nnx.merge(graph, params),
-                batch,
-                grid=grid,
-                key=key,
-                unroll=config.train.unroll,
-                remat=config.train.remat,
-            )
+            model = nnx.merge(graph, params)
+            plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
+            sums = loss_sums(model, batch, plan=plan, key=key)
             return sums.objective, sums.loss
 
         gradients, loss = jax.grad(objective, has_aux=True)(state.params)

@@ -1,0 +1,117 @@
+"""What attention has to know of the tokens: where they stand, and which of them a query may attend to.
+
+It is said once a call and used at every depth. Padding, causality and documents packed in one row are one mask, right
+also where the keys begin with those of a memory, so that there are fewer queries than keys.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from odelm.config import ModelConfig
+from odelm.models.inputs import Inputs, positions_within
+from odelm.models.memory import Memory
+
+Angles = tuple[jax.Array, jax.Array]
+"""Cosines and sines, float32 (L, K/2) each, or (B, L, K/2) where the positions differ between rows."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class View:
+    """The tokens as attention sees them, B rows of L queries and S keys."""
+
+    angles: Angles | None = None
+    """Of the queries' rotary positions; None for a model with other positions."""
+    real: jax.Array | None = None
+    """bool (B, S), True at the keys that may be attended to; None is all."""
+    segments: tuple[jax.Array, jax.Array] | None = None
+    """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
+    start: jax.Array | None = None
+    """int32 (), where among the keys of a memory the first query stands; None is no memory: queries and keys agree."""
+
+    def allowed(self, queries: int, *, causal: bool) -> jax.Array | None:
+        """Returns which keys each query may attend to, bool (B or 1, 1, L or 1, S); None is all.
+
+        Without a memory causality is left to the implementation of attention, which needs no mask for it.
+        """
+        parts = []
+        if self.real is not None:
+            parts.append(self.real[:, None, None, :])
+        if self.segments is not None:
+            of_queries, of_keys = self.segments
+            parts.append(of_queries[:, None, :, None] == of_keys[:, None, None, :])
+        if self.start is not None and causal:
+            assert self.real is not None, "a memory says which of its keys are there"
+            index = self.start + jnp.arange(queries, dtype=jnp.int32)
+            keys = jnp.arange(self.real.shape[1], dtype=jnp.int32)
+            parts.append((keys[None, :] <= index[:, None])[None, None])
+        if not parts:
+            return None
+        allowed = parts[0]
+        for part in parts[1:]:
+            allowed = allowed & part
+        return allowed
+
+
+def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inputs, View, Memory | None]:
+    """Returns the inputs, the view that attention has of them, and the memory with their places marked.
+
+    The inputs have their positions where these are not 0 to L - 1.
+    """
+    positions, real, segments = (
+        None if array is None else jnp.asarray(array) for array in (inputs.positions, inputs.mask, inputs.segments)
+    )
+    if memory is not None:
+        return _see_after(inputs, config, memory)
+    if positions is None and segments is not None:
+        positions = positions_within(segments)
+    angles = angles_of(jnp.arange(inputs.shape[1]) if positions is None else positions, config)
+    view = View(angles, real, None if segments is None else (segments, segments))
+    return dataclasses.replace(inputs, positions=positions), view, None
+
+
+def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inputs, View, Memory]:
+    """Returns what `see` does, for positions that come after those of a memory."""
+    B, L = inputs.shape
+    at = (0, memory.length)
+    real = jnp.ones((B, L), bool) if inputs.mask is None else jnp.asarray(inputs.mask, bool)
+    segments = jnp.zeros((B, L), jnp.int32) if inputs.segments is None else jnp.asarray(inputs.segments, jnp.int32)
+    after = Memory(
+        memory.blocks,
+        memory.length + L,
+        jax.lax.dynamic_update_slice(memory.real, real, at),
+        jax.lax.dynamic_update_slice(memory.segments, segments, at),
+    )
+    if inputs.positions is None:
+        positions = _positions_after(memory, after, segments, L)
+    else:
+        positions = jnp.asarray(inputs.positions)
+    view = View(angles_of(positions, config), after.real, (segments, after.segments), memory.length)
+    return dataclasses.replace(inputs, positions=positions), view, after
+
+
+def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length: int) -> jax.Array:
+    """Returns each new token's distance from the first of its segment, which may stand in the memory, int32 (B, L)."""
+    places = memory.length + jnp.arange(length, dtype=jnp.int32)
+    same = after.segments[:, None, :] == segments[:, :, None]
+    filled = jnp.arange(memory.room) < after.length
+    first = jnp.argmax(same & filled, axis=-1).astype(jnp.int32)
+    return places - first
+
+
+def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
+    """Returns the cosines and sines by which positions (.., L) turn, float32 (.., L, K/2) each, K the `size`.
+
+    Source: Su et al. 2021, arXiv 2104.09864, section 3.2.
+    """
+    rates = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def angles_of(positions: jax.Array, config: ModelConfig) -> Angles | None:
+    """Returns the angles of positions (.., L) in a model with rotary positions, else None."""
+    return rotary_angles(positions, config.head_size, config.rotary_base) if config.positions == "rotary" else None
