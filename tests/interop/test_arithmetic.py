@@ -46,11 +46,13 @@ def main_output(out) -> np.ndarray:
 
 def states_of(model, inputs: Inputs) -> list[jax.Array]:
     """Returns the hidden states before the first block and after each, as transformers lists them."""
-    h = model._embedded(inputs["tokens"], inputs.get("token_types"), None)
+    call = odelm.models.Inputs(inputs["tokens"], mask=inputs["mask"], token_types=inputs.get("token_types"))
+    given, view, _ = see(call, model.config, None)
+    h = model.embed(given)
     states, depth = [h], model.config.depth
     for t in range(depth):
         for _, block in _parts(model.blocks[t * model.config.groups // depth]):
-            h = block(h, t, mask=inputs["mask"])
+            h = block(h, t, view=view)
             states.append(h)
     if model.final_norm is not None:
         states[-1] = model.final_norm(h)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from odelm.models import Inputs
+
 # Every three of the four options in all their combinations (the last column is the parity of the others).
 CASES = [
     (placement, norm, parallel, (placement == "post") ^ (norm == "rmsnorm") ^ parallel)
@@ -25,11 +27,12 @@ def functions(model):
     graph, params = nnx.split(model)
 
     def integrated(params, tokens, unroll):
-        return nnx.merge(graph, params).encode(tokens, unroll=unroll)
+        model = nnx.merge(graph, params)
+        return model.encode(tokens, plan=model.plan(unroll=unroll))
 
     def stacked(params, tokens, unroll):
         model = nnx.merge(graph, params)
-        block, h = model.blocks[0], model.embed(tokens)
+        block, h = model.blocks[0], model.embed(Inputs(tokens))
         if unroll:
             for t in range(model.config.depth):
                 h = block(h, t)

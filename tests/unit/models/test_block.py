@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from odelm.models import BlockField, SharedBlock
-from odelm.ode import ConditionedField
+from odelm.ode import RememberingField
 
 # A block chains some 20 float32 sums of up to 24 terms of order one: 100 roundings of 6e-8.
 ATOL = 100 * 6e-8
@@ -26,11 +26,11 @@ def make_block(request, make_config, randomise):
 
 def test_pre_norm_increment(make_block):
     block, t = make_block("pre"), jnp.float32(1.5)
-    norm1, norm2, gate1, gate2, _ = block.condition(t)
-    gate1, gate2 = (1 if gate is None else gate for gate in (gate1, gate2))
-    a = block.attention(block.norm1(H0, norm1)) * gate1
-    expected = a + block.feedforward(block.norm2(H0 if block.parallel else H0 + a, norm2)) * gate2
-    np.testing.assert_allclose(block.increment(block.condition(t), H0), expected, rtol=0, atol=ATOL)
+    condition = block.condition(t)
+    gate1, gate2 = (1 if gate is None else gate for gate in (condition.gate1, condition.gate2))
+    a = block.attention(block.norm1(H0, condition.norm1))[0] * gate1
+    expected = a + block.feedforward(block.norm2(H0 if block.parallel else H0 + a, condition.norm2)) * gate2
+    np.testing.assert_allclose(block.increment(condition, H0)[0], expected, rtol=0, atol=ATOL)
     np.testing.assert_allclose(block(H0, 1.5), H0 + expected, rtol=0, atol=ATOL)
 
 
@@ -39,16 +39,16 @@ def test_post_norm_projection(make_block, dt):
     block, t = make_block("post"), jnp.float32(1.5)
     condition = block.condition(t)
     gate1, gate2 = (1 if gate is None else gate for gate in (condition.gate1, condition.gate2))
-    a = H0 + dt * gate1 * block.attention(H0)
+    a = H0 + dt * gate1 * block.attention(H0)[0]
     if block.parallel:
         expected = block.norm1(a + dt * gate2 * block.feedforward(H0), condition.norm1)
     else:
         a = block.norm1(a, condition.norm1)
         expected = block.norm2(a + dt * gate2 * block.feedforward(a), condition.norm2)
-    np.testing.assert_allclose(block.project(condition, H0, dt), expected, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(block.step(condition, H0, dt)[0], expected, rtol=0, atol=ATOL)
     if dt == 1.0:
         np.testing.assert_allclose(block(H0, 1.5), expected, rtol=0, atol=ATOL)
-        np.testing.assert_allclose(block.increment(condition, H0), expected - H0, rtol=0, atol=ATOL)
+        np.testing.assert_allclose(block.increment(condition, H0)[0], expected - H0, rtol=0, atol=ATOL)
 
 
 def test_time_matters_only_to_a_modulated_block(make_block):
@@ -66,9 +66,9 @@ def test_a_new_modulated_block_is_the_plain_one(make_config):
 
 def test_field(make_block):
     block = make_block("pre")
-    field = BlockField(block, np.ones((2, 5), bool))
-    assert isinstance(field, ConditionedField)
-    expected = block.increment(block.condition(jnp.float32(2)), H0)
+    field = BlockField(block)
+    assert isinstance(field, RememberingField)
+    expected = block.increment(block.condition(jnp.float32(2)), H0)[0]
     np.testing.assert_allclose(field(jnp.float32(2), H0), expected, rtol=0, atol=ATOL)
 
 

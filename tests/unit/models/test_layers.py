@@ -13,10 +13,11 @@ import pytest
 import scipy.special
 from flax import nnx
 
-from odelm.models import Attention, Embed, FeedForward, Modulation, Norm, Readout
+from odelm.models import Attention, Embed, FeedForward, Inputs, Modulation, Norm, Readout
+from odelm.models.attention import rotate
 from odelm.models.feedforward import activate
 from odelm.models.modulation import time_features
-from odelm.models.rotary import rotary_angles, rotate
+from odelm.models.view import View, rotary_angles
 
 ATOL = 50 * 6e-8
 B, L, D, H, K = 2, 5, 16, 2, 8
@@ -86,14 +87,16 @@ def test_attention(make_config, randomise, x, options, masked):
         rotary=config.positions == "rotary",
         allowed=allowed,
     )
-    np.testing.assert_allclose(module(x, allowed if masked else None), expected, rtol=0, atol=ATOL)
+    rotary = rotary_angles(np.arange(L), K, 10_000.0) if config.positions == "rotary" else None
+    view = View(rotary, allowed) if masked else None
+    np.testing.assert_allclose(module(x, view)[0], expected, rtol=0, atol=ATOL)
 
 
 def test_rotation_depends_on_the_distance_only():
     q, k = np.random.default_rng(0).standard_normal((2, K)).astype(np.float32)
-    angles = rotary_angles(12, K, 10_000.0)
+    angles = rotary_angles(np.arange(12), K, 10_000.0)
     one = jnp.ones((1, 12, 1, 1))
-    scores = np.einsum("lk,sk->ls", rotate(one * q, *angles)[0, :, 0], rotate(one * k, *angles)[0, :, 0])
+    scores = np.einsum("lk,sk->ls", rotate(one * q, angles)[0, :, 0], rotate(one * k, angles)[0, :, 0])
     for distance in range(11):
         diagonal = np.diagonal(scores, -distance)
         # Angles up to 11 are rounded to about 1e-6, which moves a score of order 5 by as much.
@@ -182,8 +185,8 @@ def test_embed(make_config, randomise, tokens, positions):
     x = norm(x, "rmsnorm", value(module.norm.scale), value(module.norm.bias))
     expected = x @ value(module.project.kernel) + value(module.project.bias)
     # Normalising and projecting add their rounding to that of the sums.
-    np.testing.assert_allclose(module(tokens, types), expected, rtol=0, atol=2 * ATOL)
-    assert np.abs(module(tokens, types) - module(tokens)).max() > 0.01
+    np.testing.assert_allclose(module(Inputs(tokens, token_types=types)), expected, rtol=0, atol=2 * ATOL)
+    assert np.abs(module(Inputs(tokens, token_types=types)) - module(Inputs(tokens))).max() > 0.01
 
 
 def test_decoder_readout_is_the_transposed_embedding(make_config, x):

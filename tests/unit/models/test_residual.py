@@ -6,14 +6,14 @@ import pytest
 from flax import nnx
 
 import odelm
-from odelm.models import LayerResidual
+from odelm.models import Inputs, LayerDelta
 
 
 @pytest.fixture(scope="module")
 def residual(make_config, randomise):
     """Residuals of a block whose stretch is [2, 4): layers at 2 and 3."""
     config = make_config(groups=2, layer_rank=3, bias=True)
-    return randomise(LayerResidual(config, start=2.0, two_norms=True, rngs=nnx.Rngs(0)), scale=1.0)
+    return randomise(LayerDelta(config, start=2.0, two_norms=True, rngs=nnx.Rngs(0)), scale=1.0)
 
 
 def matrix_at(residual, t: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_a_chain_is_its_blocks_one_after_the_other(placement, make_model, tokens):
     model = make_model(norm_placement=placement, inner_blocks=2)
-    h = model._embedded(tokens, None, None)
+    h = model.embed(Inputs(tokens))
     for t in range(model.config.depth):
         for block in model.blocks[0].inner:
             h = block(h, t)

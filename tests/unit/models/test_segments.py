@@ -4,6 +4,7 @@ Tolerance: the keys of other documents weigh exactly nothing, so packing only ch
 sums. A model of four blocks chains about 100 float32 sums of up to 24 terms; logits are of order 3.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -14,10 +15,10 @@ import pytest
 from flax import nnx
 
 from odelm.errors import InputError
-from odelm.models import Attention, Packing
+from odelm.models import Attention, Inputs
+from odelm.models.inputs import positions_within
 from odelm.models.loss import loss_sums
-from odelm.models.packing import positions_within
-from odelm.models.rotary import rotary_angles
+from odelm.models.view import rotary_angles, see
 
 ATOL = 3 * 200 * 6e-8
 
@@ -61,7 +62,12 @@ def alone(run: Callable[[np.ndarray], jax.Array]) -> np.ndarray:
 @pytest.mark.parametrize("options, call", [(kind, {}) for kind in KINDS] + VARIANTS, ids=named)
 def test_packed_documents_have_the_logits_they_have_alone(make_model, options, call):
     graph, params = nnx.split(make_model(**options))
-    run = jax.jit(lambda params, tokens, segments: nnx.merge(graph, params)(tokens, segments=segments, **call))
+
+    @jax.jit
+    def run(params, tokens, segments):
+        model = nnx.merge(graph, params)
+        return model(tokens, segments=segments, plan=model.plan(**call))
+
     apart = alone(lambda tokens: run(params, tokens, None))
     np.testing.assert_allclose(run(params, TOKENS, SEGMENTS), apart, rtol=0, atol=ATOL)
 
@@ -151,14 +157,14 @@ def test_positions_start_again_in_each_segment():
 def test_rotary_angles_start_again_in_each_segment(make_config, randomise):
     # Rotary attention depends on distances alone, so that logits tell a place in the row by its rounding only.
     config = make_config(positions="rotary")
-    packing = Packing.of(SEGMENTS, config)
-    cos, sin = rotary_angles(TOKENS.shape[1], config.head_size, config.rotary_base)
-    np.testing.assert_array_equal(packing.angles, (cos[POSITIONS], sin[POSITIONS]))
+    _, view, _ = see(Inputs(TOKENS, segments=SEGMENTS), config, None)
+    cos, sin = rotary_angles(np.arange(TOKENS.shape[1]), config.head_size, config.rotary_base)
+    np.testing.assert_array_equal(view.angles, (cos[POSITIONS], sin[POSITIONS]))
 
     attention = randomise(Attention(config, rngs=nnx.Rngs(0)))
     x = np.random.default_rng(1).standard_normal((*TOKENS.shape, config.width), np.float32)
-    unturned = packing._replace(angles=(jnp.ones_like(cos), jnp.zeros_like(sin)))
-    assert np.abs(attention(x, packing=packing) - attention(x, packing=unturned)).max() > 0.01
+    unturned = dataclasses.replace(view, angles=(jnp.ones_like(cos), jnp.zeros_like(sin)))
+    assert np.abs(attention(x, view)[0] - attention(x, unturned)[0]).max() > 0.01
 
 
 def test_the_loss_of_a_packed_batch_is_that_of_its_documents(make_model):

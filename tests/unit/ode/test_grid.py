@@ -27,11 +27,9 @@ def test_from_sizes():
     np.testing.assert_array_equal(grid.from_sizes([1, 2, 1], depth=12), np.float32([0, 3, 9, 12]))
 
 
-def test_refined_keeps_the_old_times():
-    coarse = np.float32([0, 1, 4, 4.5])
-    fine = grid.refined(coarse, 4)
-    np.testing.assert_array_equal(fine[::4], coarse)
-    np.testing.assert_array_equal(np.diff(fine), np.float32([0.25] * 4 + [0.75] * 4 + [0.125] * 4))
+def test_a_grid_is_cut_at_boundaries_that_it_contains():
+    stretches = grid.cut(np.array([0, 1, 2, 2.5, 3, 6], np.float32), [0, 2, 3, 6])
+    assert [part.tolist() for part in stretches] == [[0, 1, 2], [2, 2.5, 3], [3, 6]]
 
 
 def test_boundaries():
@@ -77,9 +75,6 @@ def test_checked_names_what_is_wrong(times, groups, message):
         (lambda: grid.from_sizes([1, np.inf, 2]), "step size 1 is inf, expected only finite positive"),
         (lambda: grid.from_sizes(["a"]), "expected numbers"),
         (lambda: grid.equal(4, 2.5), "steps is 2.5, expected a whole number"),
-        (lambda: grid.refined([0, 1], 0), "factor is 0, expected a whole number"),
-        (lambda: grid.refined([0, 1], 1.5), "factor is 1.5, expected a whole number"),
-        (lambda: grid.refined([0, 2, 1], 2), r"grid\[2\] is 1, not above"),
     ],
 )
 def test_bad_sizes_are_named(call, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,30 +56,73 @@ class Counted:
 
 def test_conditions_are_planned_once_and_steps_traced_once():
     field = Counted()
-    plan = ode.plan(field, np.linspace(0, 1, 9), solver="heun")
+    plan = ode.make_plan(field, np.linspace(0, 1, 9), solver="heun")
     assert (field.conditions, field.increments) == (1, 0)
-    end = ode.follow(field, jnp.float32(1), plan)
+    end, _ = ode.follow(field, jnp.float32(1), plan)
     assert (field.conditions, field.increments) == (1, 2)
     again = ode.integrate(Counted(), jnp.float32(1), np.linspace(0, 1, 9), solver="heun")
     assert float(end) == float(again)
 
 
 def test_plan_holds_the_times_of_every_stage():
-    plan = ode.plan(lambda t, h: h, [0, 1, 3], solver="rk4")
+    plan = ode.make_plan(lambda t, h: h, [0, 1, 3], solver="rk4")
     np.testing.assert_array_equal(plan.sizes, [1, 2])
     np.testing.assert_array_equal(plan.conditions, [[0, 0.5, 0.5, 1], [1, 2, 2, 3]])
 
 
 def test_a_plan_is_a_pytree():
-    plan = ode.plan(lambda t, h: h, [0, 1, 3])
-    end = jax.jit(lambda plan, h: ode.follow(lambda t, h: h, h, plan))(plan, jnp.float32(1))
+    plan = ode.make_plan(lambda t, h: h, [0, 1, 3])
+    end = jax.jit(lambda plan, h: ode.follow(lambda t, h: h, h, plan)[0])(plan, jnp.float32(1))
     assert float(end) == 6.0
 
 
 @pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
-def test_projection_needs_a_field_that_projects(integrate):
-    with pytest.raises(InputError, match="projected_euler needs a field with condition.* try euler"):
-        integrate(lambda t, h: h, jnp.ones(2), [0, 1], solver="projected_euler")
+def test_euler_is_the_fields_own_step_and_the_instance_is_the_plain_method(integrate):
+    field = OnTheCircle(jnp.float32(0.3))
+    own, plain = (integrate(field, jnp.array([1.0, 0.0]), [0, 1, 2], solver=s) for s in ("euler", diffrax.Euler()))
+    assert np.linalg.norm(own) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(plain) == pytest.approx(1 + 0.3**2, abs=1e-6)
+
+
+def test_a_memory_needs_a_field_that_uses_one():
+    with pytest.raises(InputError, match="a memory was given, but function has no evaluation"):
+        field = lambda t, h: h  # noqa: E731
+        ode.follow(field, jnp.ones(2), ode.make_plan(field, [0, 1]), jnp.zeros((1, 1)))
+
+
+class Adding:
+    """h' = the memory's sum so far plus h, which every evaluation adds to its own memory."""
+
+    def condition(self, t):
+        return t
+
+    def increment(self, condition, h):
+        return h
+
+    def step(self, condition, h, dt):
+        return h + dt * h
+
+    def increment_remembering(self, condition, h, memory):
+        return memory + h, memory + h
+
+    def step_remembering(self, condition, h, dt, memory):
+        return h + dt * (memory + h), memory + h
+
+    def __call__(self, t, h):
+        return h
+
+
+@pytest.mark.parametrize("solver, stages", [("euler", 1), ("heun", 2), ("rk4", 4)])
+def test_every_step_and_stage_has_a_memory_of_its_own(solver, stages):
+    plan = ode.make_plan(Adding(), [0, 1, 3], solver=solver)
+    memory = jnp.arange(2.0 * stages).reshape(2, stages)
+    end, after = ode.follow(Adding(), jnp.float32(1), plan, memory)
+    assert after.shape == memory.shape
+    # The first step's first stage sees h = 1 and its own 0; in Euler's second step h = 2 meets 1.
+    assert float(after[0, 0]) == 1
+    if solver == "euler":
+        np.testing.assert_array_equal(after, [[1], [3]])
+        assert float(end) == 2 + 2 * 3
 
 
 @pytest.mark.parametrize("integrate", [ode.integrate, ode.integrate_diffrax])
@@ -142,7 +186,7 @@ class OnTheCircle:
     def increment(self, condition, h):
         return condition * jnp.stack([-h[1], h[0]])
 
-    def project(self, condition, h, dt):
+    def step(self, condition, h, dt):
         moved = h + dt * self.increment(condition, h)
         return moved / jnp.linalg.norm(moved)
 
@@ -150,9 +194,9 @@ class OnTheCircle:
         return self.increment(self.condition(t), h)
 
 
-def test_projected_field_need_not_be_hashable():
+def test_a_field_with_a_step_need_not_be_hashable():
     field, h0, times = OnTheCircle(jnp.float32(0.3)), jnp.array([1.0, 0.0]), jnp.arange(5.0)
-    scanned = ode.integrate(field, h0, times, solver="projected_euler")
-    walked = ode.integrate_diffrax(field, h0, times, solver="projected_euler")
+    scanned = ode.integrate(field, h0, times)
+    walked = ode.integrate_diffrax(field, h0, times)
     np.testing.assert_allclose(scanned, walked, atol=1e-6)
     assert np.linalg.norm(scanned) == pytest.approx(1, abs=1e-6)
