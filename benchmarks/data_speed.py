@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from odelm.config import SPLITS, Config
+from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.documents import Document
 from odelm.data.loader import train_batches
@@ -127,10 +127,12 @@ def main() -> None:
     # One core, as a worker of `prepare` has it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     config = Config()
-    config.data.corpus, config.data.source, config.data.data_dir = options.corpus, options.source, options.data_dir
-    config.data.exclude = (options.exclude,) if options.exclude else ()
-    config.data.vocab_size, config.data.workers = options.vocab_size, options.data_workers
-    config.model.vocab_size = options.vocab_size
+    config = replace(
+        config, {"data.corpus": options.corpus, "data.source": options.source, "data.data_dir": options.data_dir}
+    )
+    config = replace(config, {"data.exclude": (options.exclude,) if options.exclude else ()})
+    config = replace(config, {"data.vocab_size": options.vocab_size, "data.workers": options.data_workers})
+    config = replace(config, {"model.vocab_size": options.vocab_size})
     prepared = prepare(config)
     some = first_documents(find_corpus(config.data), options.megabytes * 10**6)
     results: dict[str, object] = {"tokenising": tokenising(some, prepared.tokenizer, options.repeats)}
@@ -143,9 +145,9 @@ def main() -> None:
         ("encoder", "concatenate", "token", 128),
         ("encoder", "documents", "token", 128),
     ):
-        config.model.kind, config.data.packing, config.data.mask_unit = kind, packing, unit
-        config.model.max_length = config.train.length = length
-        config.train.batch_size = PLACES // length
+        config = replace(config, {"model.kind": kind, "data.packing": packing, "data.mask_unit": unit})
+        config = replace(config, {"model.max_length": length, "train.length": length})
+        config = replace(config, {"train.batch_size": PLACES // length})
         results[f"{kind}, {packing}, {unit}, {length}"] = loading(prepared, config, options.batches)
     print(json.dumps(results, indent=1))
 

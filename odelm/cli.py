@@ -1,19 +1,32 @@
-"""Running a program: flags parsed, mistakes told in one line with status 2."""
+"""Runs a program: parses its flags, and reports a user's mistake in one line with status 2."""
 
 import dataclasses
+import os
+import platform
 import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import jax
 from absl import app, flags, logging
 
 from odelm import config as configs
-from odelm.config import Config
+from odelm.config import Config, check_option, parse_value, replace
 from odelm.errors import InputError, nearest
+from odelm.files import fingerprint
+
+OVERRIDE = "override"
+"""The flag that holds what was given as `--config.PATH=VALUE`."""
+
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "~/.cache/odelm/compiled",
+    "Where compiled programs are kept and found again; empty turns it off. JAX_COMPILATION_CACHE_DIR goes before it.",
+)
 
 
 def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
@@ -25,21 +38,36 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
     app.define_help_flags()
     sys.modules["__main__"].__doc__ = usage
     try:
-        check_recipe(argv)
-        check_overrides(argv)
-        # An override is only understood after the recipe that it overrides, wherever the user put it.
-        argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
-        extra = flags.FLAGS(argv)
+        extra = flags.FLAGS([argv[0], *with_overrides(argv[1:])])
         if len(extra) > 1:
             raise InputError(f"{extra[1]!r} is not a flag; flags look like --name=value")
         # Orbax warns of what is normal here; a mistake should be the only line that is seen.
         logging.set_verbosity(logging.ERROR)
         _ignore_late_reads()
+        use_compilation_cache(COMPILATION_CACHE.value)
         main()
     except (InputError, flags.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def use_compilation_cache(directory: str | None) -> None:
+    """Lets JAX keep compiled programs in a directory, unless its environment variable names one already."""
+    if not directory or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    # A program compiled for another processor may use instructions that this one lacks.
+    place = Path(directory).expanduser() / fingerprint(platform.machine(), _processor_features())
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor_features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _ignore_late_reads() -> None:
@@ -54,15 +82,34 @@ def _ignore_late_reads() -> None:
     sys.unraisablehook = hook
 
 
-def check_recipe(argv: Sequence[str]) -> None:
-    """Raises InputError if the recipe that `--config` names cannot be used.
+def with_overrides(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with `--config.PATH=VALUE` (or `--config.PATH VALUE`) as values of the flag `override`."""
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, given, value = argument.partition("=")
+        if name.startswith(("--config.", "-config.")):
+            path = name.lstrip("-").removeprefix("config.")
+            if not given:
+                check_option(path)
+                value = "true" if not rest or re.match("-+[a-zA-Z]", rest[0]) else rest.pop(0)
+            argument = f"--{OVERRIDE}={path}={value}"
+        found.append(argument)
+    return found
 
-    The flag's own parser would tell most mistakes in a recipe with a traceback.
-    """
-    for position, argument in enumerate(argv):
-        name, given, path = argument.partition("=")
-        if name in ("--config", "-config"):
-            read_recipe(path if given else "".join(argv[position + 1 : position + 2]))
+
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+    """Returns the config with the options given as PATH=VALUE; InputError for an unknown path or an unfit value."""
+    hints = dict(configs.options())
+    values = {}
+    for override in overrides:
+        path, _, text = override.partition("=")
+        check_option(path)
+        try:
+            values[path] = parse_value(text, hints[path])
+        except ValueError as error:
+            raise InputError(f"--config.{path}: {error}") from error
+    return replace(config, values)
 
 
 def read_recipe(path: str) -> Config:
@@ -99,18 +146,3 @@ def _told(error: Exception) -> str:
         return f"{unknown[1]} has no option {unknown[2]!r}; {nearest(unknown[2], typing.get_type_hints(part))}"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {text}".splitlines()[0]
-
-
-def check_overrides(argv: Sequence[str]) -> None:
-    """Raises InputError for a `--config.PATH` that names no option, with the nearest one that exists."""
-    for argument in argv:
-        if not argument.startswith(("--config.", "-config.")):
-            continue
-        names = argument.split("=")[0].split(".")[1:]
-        parent: type = Config
-        for depth, name in enumerate(names):
-            options = typing.get_type_hints(parent) if dataclasses.is_dataclass(parent) else {}
-            if name not in options:
-                path = ".".join(["config", *names[:depth]])
-                raise InputError(f"{path} has no option {name!r}; {nearest(name, options)}")
-            parent = options[name]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 
 from odelm import checkpoint, interop, rng
-from odelm.config import ADOPTED, Config, InitConfig, ModelConfig
+from odelm.config import OVERRIDABLE, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
 from odelm.interop.family import Model
 from odelm.models import CausalLM, MaskedLM
@@ -53,8 +53,8 @@ class Start:
 
 
 def adopted(options: ModelConfig, source: ModelConfig) -> ModelConfig:
-    """Returns the source's config with the options that a recipe may still choose (`odelm.config.ADOPTED`)."""
-    return dataclasses.replace(source, **{name: getattr(options, name) for name in ADOPTED})
+    """Returns the source's config with the options that a recipe may still choose (`odelm.config.OVERRIDABLE`)."""
+    return dataclasses.replace(source, **{name: getattr(options, name) for name in OVERRIDABLE})
 
 
 def starting_point(config: Config) -> Start:
@@ -90,4 +90,7 @@ def starting_point(config: Config) -> Start:
 
 
 def _shares(init: InitConfig, source: ModelConfig) -> bool:
-    return init.groups is not None and (init.groups != source.groups or init.merge != "mean")
+    if init.groups is None:
+        return False
+    asked = (init.groups, init.prelude or 0, init.coda or 0)
+    return asked != (source.groups, source.prelude, source.coda) or init.merge != "mean"

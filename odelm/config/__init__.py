@@ -6,12 +6,13 @@ A recipe under `configs/` is a `get_config()` that returns a `Config`. `Config.v
 
 from odelm.config.data import CORPORA, MASK_UNITS, ON_BAD_RECORD, PACKINGS, SPLITS, DataConfig
 from odelm.config.model import ACTIVATIONS, ATTENTIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
+from odelm.config.parse import parse_value
 from odelm.config.recipe import Config
-from odelm.config.serialize import differences, from_dict, from_json, replace, to_json
+from odelm.config.serialize import changed_options, check_option, from_dict, from_json, options, replace, to_json
 from odelm.config.training import (
-    ADOPTED,
     DECAYS,
     MERGES,
+    OVERRIDABLE,
     REMAT_POLICIES,
     SAMPLINGS,
     InitConfig,
@@ -25,7 +26,6 @@ from odelm.config.training import (
 
 __all__ = [
     "ACTIVATIONS",
-    "ADOPTED",
     "ATTENTIONS",
     "CORPORA",
     "Config",
@@ -41,6 +41,7 @@ __all__ = [
     "NORMS",
     "NORM_PLACEMENTS",
     "ON_BAD_RECORD",
+    "OVERRIDABLE",
     "OptimizerConfig",
     "PACKINGS",
     "POSITIONS",
@@ -50,10 +51,13 @@ __all__ = [
     "StepSamplingConfig",
     "TrainConfig",
     "annealed_steps",
+    "changed_options",
+    "check_option",
     "default_steps",
-    "differences",
     "from_dict",
     "from_json",
+    "options",
+    "parse_value",
     "replace",
     "to_json",
 ]

@@ -1,5 +1,6 @@
-"""Checks of option values: each raises InputError naming the option, its value and what would do."""
+"""Checks of option values: each raises InputError naming the option, its value and what is valid."""
 
+import dataclasses
 import math
 import types
 import typing
@@ -9,27 +10,39 @@ from typing import Any
 from odelm.errors import InputError, nearest
 
 
+def freeze_lists(config: Any) -> None:
+    """Replaces each list by a tuple where a tuple is annotated, so that the config hashes; for `__post_init__`."""
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        if typing.get_origin(option.type) is tuple and isinstance(value, list):
+            object.__setattr__(config, option.name, tuple(value))
+
+
 def check_types(config: Any, path: str) -> None:
-    """Checks every field of a config dataclass against its annotation; floats have to be finite."""
+    """Checks every field of a config dataclass against its annotation; floats must be finite."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if not is_a(value, hint):
-            expected = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-            expected = f"a finite {expected}" if hint is float else expected
+            expected = f"a finite {type_name(hint)}" if hint is float else type_name(hint)
             raise InputError(f"{path}.{name} is {value!r} ({type(value).__name__}), expected {expected}")
 
 
 def is_a(value: Any, hint: Any) -> bool:
-    """Tells whether a value is of an annotated type: a class, a union, or a tuple of one type (a list will do)."""
+    """Returns whether a value has an annotated type: a class, a union, or a tuple of one type."""
     if isinstance(hint, types.UnionType):
         return any(is_a(value, choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, (tuple, list)) and all(is_a(item, typing.get_args(hint)[0]) for item in value)
+        return isinstance(value, tuple) and all(is_a(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def type_name(hint: Any) -> str:
+    """Returns an annotated type as written, such as `int | None`."""
+    return str(hint) if typing.get_args(hint) else getattr(hint, "__name__", str(hint))
 
 
 def choice(path: str, value: str, choices: Iterable[str]) -> None:

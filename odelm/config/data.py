@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from odelm.config.checks import check_types, choice, positive
+from odelm.config.checks import check_types, choice, freeze_lists, positive
 from odelm.errors import InputError
 
 CORPORA = ("python_source", "text", "openwebtext", "pile")
@@ -12,7 +12,7 @@ PACKINGS = ("auto", "concatenate", "segments", "documents")
 SPLITS = ("train", "validation")
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class DataConfig:
     corpus: str = "python_source"
     """`python_source` (the standard library of the running interpreter), `text` (your own files), `openwebtext`,
@@ -52,6 +52,9 @@ class DataConfig:
     """Encoder only: what is masked as one: a `token`, a whole `word`, or a `span` of one to three words (ALBERT's)."""
     workers: int = 0
     """Processes that make batches, beside the one that trains; 0 makes them in its threads."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     def validate(self) -> "DataConfig":
         check_types(self, "data")

@@ -14,7 +14,7 @@ ATTENTIONS = ("auto", "xla", "cudnn")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class ModelConfig:
     """The shape and arithmetic of a model. The defaults are a modern pre-norm block; GPT-2 and ALBERT are
     exact settings of the same fields (see `configs/decoder_small.py` and `configs/encoder_base.py`)."""

@@ -16,7 +16,7 @@ from odelm.config.training import (
 from odelm.errors import InputError
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class Config:
     """A whole recipe."""
 

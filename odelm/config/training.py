@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from odelm.config.checks import check_types, choice, divides, positive, within
+from odelm.config.checks import check_types, choice, divides, freeze_lists, positive, within
 from odelm.config.model import ModelConfig
 from odelm.errors import InputError
 
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
 DECAYS = ("cosine", "linear", "constant")
 MERGES = ("mean", "layer", "low_rank")
-ADOPTED = ("time_modulation", "dropout", "dtype", "residual_dtype")
+OVERRIDABLE = ("time_modulation", "dropout", "attention", "dtype", "residual_dtype")
 """The options of `model` that count where the model is that of `init.from_pretrained`."""
 
 REMAT_POLICIES = (
@@ -21,7 +21,7 @@ REMAT_POLICIES = (
 """The `jax.checkpoint_policies` that say what of a step is kept for the gradient; the rest is computed again."""
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class StepSamplingConfig:
     """How pre-training draws its depth steps, once an update (see `odelm.ode.grid`)."""
 
@@ -43,6 +43,9 @@ class StepSamplingConfig:
     """Share of the updates over which the counts are let in one by one, the largest first; 0 draws from all at once.
     A model trained with unit steps may lose all that it learned if it meets steps of four at once. A run resumed with
     more updates lets them in by the new number."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     def validate(self, model: ModelConfig) -> "StepSamplingConfig":
         check_types(self, "step_sampling")
@@ -78,7 +81,7 @@ class StepSamplingConfig:
         return self.counts or (annealed_steps(model) if self.anneal else default_steps(model))
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, a decay, and clipping by global norm."""
 
@@ -109,7 +112,7 @@ class OptimizerConfig:
         return self
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class TrainConfig:
     updates: int = 600
     batch_size: int = 16
@@ -132,6 +135,9 @@ class TrainConfig:
     remat: str | None = None
     """One of `REMAT_POLICIES`, for the depth step, to save memory; None keeps everything."""
 
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+
     def validate(self, model: ModelConfig) -> "TrainConfig":
         check_types(self, "train")
         for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every"):
@@ -153,7 +159,7 @@ class TrainConfig:
         return self
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class MeshConfig:
     data: int = -1
     """Devices along the batch; -1 is all there are."""
@@ -165,13 +171,13 @@ class MeshConfig:
         return self
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class InitConfig:
     """An existing model as the starting point, in place of new parameters, and how its blocks are shared."""
 
     from_pretrained: str = ""
     """A Hugging Face folder (ALBERT, BERT, GPT-2) or a run directory; empty starts from new parameters. The model is
-    then that one's: of `model` only the options of `ADOPTED` count."""
+    then that one's: of `model` only the options of `OVERRIDABLE` count."""
     groups: int | None = None
     """How many blocks to share its layers among, those of prelude and coda left out; None keeps its own."""
     prelude: int | None = None

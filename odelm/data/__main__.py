@@ -18,7 +18,7 @@ from absl import logging
 from rich.console import Console
 
 from odelm import checkpoint
-from odelm.config import MASK_UNITS, ON_BAD_RECORD, PACKINGS, Config, DataConfig
+from odelm.config import MASK_UNITS, ON_BAD_RECORD, PACKINGS, Config, DataConfig, ModelConfig, replace
 from odelm.data import summary
 from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
@@ -130,19 +130,23 @@ def _tell(prepared: Prepared) -> None:
 def _config(options: argparse.Namespace) -> Config:
     if options.source and options.corpus == DEFAULTS.corpus:
         raise InputError(f"--source is {options.source!r}, but {options.corpus} has none: give --corpus, such as text")
-    config = Config()
     names = {field.name for field in dataclasses.fields(DataConfig)} - {"workers"}
     given = {name: value for name, value in vars(options).items() if name in names}
-    config.data = DataConfig(**given)
-    config.model.vocab_size = options.vocab_size
+    config = Config(data=DataConfig(**given), model=ModelConfig(vocab_size=options.vocab_size))
     if options.tokenizer:
-        config.data.vocab_size = None
-        config.model.vocab_size = max(tokenizers.load(options.tokenizer).get_vocab().values()) + 1
+        size = max(tokenizers.load(options.tokenizer).get_vocab().values()) + 1
+        config = replace(config, {"data.vocab_size": None, "model.vocab_size": size})
     if options.run is _show:
-        config.model.kind, config.model.sentence_order = options.kind, options.sentence_order
-        config.model.token_types = 2 if options.sentence_order else 0
-        config.model.max_length = config.train.length = options.length
-        config.train.batch_size, config.train.seed = options.batch_size, options.seed
+        shown = {
+            "model.kind": options.kind,
+            "model.sentence_order": options.sentence_order,
+            "model.token_types": 2 if options.sentence_order else 0,
+            "model.max_length": options.length,
+            "train.length": options.length,
+            "train.batch_size": options.batch_size,
+            "train.seed": options.seed,
+        }
+        config = replace(config, shown)
     return config.validate()
 
 

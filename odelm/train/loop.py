@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
 from odelm.checkpoint import Checkpoints
-from odelm.config import Config, differences
+from odelm.config import Config, changed_options
 from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
@@ -253,7 +253,7 @@ def _check_same_run(config: Config, workdir: Path) -> None:
         raise InputError(f"{present} is a file, expected a directory for the run")
     if not (workdir / checkpoint.CONFIG).exists():
         return
-    changed = differences(checkpoint.read_config(workdir), config, MAY_CHANGE)
+    changed = changed_options(checkpoint.read_config(workdir), config, MAY_CHANGE)
     if changed:
         raise InputError(
             f"{workdir} holds a run with other options ({'; '.join(changed)}); "

@@ -33,7 +33,7 @@ def call(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
                 runpy.run_path(name, run_name="__main__")
         finally:
             defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[name]]
-            for flag in [*defined, *(flag for flag in flags.FLAGS if flag.startswith("config."))]:
+            for flag in defined:
                 delattr(flags.FLAGS, flag)
         return subprocess.CompletedProcess([name, *arguments], ended.value.code, *capfd.readouterr())
 

@@ -14,6 +14,7 @@ from odelm.interop.convert import _parts
 from odelm.interop.read import FAMILIES
 from odelm.models.loss import loss_sums
 from odelm.models.parameters import parameters
+from odelm.models.view import see
 from tests.interop.cases import CASES, VOCAB, Case
 from tests.interop.conftest import Inputs, difference, needed, redrawn
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 import odelm
 from odelm import checkpoint, config
 from odelm.checkpoint import Checkpoints
+from odelm.config import replace
 
 OPTIMIZER = {"count": jnp.int32(3), "mean": jnp.arange(4.0)}
 
@@ -176,5 +177,5 @@ def test_damaged_files_are_named(saved, tmp_path):
 
 def test_differences_names_what_changed():
     given = odelm.Config()
-    given.model.width, given.train.updates = 64, 7
-    assert config.differences(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]
+    given = replace(given, {"model.width": 64, "train.updates": 7})
+    assert config.changed_options(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from odelm import cli
+from odelm.config import Config, ModelConfig
 from odelm.errors import InputError
 
 
@@ -49,12 +51,11 @@ def test_reads_that_outlive_their_event_loop_are_not_told(told):
         ("dict(a=1).b(c=2)\n", "line 1: AttributeError"),
     ],
 )
-@pytest.mark.parametrize("flag", ["--config={}", "-config={}", "--config {}"])
-def test_a_recipe_that_cannot_be_used_is_told(tmp_path: Path, source: str, message: str, flag: str):
+def test_a_recipe_that_cannot_be_used_is_told(tmp_path: Path, source: str, message: str):
     path = tmp_path / "recipe.py"
     path.write_text(source)
     with pytest.raises(InputError, match=message) as caught:
-        cli.check_recipe(["train.py", *flag.format(path).split(), "--config.model.width=3"])
+        cli.read_recipe(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -62,4 +63,60 @@ def test_a_recipe_that_cannot_be_used_is_told(tmp_path: Path, source: str, messa
 def test_a_recipe_that_is_no_file_is_told(tmp_path: Path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
-        cli.check_recipe([f"--config={name}"])
+        cli.read_recipe(name)
+
+
+def test_overrides_are_taken_in_every_form_and_anywhere():
+    given = [
+        "--config.train.updates=3",
+        "--config=a.py",
+        "-config.model.bias",
+        "--config.data.source",
+        "x y",
+        "--workdir=w",
+    ]
+    assert cli.with_overrides(given) == [
+        "--override=train.updates=3", "--config=a.py", "--override=model.bias=true", "--override=data.source=x y",
+        "--workdir=w",
+    ]  # fmt: skip
+
+
+def test_an_override_has_the_type_of_its_option():
+    overrides = [
+        "train.updates=3", "optimizer.learning_rate=1e-3", "model.bias=true", "step_sampling.counts=3,6",
+        "model.embed_dim=none", "data.source=a=b", "train.eval_steps=(4, 2)", "data.weights=0.5",
+        "step_sampling.weights=",
+    ]  # fmt: skip
+    config = cli.overridden(Config(model=ModelConfig(embed_dim=8)), overrides)
+    assert (config.train.updates, config.optimizer.learning_rate, config.model.bias) == (3, 1e-3, True)
+    assert (config.step_sampling.counts, config.model.embed_dim, config.data.source) == ((3, 6), None, "a=b")
+    assert (config.train.eval_steps, config.data.weights, config.step_sampling.weights) == ((4, 2), (0.5,), ())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.widht=3", "config.model has no option 'widht'; did you mean 'width'"),
+        ("modle.width=3", "config has no option 'modle'; did you mean 'model'"),
+        ("model.width=abc", "--config.model.width: 'abc' is not of type int"),
+        ("model.width=1.5", "--config.model.width: '1.5' is not of type int"),
+        ("model.bias=maybe", "--config.model.bias: 'maybe' is not a bool: expected true or false"),
+        ("step_sampling.counts=3,a", "--config.step_sampling.counts: 'a' is not of type int"),
+        ("step_sampling.counts=(3", "--config.step_sampling.counts: '.3' is not a tuple"),
+    ],
+)
+def test_an_override_that_is_wrong_is_named(override, message):
+    with pytest.raises(InputError, match=message):
+        cli.overridden(Config(), [override])
+
+
+def test_compiled_programs_are_kept_unless_the_environment_says_where(monkeypatch, tmp_path):
+    updates = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    cli.use_compilation_cache(str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    cli.use_compilation_cache("")
+    assert not updates
+    cli.use_compilation_cache(str(tmp_path))
+    assert Path(updates["jax_compilation_cache_dir"]).parent == tmp_path

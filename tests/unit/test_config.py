@@ -6,17 +6,14 @@ import json
 import pytest
 
 from odelm import config as c
+from odelm.config.serialize import FORMER_DEFAULTS
 from odelm.errors import InputError
 from odelm.files import fingerprint
 
 
 def edited(**values) -> c.Config:
     """Returns the default config with `part__field=value` set."""
-    config = c.Config()
-    for name, value in values.items():
-        part, field = name.split("__")
-        setattr(getattr(config, part), field, value)
-    return config
+    return c.replace(c.Config(), {name.replace("__", "."): value for name, value in values.items()})
 
 
 def test_defaults_are_valid_and_validate_returns_self():
@@ -30,6 +27,7 @@ CHOICES = [
     ("model__norm_placement", "prenorm", "pre"),
     ("model__activation", "gelu_tan", "gelu_tanh"),
     ("model__positions", "rotery", "rotary"),
+    ("model__attention", "cudn", "cudnn"),
     ("model__dtype", "bfloat", "bfloat16"),
     ("model__residual_dtype", "float23", "float32"),
     ("data__corpus", "python_sorce", "python_source"),
@@ -79,6 +77,11 @@ WRONG = [
         r"step_sampling\.weights has 1 entries, .* 4 counts",
     ),
     (dict(step_sampling__anneal=1.5), r"step_sampling\.anneal is 1\.5, expected a share of the updates"),
+    (dict(model__prelude=-1), r"model\.prelude is -1 and model\.coda 0, expected 0 or more"),
+    (dict(model__prelude=6, model__coda=6), r"model\.prelude is 6 and model\.coda 6, .* below model\.depth, 12"),
+    (dict(model__prelude=1, model__groups=3), r"model\.groups is 3, which does not divide the core's depth \(11\)"),
+    (dict(init__prelude=1), r"init\.prelude is 1, but init\.groups is None"),
+    (dict(init__coda=-1), r"init\.coda is -1, expected 0 or more"),
     (dict(model__layer_rank=-1), r"model\.layer_rank is -1, expected 0 or more"),
     (dict(model__inner_blocks=0), r"model\.inner_blocks is 0, expected a positive"),
     (dict(init__groups=1), r"init\.groups shares the layers of init\.from_pretrained, which is empty"),
@@ -86,7 +89,7 @@ WRONG = [
     (dict(init__rank=0), r"init\.rank is 0, expected a positive"),
     (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
     (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),
-    (dict(model__groups=12, step_sampling__counts=()), "12 groups and depth 12 leave no other count.*init.groups"),
+    (dict(model__groups=12, step_sampling__counts=()), "12 groups and a core of 12 leave no other count.*init.groups"),
     (dict(step_sampling__weights=(1.0,)), r"step_sampling\.weights has 1 entries, expected .* 4 counts"),
     (dict(step_sampling__weights=(1.0, -1.0, 1.0, 1.0)), r"step_sampling\.weights is .*non-negative"),
     (dict(step_sampling__weights=(0.0,) * 4), r"step_sampling\.weights is .*not all zero"),
@@ -199,11 +202,9 @@ def test_fingerprint_changes_with_every_field_and_only_then():
     seen = {base}
     for part in dataclasses.fields(c.Config):
         for field in dataclasses.fields(getattr(c.Config(), part.name)):
-            config = c.Config()
-            owner = getattr(config, part.name)
-            setattr(owner, field.name, changed(getattr(owner, field.name)))
-            seen.add(fingerprint(config))
-    fields = sum(len(values) for values in json.loads(c.to_json(c.Config())).values())
+            value = getattr(getattr(c.Config(), part.name), field.name)
+            seen.add(fingerprint(c.replace(c.Config(), {f"{part.name}.{field.name}": changed(value)})))
+    fields = len(list(c.options()))
     assert len(seen) == 1 + fields
 
 
@@ -227,6 +228,63 @@ def test_options_are_replaced_by_their_paths():
         c.replace(config, {"modle.width": 3})
     with pytest.raises(InputError, match="config.model has no option 'widht'; did you mean 'width'"):
         c.replace(config, {"model.widht": 3})
+
+
+def test_a_config_is_frozen_and_a_list_in_it_becomes_a_tuple():
+    config = c.Config(step_sampling=c.StepSamplingConfig(counts=[3, 12]), train=c.TrainConfig(eval_steps=[6]))
+    assert config.step_sampling.counts == (3, 12) and config.train.eval_steps == (6,)
+    assert hash(config) == hash(c.from_json(c.to_json(config)))
+    assert not c.changed_options(c.from_json(c.to_json(config)), config, frozenset())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.width = 3
+
+
+def test_a_config_of_another_version_is_read_or_named(monkeypatch):
+    assert json.loads(c.to_json(c.Config()))["version"] == 1
+    with pytest.raises(InputError, match="the config has version 2, but this odelm reads versions 0 to 1"):
+        c.from_json('{"version": 2}')
+    with pytest.raises(InputError, match="the config has version '1'"):
+        c.from_json('{"version": "1"}')
+
+
+def test_a_config_without_a_version_keeps_the_defaults_that_it_had(monkeypatch):
+    """A later default of the schedule, the optimiser or the sampling is for new runs."""
+    monkeypatch.setitem(FORMER_DEFAULTS[0], "optimizer.warmup", 77)
+    monkeypatch.setitem(FORMER_DEFAULTS[0], "step_sampling.jitter", 0.5)
+    old = c.from_json('{"optimizer": {"b1": 0.8}}')
+    assert (old.optimizer.b1, old.optimizer.warmup, old.step_sampling.jitter) == (0.8, 77, 0.5)
+    new = c.from_json('{"version": 1, "optimizer": {"b1": 0.8}}')
+    assert (new.optimizer.warmup, new.step_sampling.jitter) == (c.OptimizerConfig().warmup, 0.0)
+
+
+def test_the_former_defaults_are_those_of_today_until_one_changes():
+    for path, value in FORMER_DEFAULTS[0].items():
+        part, name = path.split(".")
+        assert getattr(getattr(c.Config(), part), name) == value, path
+
+
+def test_a_config_without_a_version_keeps_the_counts_that_were_left_to_us():
+    """Of depth 10 they were exact parts; those nearest to a third and a quarter have been added since."""
+    empty = '{"model": {"depth": 10}, "step_sampling": {"counts": []}}'
+    assert c.from_json(empty).step_counts == (10, 5)
+    assert c.from_json('{"version": 1, ' + empty[1:]).step_counts == (10, 5, 3, 2)
+    assert c.from_json('{"step_sampling": {"counts": []}}').step_sampling.counts == ()
+
+
+@pytest.mark.parametrize(
+    "options, steps, annealed",
+    [
+        (dict(depth=12), (12, 6, 4, 3), (12, 9, 7, 5, 4, 3)),
+        (dict(depth=12, prelude=1, coda=1), (10, 4, 2, 1), (10, 8, 6, 4, 3, 2, 1)),
+        (dict(depth=12, prelude=1, groups=11), (11,), (11,)),
+        (dict(depth=12, prelude=2, coda=2, groups=2), (8, 2), (8, 6, 4, 2)),
+        (dict(depth=3, prelude=1, coda=1), (1,), (1,)),
+    ],
+)
+def test_default_steps_are_those_of_the_core(options, steps, annealed):
+    model = c.ModelConfig(**options).validate()
+    assert c.default_steps(model) == steps
+    assert c.annealed_steps(model) == annealed
 
 
 def test_derived_sizes():

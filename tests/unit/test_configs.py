@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from odelm import cli
+from odelm.config import replace
 
 RECIPES = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.name != "__init__.py")
 
@@ -13,7 +14,7 @@ RECIPES = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("
 def test_a_recipe_gives_a_config_that_can_be(path):
     config = cli.read_recipe(str(path))
     if config.data.corpus == "text":
-        config.data.source = "texts"
+        config = replace(config, {"data.source": "texts"})
     assert config.validate() is config
     assert f"--config=configs/{path.name}" in path.read_text(), "the docstring has the command"
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "train": MODELS | DATA | {"sharding", "checkpoint", "interop", "pretrained"},
     "infer": MODELS | DATA | {"checkpoint", "interop", "pretrained"},
     "evals": MODELS | DATA | {"checkpoint", "interop", "pretrained", "infer"},
-    "cli": {"errors", "config"},
+    "cli": {"errors", "config", "files"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 

@@ -9,6 +9,7 @@ from flax import nnx
 import odelm
 from odelm import checkpoint, interop, pretrained
 from odelm.checkpoint import Checkpoints
+from odelm.config import replace
 from odelm.models import Encoder
 from odelm.models.parameters import parameters
 from tests.unit.interop.conftest import ALBERT, GPT2
@@ -90,10 +91,10 @@ def test_a_recipe_need_not_fit_a_model_that_does_not_count(folder, tmp_path):
     from odelm.train.loop import train
 
     config = config_of(folder(**ALBERT), options=dict(max_length=8, depth=7))
-    config.train.length, config.step_sampling.counts, config.step_sampling.weights = 16, (), (1.0, 1.0, 1.0)
+    config = replace(config, {"train.length": 16, "step_sampling.counts": (), "step_sampling.weights": (1.0, 1.0, 1.0)})
     with pytest.raises(odelm.InputError, match="no tokenizer.json"):
         train(config, tmp_path / "run")
-    config.train.length = 17
+    config = replace(config, {"train.length": 17})
     with pytest.raises(odelm.InputError, match="train.length is 17, but model.max_length is 16"):
         train(config, tmp_path / "run")
 

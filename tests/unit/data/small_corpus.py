@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odelm.config import SPLITS, Config
+from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import find_corpus
 from odelm.data.documents import Document
 from odelm.data.tokens import Split, Stream
@@ -86,10 +86,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def make_config(source: Path, data_dir: Path) -> Config:
     """Returns a config over `source` with a vocabulary of 300, rows of 16 tokens and batches of 4."""
     config = Config()
-    config.data.corpus, config.data.source, config.data.data_dir = "text", str(source), str(data_dir)
-    config.data.valid_fraction = 0.2
-    config.model.vocab_size = 300
-    config.train.length, config.train.batch_size = 16, 4
+    config = replace(config, {"data.corpus": "text", "data.source": str(source), "data.data_dir": str(data_dir)})
+    config = replace(config, {"data.valid_fraction": 0.2})
+    config = replace(config, {"model.vocab_size": 300})
+    config = replace(config, {"train.length": 16, "train.batch_size": 4})
     return config
 
 

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from small_corpus import documents, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data import files, parts, tokens
 from odelm.data.corpus import find_corpus
 from odelm.data.prepare import index, prepare
@@ -127,7 +127,7 @@ def config_with(tmp_path: Path) -> Callable[[str], Config]:
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / name).write_bytes(data)
         config = make_config(tmp_path / "in", tmp_path / "cache")
-        config.data.corpus = corpus
+        config = replace(config, {"data.corpus": corpus})
         return config
 
     return made
@@ -169,14 +169,14 @@ def test_an_empty_split_is_an_error_and_leaves_nothing(
     tmp_path: Path, texts: list[str], fraction: float, expected: str
 ):
     config = make_config(write_jsonl(tmp_path / "docs.jsonl", texts), tmp_path / "cache")
-    config.data.valid_fraction = fraction
+    config = replace(config, {"data.valid_fraction": fraction})
     with pytest.raises(InputError, match=expected):
         prepare(config)
     assert_nothing_kept(tmp_path / "cache")
 
 
 def skipping(config: Config) -> Config:
-    config.data.on_bad_record, config.data.valid_fraction = "skip", 0.3
+    config = replace(config, {"data.on_bad_record": "skip", "data.valid_fraction": 0.3})
     return config
 
 
@@ -222,7 +222,7 @@ def test_other_archives_are_read_where_one_is_damaged(tmp_path: Path, form: str)
         path = tmp_path / "in" / f"owt{form}"
         path.write_bytes(lzma.compress(data) if form == ".tar.xz" else data)
     config = skipping(make_config(tmp_path / "in", tmp_path / "cache"))
-    config.data.corpus = "openwebtext"
+    config = replace(config, {"data.corpus": "openwebtext"})
     found = texts_of(config)
     assert set(documents(40)[20:]) <= set(found) <= set(documents(40))
     left_out = find_corpus(config.data).report()
@@ -236,7 +236,7 @@ def test_an_outer_tar_that_ends_early_gives_its_archives_up_to_there(tmp_path: P
     data = tar_of(inner_archives(documents(80), 4))
     (tmp_path / "in" / "owt.tar").write_bytes(cut_tar(data, into))
     config = skipping(make_config(tmp_path / "in", tmp_path / "cache"))
-    config.data.corpus = "openwebtext"
+    config = replace(config, {"data.corpus": "openwebtext"})
     assert set(documents(60)) <= set(texts_of(config)) < set(documents(80))
     report = find_corpus(config.data).report()
     assert report["bad_records"] == bad and f"{tmp_path / 'in' / 'owt.tar'} cannot be read to" in report["bad"][0]
@@ -289,7 +289,7 @@ def test_a_changed_tokenizer_beside_the_tokens_is_named_with_both_digests(config
 
 def test_a_vocabulary_larger_than_the_models_is_named(config: Config):
     path = prepare(config).directory / "tokenizer.json"
-    config.data.tokenizer, config.model.vocab_size = str(path), 299
+    config = replace(config, {"data.tokenizer": str(path), "model.vocab_size": 299})
     with pytest.raises(InputError, match="has 300 tokens, more than model.vocab_size 299"):
         prepare(config)
 
@@ -302,7 +302,7 @@ def test_what_the_system_cannot_read_stops_and_leaves_what_is_finished(tmp_path:
     for number in range(3):
         write_jsonl(folder / f"{number}.jsonl", documents(60)[number * 20 : number * 20 + 20])
     config = make_config(folder, tmp_path / "cache")
-    config.data.on_bad_record = "skip"
+    config = replace(config, {"data.on_bad_record": "skip"})
     opened = files._decompressed
 
     def failing(path: Path):

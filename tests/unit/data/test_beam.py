@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 from small_corpus import documents, make_config, write_jsonl
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data import parts
 from odelm.data.prepare import Prepared, index, prepare
 from odelm.errors import InputError
@@ -31,13 +31,13 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         write_jsonl(folder / f"part{number}.jsonl", texts[number * 20 : number * 20 + 20] + texts[15:30])
     write_jsonl(folder / "left.jsonl", ["left out: " + text for text in texts])
     config = make_config(folder, tmp_path / "here")
-    config.data.exclude = ("left",)
+    config = replace(config, {"data.exclude": ("left",)})
     return config
 
 
 def test_beam_prepares_the_same_bytes(several: Config, tmp_path: Path):
     here = prepare(several)
-    several.data.data_dir = str(tmp_path / "beam")
+    several = replace(several, {"data.data_dir": str(tmp_path / "beam")})
     there = prepare(several, beam=RUNNER)
     assert files_of(there) == files_of(here) and there.digest == here.digest
     counts = [
@@ -53,19 +53,19 @@ def test_a_bad_record_is_named_by_beam_too(several: Config):
     with pytest.raises(InputError, match="part1.jsonl, line 36 is not JSON"):
         prepare(several, beam=RUNNER)
     assert not [path for path in Path(several.data.data_dir, "corpora").iterdir() if not path.name.startswith(".")]
-    several.data.on_bad_record = "skip"
+    several = replace(several, {"data.on_bad_record": "skip"})
     assert prepare(several, beam=RUNNER).train_tokens
 
 
 def test_an_empty_split_is_named_by_beam_too(several: Config):
-    several.data.valid_fraction = 1e-9
+    several = replace(several, {"data.valid_fraction": 1e-9})
     with pytest.raises(InputError, match="validation"):
         prepare(several, beam=RUNNER)
 
 
 @pytest.mark.parametrize(("option", "names"), [("exclude", ("lift",)), ("components", ("part0", "part9"))])
 def test_a_mistyped_component_is_named_by_beam_too(several: Config, option: str, names: tuple[str, ...]):
-    several.data.exclude = ()
+    several = replace(several, {"data.exclude": ()})
     setattr(several.data, option, names)
     with pytest.raises(InputError, match=f"data.{option} names '{names[-1]}', .*did you mean"):
         prepare(several, beam=RUNNER)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from small_corpus import documents, flat, make_config, read
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data import tokens
 from odelm.data.corpus import find_corpus
 from odelm.data.documents import digest, is_held_out
@@ -54,7 +54,7 @@ def catalogue(
     builder = OdelmNovels(data_dir=tmp_path / "tfds", splits=splits, features=kinds)
     builder.download_and_prepare(file_format=file_format)
     config = make_config(tmp_path / "tfds", tmp_path / "cache")
-    config.data.corpus = "tfds:odelm_novels"
+    config = replace(config, {"data.corpus": "tfds:odelm_novels"})
     return config
 
 
@@ -93,9 +93,9 @@ def test_with_train_alone_a_share_is_held_out_by_the_hash(tmp_path: Path, monkey
 def test_another_feature_by_its_name_or_alone(tmp_path: Path):
     config = catalogue(tmp_path, {"train": TEXTS}, "story", "NUMBER")
     assert sum(map(len, texts(config).values())) == 60
-    config.data.text_feature = "story"
+    config = replace(config, {"data.text_feature": "story"})
     assert sum(map(len, texts(config).values())) == 60
-    config.data.text_feature = "stories"
+    config = replace(config, {"data.text_feature": "stories"})
     with pytest.raises(InputError, match="no text feature 'stories': data.text_feature, did you mean 'story'"):
         prepare(config)
 
@@ -118,7 +118,7 @@ def test_without_train_it_is_an_error(tmp_path: Path):
 
 def test_what_is_not_in_the_catalogue_is_named(tmp_path: Path):
     config = make_config(tmp_path / "tfds", tmp_path / "cache")
-    config.data.corpus = "tfds:no_such_corpus"
+    config = replace(config, {"data.corpus": "tfds:no_such_corpus"})
     with pytest.raises(InputError, match="no 'no_such_corpus' that can be used here") as caught:
         prepare(config)
     assert "\n" not in str(caught.value) and not (tmp_path / "cache").exists()
@@ -140,7 +140,7 @@ def test_the_second_call_is_the_first(tmp_path: Path, capsys):
 def test_other_text_under_the_same_name_is_another_corpus(tmp_path: Path):
     first = prepare(catalogue(tmp_path / "a", {"train": TEXTS}, "text"))
     config = catalogue(tmp_path / "b", {"train": [text.replace("the", "a") for text in TEXTS]}, "text")
-    config.data.data_dir = str(tmp_path / "a" / "cache")
+    config = replace(config, {"data.data_dir": str(tmp_path / "a" / "cache")})
     assert prepare(config, tokenizer_file=first.directory / "tokenizer.json").digest != first.digest
 
 
@@ -151,7 +151,7 @@ def test_a_corpus_of_the_real_catalogue_that_cannot_be_fetched(tmp_path: Path, m
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     config = make_config(tmp_path / "tfds", tmp_path / "cache")
-    config.data.corpus = "tfds:lm1b"
+    config = replace(config, {"data.corpus": "tfds:lm1b"})
     expected = f"tfds:lm1b could not be prepared by TFDS .OSError: no network.; .* copy it to {tmp_path / 'tfds'}$"
     with pytest.raises(InputError, match=expected):
         prepare(config)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_corpus import documents, files_of, inner_archives, make_config, read, tar_of, texts_of, write_jsonl
 from tensorflow_datasets.core.utils import gcs_utils
 
-from odelm.config import Config, DataConfig
+from odelm.config import Config, DataConfig, replace
 from odelm.data import parts
 from odelm.data.corpora import BUILDERS
 from odelm.data.corpus import find_corpus
@@ -64,7 +64,7 @@ def test_no_document_is_lost_kept_twice_or_in_both_splits(files: list[list[str]]
         for number, texts in enumerate(files):
             write_jsonl(Path(name, f"{number}.jsonl"), texts)
         config = make_config(Path(name), Path(name, "cache"))
-        config.data.valid_fraction = 0.3
+        config = replace(config, {"data.valid_fraction": 0.3})
         splits = read(config)
     splits = {split: sorted(item.text for item in items) for split, items in splits.items()}
     assert splits == {"train": sorted(different - held_out), "validation": sorted(held_out)}
@@ -107,7 +107,7 @@ def test_a_builder_alone_is_an_ordinary_tfds_dataset(name: str, tmp_path: Path):
     how = tfds.download.DownloadConfig(manual_dir=manual)
     made.download_and_prepare(download_config=how, file_format="array_record")
     config = make_config(manual, tmp_path / "cache")
-    config.data.corpus, config.data.valid_fraction = name, 0.02
+    config = replace(config, {"data.corpus": name, "data.valid_fraction": 0.02})
     for split, expected in read(config).items():
         found = [item["text"].decode() for item in made.as_data_source(split)]
         assert found == [document.text for document in expected] and found

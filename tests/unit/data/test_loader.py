@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_corpus import each_window, flat, split_of
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.windows import StreamWindows
 from odelm.errors import InputError
@@ -15,9 +15,9 @@ from odelm.errors import InputError
 
 def config_of(shared, kind: str) -> Config:
     config = shared[1]()
-    config.model.kind = kind
+    config = replace(config, {"model.kind": kind})
     if kind == "encoder":
-        config.model.sentence_order, config.model.token_types = True, 2
+        config = replace(config, {"model.sentence_order": True, "model.token_types": 2})
     return config
 
 
@@ -54,7 +54,7 @@ def test_windows_cover_every_token(count: int):
 
 def test_every_token_is_a_target_once_an_epoch_and_epochs_differ(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
-    config.train.batch_size = 1
+    config = replace(config, {"train.batch_size": 1})
     windows = -(-(prepared.train_tokens - 1) // config.train.length)
     batches = take(train_batches(prepared, config), 2 * windows)
     orders = []
@@ -111,7 +111,7 @@ def test_shapes_types_and_the_documents_of_an_encoder_with_sentence_order(shared
 
 def test_rows_of_an_encoder_without_sentence_order_are_full(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
-    config.model.sentence_order = False
+    config = replace(config, {"model.sentence_order": False})
     assert config.packing == "concatenate"
     assert all(batch["mask"].all() for batch in take(train_batches(prepared, config), 120))
 
@@ -119,7 +119,7 @@ def test_rows_of_an_encoder_without_sentence_order_are_full(shared):
 def test_masks_are_new_every_epoch(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
     prepared = shorten(prepared, train=flat(prepared.train)[:13])
-    config.train.batch_size = 1
+    config = replace(config, {"train.batch_size": 1})
     seen = {batch["tokens"].tobytes() for batch in take(train_batches(prepared, config), 8)}
     assert len(seen) > 1
 
@@ -137,7 +137,7 @@ def test_evaluation_counts_each_token_once_in_order(shared, count: int):
 
 def test_evaluation_of_an_encoder_covers_the_split_with_fixed_masks(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
-    config.model.sentence_order = False
+    config = replace(config, {"model.sentence_order": False})
     first, second = (list(eval_batches(prepared, config)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert_same(a, b)
@@ -194,7 +194,7 @@ def test_golden_order(shared):
 
 def test_rows_of_an_encoder_tell_their_segments(shared):
     prepared, config = shared[0], config_of(shared, "encoder")
-    config.model.sentence_order, config.data.packing = False, "segments"
+    config = replace(config, {"model.sentence_order": False, "data.packing": "segments"})
     highest = 0
     for batch in take(train_batches(prepared, config), 40):
         # An end token is the last of its document: the number rises after it.
@@ -209,7 +209,7 @@ def test_rows_of_an_encoder_tell_their_segments(shared):
 def test_a_weighted_component_without_a_window_is_named(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     streams = {"docs": prepared.train["docs"], "few": split_of(np.array([1]))["docs"]}
-    config.data.components, config.data.weights = ("docs", "few"), (1.0, 1.0)
+    config = replace(config, {"data.components": ("docs", "few"), "data.weights": (1.0, 1.0)})
     with pytest.raises(InputError, match="few has not one window of training text"):
         train_batches(dataclasses.replace(prepared, train=streams), config)
 
@@ -221,7 +221,7 @@ def test_small_components_share_rows(shared):
     streams = {f"{number:02d}": split_of(part)["docs"] for number, part in enumerate(np.split(tokens, cuts))}
     for kind in ("decoder", "encoder"):
         config = config_of(shared, kind)
-        config.model.sentence_order = False
+        config = replace(config, {"model.sentence_order": False})
         whole = take(train_batches(shorten(shared[0], train=tokens), config), 10)
         parted = take(train_batches(dataclasses.replace(shared[0], train=streams), config), 10)
         for one, other in zip(whole, parted, strict=True):

@@ -11,7 +11,7 @@ from grain._src.python.testing.experimental import assert_equal_output_after_che
 from grain.experimental import LimitIterDataset
 from small_corpus import each_window, flat, split_of
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data.loader import Batch, eval_batches, train_batches, train_dataset
 from odelm.data.prepare import Prepared
 from odelm.data.tokens import Stream
@@ -40,10 +40,10 @@ def made(shared, case: str, *, workers: int = 0, batch_size: int = 4) -> tuple[P
     tokens = flat(shared[0].train)
     split = {"a": split_of(tokens[: 20 * 16])["docs"], "b": split_of(tokens[1000 : 1000 + 10 * 16])["docs"]}
     config = shared[1]()
-    config.model.kind, config.model.sentence_order, config.data.packing = kind, order, packing
-    config.model.token_types = 2 if order else 0
-    config.data.components, config.data.weights = ("a", "b"), weights
-    config.data.workers, config.train.batch_size = workers, batch_size
+    config = replace(config, {"model.kind": kind, "model.sentence_order": order, "data.packing": packing})
+    config = replace(config, {"model.token_types": 2 if order else 0})
+    config = replace(config, {"data.components": ("a", "b"), "data.weights": weights})
+    config = replace(config, {"data.workers": workers, "train.batch_size": batch_size})
     config.validate()
     return dataclasses.replace(shared[0], train=split), config
 
@@ -73,7 +73,7 @@ def test_so_it_is_with_a_process_that_makes_the_batches(shared):
 def test_two_processes_that_read_shards_go_on_as_none_does(shared):
     prepared, config = shared[0], shared[1]()
     alone = train_batches(prepared, config)
-    config.data.workers = 2
+    config = replace(config, {"data.workers": 2})
     several = train_batches(prepared, config)
     several.set_state({"update": 40})
     for batch in itertools.islice(alone, 40, 70):
@@ -101,7 +101,7 @@ def test_every_window_once_an_epoch_whatever_the_processes(shared, processes: in
     """Batches span epochs: fifteen of them are four epochs, or six."""
     size = 12 if processes == 3 else 8
     config = shared[1]()
-    config.train.batch_size = size
+    config = replace(config, {"train.batch_size": size})
     tokens = np.arange(2, 2 + WINDOWS * 16 + 1, dtype=np.uint16)
     prepared = dataclasses.replace(shared[0], train={"docs": Stream(tokens, np.array([len(tokens)]))})
     windows = {window.tobytes() for window in each_window(StreamWindows(prepared.train["docs"], size=17, stride=16))}
@@ -152,8 +152,8 @@ def test_two_processes_are_gone_on_from_by_one_and_by_four(shared, case: str):
 def test_shares_of_a_mixture_are_its_weights_and_each_component_has_its_own_epochs(shared):
     """8,000 rows: `a`, of 400 windows, is crossed 15 times, while `b`, of 3,000, is within its first."""
     config = shared[1]()
-    config.data.components, config.data.weights = ("a", "b"), (0.75, 0.25)
-    config.train.batch_size = 100
+    config = replace(config, {"data.components": ("a", "b"), "data.weights": (0.75, 0.25)})
+    config = replace(config, {"train.batch_size": 100})
     small, large = (np.arange(start, start + 16 * count + 1) for start, count in ((0, 400), (10_000, 3000)))
     split = {name: Stream(tokens, np.array([len(tokens)])) for name, tokens in (("a", small), ("b", large))}
     batches = train_batches(dataclasses.replace(shared[0], train=split), config)

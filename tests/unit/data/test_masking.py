@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_corpus import flat
 from tokenizers import Tokenizer, models
 
+from odelm.config import replace
 from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.tokenizer import special_ids
 from odelm.data.words import find_words
@@ -27,9 +28,11 @@ def rows_of(
 ) -> MaskedRows:
     prepared, new_config = shared
     config = new_config()
-    config.data.mask_unit = unit
-    config.model.kind, config.model.sentence_order, config.model.token_types = "encoder", sentence_order, types
-    config.data.mask_rate = rate
+    config = replace(config, {"data.mask_unit": unit})
+    config = replace(
+        config, {"model.kind": "encoder", "model.sentence_order": sentence_order, "model.token_types": types}
+    )
+    config = replace(config, {"data.mask_rate": rate})
     return masked_rows(prepared.tokenizer, config, length=length, stream="test")
 
 
@@ -208,7 +211,7 @@ def test_segments_need_an_end_token_and_nothing_else_does(shared):
     with pytest.raises(InputError, match="told apart by an end token, but the tokenizer has none of <|endoftext|>"):
         dataclasses.replace(rows, segments=True)
     config = shared[1]()
-    config.data.mask_unit = "word"
+    config = replace(config, {"data.mask_unit": "word"})
     with pytest.raises(InputError, match="words cannot be told: it is WordLevel"):
         masked_rows(tokenizer, config, length=8, stream="test")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_corpus import documents, inner_archives, make_config, read, tar_of, texts_of, write_jsonl
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data import parts
 from odelm.data.prepare import prepare
 
@@ -34,7 +34,7 @@ def stored(folder: Path, form: str, texts: list[str]) -> Path:
 
 def config_of(source: Path, data_dir: Path) -> Config:
     config = make_config(source, data_dir)
-    config.data.corpus = "openwebtext"
+    config = replace(config, {"data.corpus": "openwebtext"})
     return config
 
 

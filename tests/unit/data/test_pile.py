@@ -8,7 +8,7 @@ import zstandard
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from small_corpus import documents, make_config, pile_lines, read, texts_of, write_jsonl
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data.corpus import find_corpus
 from odelm.data.prepare import prepare
 from odelm.errors import InputError
@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> Config:
         data = zstandard.ZstdCompressor().compress(pile_lines(sets).encode())
         (tmp_path / "in" / f"{number:02d}.jsonl.zst").write_bytes(data)
     config = make_config(tmp_path / "in", tmp_path / "cache")
-    config.data.corpus = "pile"
+    config = replace(config, {"data.corpus": "pile"})
     return config
 
 
@@ -42,7 +42,7 @@ def test_the_name_of_the_set_is_a_feature_and_a_component(config: Config):
 
 
 def test_components_are_chosen(config: Config):
-    config.data.components = ("Github", "Pile-CC")
+    config = replace(config, {"data.components": ("Github", "Pile-CC")})
     assert texts_of(config) == sorted(SETS["Pile-CC"] + SETS["Github"])
     prepared = prepare(config)
     assert list(prepared.train) == list(prepared.validation) == ["Github", "Pile-CC"]
@@ -54,7 +54,7 @@ def test_components_are_chosen(config: Config):
 
 
 def test_nothing_of_an_excluded_set_is_on_disk(config: Config, tmp_path: Path, monkeypatch):
-    config.data.exclude = ("Books3",)
+    config = replace(config, {"data.exclude": ("Books3",)})
     monkeypatch.setattr("odelm.files.shutil.rmtree", lambda *arguments, **options: None)
     assert texts_of(config) == sorted(SETS["Pile-CC"] + SETS["Github"])
     prepared = prepare(config)
@@ -91,7 +91,7 @@ def test_a_text_corpus_has_its_files_and_folders_for_components(tmp_path: Path):
         (folder / "poems" / f"{number}.txt").write_text(text)
     config = make_config(folder, tmp_path / "cache")
     assert list(prepare(config).train) == ["poems", "wiki"]
-    config.data.exclude = ("wiki",)
+    config = replace(config, {"data.exclude": ("wiki",)})
     assert texts_of(config) == sorted(documents(60)[30:])
 
 
@@ -100,7 +100,7 @@ def test_the_real_sample_plain_and_compressed(tmp_path: Path):
     digests = set()
     for name in ("pile_text.jsonl", "pile_text.jsonl.zst"):
         config = make_config(SAMPLE / name, tmp_path / "cache")
-        config.data.corpus = "pile"
+        config = replace(config, {"data.corpus": "pile"})
         digests.add(prepare(config).digest)
         documents = [item for split in read(config).values() for item in split]
         assert len(documents) == 10 and all(item.component and item.component[0].isupper() for item in documents)

@@ -8,7 +8,7 @@ import pytest
 from small_corpus import documents, flat, write_jsonl
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data.corpus import FileCorpus, find_corpus
 from odelm.data.prepare import prepare
 from odelm.errors import InputError
@@ -59,7 +59,7 @@ def test_what_matters_is_in_the_key(config: Config, part: str, name: str, value:
 
 def test_what_does_not_matter_is_not(config: Config):
     first = prepare(config).directory
-    config.train.seed, config.model.width, config.data.vocab_size, config.model.vocab_size = 3, 64, 300, 1000
+    config = replace(config, {"train.seed": 3, "model.width": 64, "data.vocab_size": 300, "model.vocab_size": 1000})
     assert prepare(config).directory == first
 
 
@@ -67,15 +67,15 @@ def test_a_copy_of_the_tokenizer_finds_the_same_tokens(config: Config, tmp_path:
     first = prepare(config)
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps(json.loads((first.directory / "tokenizer.json").read_text())))
-    config.model.vocab_size = 1000
+    config = replace(config, {"model.vocab_size": 1000})
     assert prepare(config, tokenizer_file=copy).directory == first.directory
-    config.data.tokenizer = str(copy)
+    config = replace(config, {"data.tokenizer": str(copy)})
     assert prepare(config).directory == first.directory
 
 
 def test_a_tokenizer_larger_than_the_model_is_an_error(config: Config):
     file = prepare(config).directory / "tokenizer.json"
-    config.model.vocab_size = 299
+    config = replace(config, {"model.vocab_size": 299})
     with pytest.raises(InputError, match="300 tokens, more than model.vocab_size 299"):
         prepare(config, tokenizer_file=file)
 
@@ -83,7 +83,7 @@ def test_a_tokenizer_larger_than_the_model_is_an_error(config: Config):
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_data_dir_that_cannot_be_is_named(config: Config, tmp_path: Path, place: str):
     (tmp_path / "file").touch()
-    config.data.data_dir = str(tmp_path / place)
+    config = replace(config, {"data.data_dir": str(tmp_path / place)})
     with pytest.raises(InputError, match=f"{tmp_path / place}.*data.data_dir"):
         prepare(config)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_corpus import documents, files_of, make_config, write_jsonl
 
-from odelm.config import Config, to_json
+from odelm.config import Config, replace, to_json
 from odelm.data import corpus, parts, pool, tokens
 from odelm.data import prepare as prepare_module
 from odelm.data.corpus import find_corpus
@@ -225,7 +225,7 @@ def test_a_full_disk_is_said_and_gone_on_from(tmp_path: Path, monkeypatch, stage
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", documents(800)[number::4])
     configs = [make_config(tmp_path / "in", tmp_path / name) for name in ("whole", "cache")]
     for config in configs:
-        config.data.tokenizer_bytes = 10_000
+        config = replace(config, {"data.tokenizer_bytes": 10_000})
     whole, config = prepare(configs[0]), configs[1]
     if stage == "tokens":
         find_corpus(config.data).prepare()

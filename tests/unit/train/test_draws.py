@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from odelm.config import Config, ModelConfig, StepSamplingConfig, TrainConfig
+from odelm.config import Config, ModelConfig, StepSamplingConfig, TrainConfig, replace
 from odelm.train.draws import draw_grid, possible_counts
 
 DEPTH = 12
@@ -54,7 +54,7 @@ def test_another_seed_draws_other_grids():
 
 def test_annealing_lets_the_largest_counts_in_first():
     config = config_of(counts=(3, 12, 6), anneal=0.5)
-    config.train.updates = 600
+    config = replace(config, {"train.updates": 600})
     seen = [
         {len(draw_grid(config, update)) - 1 for update in range(start, start + 100)} for start in range(0, 600, 100)
     ]

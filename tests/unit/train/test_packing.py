@@ -3,7 +3,7 @@
 import numpy as np
 from flax import nnx
 
-from odelm.config import Config
+from odelm.config import Config, replace
 from odelm.data.loader import NextTokenRows
 from odelm.models import create
 from odelm.models.loss import loss_sums
@@ -22,7 +22,7 @@ def test_the_loss_of_packed_documents_is_the_sum_of_their_own():
     """Every token but the leading end is predicted, from its own document. 1e-5 relative: float32 sums of 31 losses
     of about 4, each rounded to 2e-7 of it some ten times."""
     config = Config()
-    config.model.vocab_size, config.model.width, config.model.max_length = 40, 32, 64
+    config = replace(config, {"model.vocab_size": 40, "model.width": 32, "model.max_length": 64})
     model = create(config.model, rngs=nnx.Rngs(0))
     random = np.random.default_rng(0)
     documents = [random.integers(2, 40, size) for size in (5, 9, 1, 12)]
