@@ -44,8 +44,9 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
     """Reads an ALBERT, BERT or GPT-2 folder; parameters become float32.
 
     The class follows the folder's architecture: `CausalLM`, `MaskedLM`, `Classifier`, or `Encoder` for a bare
-    `AlbertModel`. `options` gives the dtypes to compute in and the implementation of attention. Raises InputError, naming what is wrong, for another
-    kind of model, options with no equivalent here, pickled weights, and tensors that do not fit the config.
+    `AlbertModel`. `options` gives the dtypes to compute in and the implementation of attention. Raises InputError,
+    naming what is wrong, for another kind of model, options with no equivalent here, pickled weights, and tensors that
+    do not fit the config.
     """
     path = Path(path)
     config = files.read_config(path)

@@ -68,16 +68,12 @@ def test_a_recipe_that_is_no_file_is_told(tmp_path: Path, monkeypatch, name: str
 
 def test_overrides_are_taken_in_every_form_and_anywhere():
     given = [
-        "--config.train.updates=3",
-        "--config=a.py",
-        "-config.model.bias",
-        "--config.data.source",
-        "x y",
-        "--workdir=w",
-    ]
+        "--config.train.updates=3", "--config=a.py", "-config.model.bias", "--config.data.source", "x y",
+        "--config.mesh.data", "-1", "--workdir=w",
+    ]  # fmt: skip
     assert cli.with_overrides(given) == [
         "--override=train.updates=3", "--config=a.py", "--override=model.bias=true", "--override=data.source=x y",
-        "--workdir=w",
+        "--override=mesh.data=-1",        "--workdir=w",
     ]  # fmt: skip
 
 
