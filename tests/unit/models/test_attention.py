@@ -1,0 +1,78 @@
+"""The implementations of attention agree, and `auto` chooses among them by what they are given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelm.errors import InputError
+from odelm.models import attention
+from odelm.models.attention import attend, choose_implementation, rotate
+from odelm.models.block import _scaled
+from odelm.models.view import View, rotary_angles
+
+
+def drawn(length: int, dtype=jnp.bfloat16, size: int = 64, heads: int = 2) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((2, length, heads, size)), dtype) for _ in range(3)]
+
+
+def test_auto_takes_cudnn_where_it_pays(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    long, short = drawn(attention.CUDNN_FROM), drawn(attention.CUDNN_FROM - 1)
+    assert choose_implementation("auto", *long[:2], masked=False) == "cudnn"
+    assert choose_implementation("auto", *long[:2], masked=True) == "xla"
+    assert choose_implementation("auto", *short[:2], masked=False) == "xla"
+    assert choose_implementation("cudnn", *short[:2], masked=True) == "cudnn"
+    assert choose_implementation("xla", *long[:2], masked=False) == "xla"
+    assert choose_implementation("auto", *drawn(512, jnp.float32)[:2], masked=False) == "xla"
+    assert choose_implementation("auto", *drawn(512, size=132)[:2], masked=False) == "xla"
+    with pytest.raises(InputError, match="model.attention is 'cudnn', but here are float32"):
+        choose_implementation("cudnn", *drawn(512, jnp.float32)[:2], masked=False)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there it is available")
+def test_cudnn_is_refused_where_it_is_missing(make_model, tokens):
+    with pytest.raises(InputError, match="'cudnn'.*backend 'cpu'.*try 'auto'"):
+        make_model(attention="cudnn", dtype="bfloat16")(tokens)
+    np.testing.assert_array_equal(make_model(attention="xla")(tokens), make_model(attention="auto")(tokens))
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("length", [128, 512])
+def test_implementations_agree(causal, masked, length):
+    q, k, v = drawn(length)
+    mask = View(real=jnp.arange(length)[None] < jnp.array([[length], [length - 9]])).allowed(length, causal=causal)
+
+    def value_and_gradients(implementation, dtype):
+        def total(*parts):
+            out = attend(*parts, mask=mask if masked else None, causal=causal, implementation=implementation)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*(x.astype(dtype) for x in (q, k, v)))
+
+    (_, exact), exact_gradients = value_and_gradients("xla", jnp.float32)
+    for name in ("xla", "cudnn", "auto"):
+        (_, out), gradients = value_and_gradients(name, jnp.bfloat16)
+        # bfloat16 keeps 8 bits; an average and its gradient chain a handful of roundings.
+        for got, want in zip((out, *gradients), (exact, *exact_gradients), strict=True):
+            assert jnp.linalg.norm(got - want) < 5 * 2**-8 * jnp.linalg.norm(want), name
+
+
+def test_queries_fewer_than_keys_look_back_from_their_own_place():
+    real = jnp.arange(6)[None] < 5
+    allowed = View(real=real, start=jnp.int32(3)).allowed(2, causal=True)
+    np.testing.assert_array_equal(allowed[0, 0], [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
+
+
+def test_rotation_and_gates_are_computed_in_float32():
+    """Rounding the angles too would move a rotated vector by more than its own rounding."""
+    x = drawn(512)[0]
+    angles = rotary_angles(jnp.arange(512), 64, 10_000.0)
+    exact = rotate(x.astype(jnp.float32), angles)
+    np.testing.assert_array_equal(rotate(x, angles), exact.astype(jnp.bfloat16))
+    # 1.005 is 1.0078 in bfloat16, and the product then 203 in place of 202.
+    scaled = _scaled(jnp.bfloat16(201), jnp.float32(1.005))
+    assert scaled.dtype == jnp.bfloat16 and float(scaled) == 202

@@ -1,0 +1,124 @@
+"""What a call may be given: tokens or embeddings, positions, and every way in which they do not fit."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import odelm
+from odelm.errors import InputError
+from odelm.models import Inputs
+from odelm.models.parameters import parameters
+
+ATOL = 3 * 200 * 6e-8
+
+
+@pytest.mark.parametrize("options", [dict(positions="learned"), dict(embed_dim=8, embed_norm=True, token_types=2)])
+def test_embeddings_enter_in_place_of_tokens(make_model, tokens, options):
+    model = make_model(**options)
+    rows = model.embed.tokens[...][tokens]
+    np.testing.assert_allclose(model(Inputs(embeddings=rows)), model(tokens), rtol=0, atol=ATOL)
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1] * 6], bool)
+    np.testing.assert_allclose(
+        model.encode(Inputs(embeddings=rows, mask=mask), steps=2), model.encode(tokens, mask=mask, steps=2), atol=ATOL
+    )
+
+
+def test_gradients_reach_embeddings(make_model, tokens):
+    model = make_model()
+    gradient = jax.grad(lambda x: jnp.square(model(Inputs(embeddings=x), steps=1)).mean())
+    assert np.any(gradient(jnp.asarray(model.embed.tokens[...][tokens])))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+def test_positions_may_be_given(make_model, tokens, positions):
+    model = make_model(positions=positions)
+    counted = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)
+    np.testing.assert_allclose(model(Inputs(tokens, positions=counted)), model(tokens), rtol=0, atol=ATOL)
+    spread = model(Inputs(tokens, positions=2 * counted))
+    assert np.abs(spread - model(tokens)).max() > 1e-3
+
+
+def test_an_inputs_and_arguments_are_the_same_call(make_model, tokens):
+    model = make_model(kind="encoder", token_types=2)
+    mask, types = np.ones_like(tokens, bool), tokens % 2
+    segments = np.array([[0, 0, 1, 1, 1, 1], [0] * 6], np.int32)
+    one = model(Inputs(tokens, mask=mask, token_types=types, segments=segments), steps=1)
+    np.testing.assert_array_equal(one, model(tokens, mask=mask, token_types=types, segments=segments, steps=1))
+    with pytest.raises(InputError, match="put them into it"):
+        model(Inputs(tokens), mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (dict(), "give either tokens or embeddings"),
+        (dict(tokens=np.zeros((1, 2), np.int32), embeddings=np.zeros((1, 2, 16), np.float32)), "and not both"),
+        (dict(tokens=np.zeros((2,), np.int32)), r"the tokens are int32 of shape \(2,\), expected whole numbers"),
+        (dict(tokens=np.zeros((1, 2), np.float32)), r"the tokens are float32 of shape \(1, 2\).*embeddings=..."),
+        (dict(embeddings=np.zeros((1, 2, 8), np.float32)), r"the embeddings are float32 of shape \(1, 2, 8\).*16"),
+        (dict(embeddings=np.zeros((1, 2, 16), np.int32)), "the embeddings are int32"),
+        (dict(tokens=np.zeros((1, 2), np.int32), mask=np.ones((2,), bool)), r"the mask are of shape \(2,\)"),
+        (dict(tokens=np.zeros((1, 2), np.int32), positions=np.ones((1, 3), np.int32)), r"the positions .* \(1, 3\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(make_model, inputs, message):
+    with pytest.raises(InputError, match=message):
+        make_model()(Inputs(**inputs))
+
+
+@pytest.mark.parametrize("options", [dict(), dict(norm_placement="post", groups=2, depth=6, prelude=1, coda=1)])
+@pytest.mark.parametrize("solver", ["euler", "heun", diffrax.Tsit5()])
+def test_diffrax_crosses_a_model_as_the_scan_does(make_model, tokens, options, solver):
+    graph, params = nnx.split(make_model(**options))
+    plans = [make_model(**options).plan(steps=2, solver=solver, integrator=name) for name in ("scan", "diffrax")]
+    assert [sum(p.evaluations for p in plan) for plan in plans][0] == sum(p.evaluations for p in plans[1])
+    run = jax.jit(lambda params, plan: nnx.merge(graph, params)(tokens, plan=plan))
+    scan, walked = (run(params, plan) for plan in plans)
+    # Twelve blocks at most, in another order: see ATOL; increments of a stiff field are some ten times the state.
+    np.testing.assert_allclose(walked, scan, rtol=0, atol=10 * ATOL)
+
+
+@pytest.mark.parametrize(
+    "solver", ["implicit_euler", "kvaerno3", diffrax.Kvaerno3(root_finder=diffrax.VeryChord(1e-4, 1e-4))]
+)
+def test_an_implicit_solver_crosses_a_model(make_model, tokens, solver):
+    graph, params = nnx.split(make_model())
+    plan = make_model().plan(steps=4, solver=solver, integrator="diffrax")
+    logits = jax.jit(lambda params, plan: nnx.merge(graph, params)(tokens, plan=plan))(params, plan)
+    fine = make_model()(tokens, steps=64, solver="rk4")
+    coarse = make_model()(tokens, steps=1)
+    # Four steps of a method of order one to three are nearer to the solution than one step of Euler's.
+    assert np.abs(logits - fine).max() < np.abs(coarse - fine).max()
+
+
+def test_an_unknown_integrator_and_a_solver_without_tolerances_are_named(make_model, tokens):
+    with pytest.raises(InputError, match="integrator is 'difrax'; did you mean 'diffrax'"):
+        make_model().plan(integrator="difrax")
+    plan = make_model().plan(steps=2, solver=diffrax.Kvaerno3(), integrator="diffrax")
+    with pytest.raises(InputError, match="Kvaerno3 takes the tolerance of its root finder.*VeryChord"):
+        make_model()(tokens, plan=plan)
+
+
+def test_a_plan_of_the_scan_holds_no_object_of_diffrax(make_model):
+    plan = make_model(groups=2).plan(steps=4, solver="tsit5")
+    assert "diffrax" not in str(jax.tree.structure(plan)).lower()
+    assert hash(jax.tree.structure(plan)) == hash(
+        jax.tree.structure(make_model(groups=2).plan(steps=4, solver="tsit5"))
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(bias=True, layer_rank=2),
+        dict(kind="encoder", norm="layernorm", norm_placement="post", embed_norm=True, positions="learned", bias=True,
+             token_types=2, sentence_order=True, embed_dim=8),
+    ],
+)  # fmt: skip
+def test_parameters_and_logits_are_float32_with_64_bits_on_too(x64, make_config, tokens, options):
+    model = odelm.create(make_config(**options), rngs=nnx.Rngs(0))
+    assert {array.dtype for array in parameters(model).values()} == {jnp.dtype("float32")}
+    assert model(tokens).dtype == jnp.float32
