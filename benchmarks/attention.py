@@ -1,0 +1,49 @@
+"""XLA's attention against cuDNN's by length, taking turns: where `model.attention="auto"` should choose which.
+
+    python -m benchmarks.attention [--tokens=16384] [--heads=12] [--size=64] [--repeats=20]
+
+Needs a GPU. Prints milliseconds (medians) in bfloat16, forward and with gradients, and XLA's time over cuDNN's.
+"""
+
+import argparse
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+
+from odelm.infer.latency import measure
+from odelm.models.attention import attend
+
+LENGTHS = (64, 128, 256, 512, 1024, 2048)
+
+
+def forward(causal: bool, implementation: str):
+    return jax.jit(lambda q, k, v: attend(q, k, v, mask=None, causal=causal, implementation=implementation))
+
+
+def gradient(causal: bool, implementation: str):
+    call = forward(causal, implementation)
+    return jax.jit(jax.grad(lambda q, k, v: jnp.square(call(q, k, v).astype(jnp.float32)).mean(), (0, 1, 2)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16_384, help="in a batch, whatever the length")
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    print(jax.devices()[0].device_kind, f"jax {jax.__version__}", json.dumps(vars(options)))
+    for transform, causal, length in itertools.product((forward, gradient), (True, False), LENGTHS):
+        shape = (max(options.tokens // length, 1), length, options.heads, options.size)
+        q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3))
+        calls = {name: transform(causal, name) for name in ("xla", "cudnn")}
+        times = measure({name: (lambda f=f: f(q, k, v)) for name, f in calls.items()}, repeats=options.repeats)
+        row = {name: round(latency.median, 4) for name, latency in times.items()}
+        kind = f"{transform.__name__}, {'causal' if causal else 'full'}, {shape[0]} x {length}"
+        print(f"{kind:35} {json.dumps(row)} ratio {row['xla'] / row['cudnn']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
