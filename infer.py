@@ -34,6 +34,12 @@ TEXT = flags.DEFINE_string("text", None, "Measure the losses on this text (a fil
 OUT = flags.DEFINE_string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 STEPS = flags.DEFINE_list("steps", None, "Numbers of depth steps; default: full depth, 1/2, 1/3 and 1/4 of it.")
 SOLVER = flags.DEFINE_string("solver", "euler", "Name of the ODE solver.")
+INTEGRATOR = flags.DEFINE_enum(
+    "integrator",
+    "scan",
+    ["scan", "diffrax"],
+    "Who crosses the depth; diffrax takes any solver.",
+)
 BATCH = flags.DEFINE_integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
 LENGTH = flags.DEFINE_integer("length", 128, "Tokens a sequence, timed and evaluated.", lower_bound=1)
 DTYPE = flags.DEFINE_string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
@@ -105,15 +111,15 @@ def _needed(tokenizer):
 
 def _generate(model, tokenizer, steps: tuple[int, ...]) -> None:
     from odelm.data.tokenizer import special_id
-    from odelm.infer.encode import Runner
     from odelm.infer.generate import generate
+    from odelm.infer.runner import Runner
 
     runner = Runner.of(model)
     for count in steps:
         tokens = generate(
             runner,
             tokenizer.encode(PROMPT.value, add_special_tokens=False).ids,
-            plan=runner.plan(count, SOLVER.value),
+            plan=runner.plan(count, SOLVER.value, INTEGRATOR.value),
             new_tokens=NEW_TOKENS.value,
             temperature=TEMPERATURE.value,
             top_k=TOP_K.value,
@@ -130,7 +136,7 @@ def _compare(model, config: Config, tokenizer, steps: tuple[int, ...], step: int
 
     from odelm.evals.report import make_report, print_table, write_report
     from odelm.evals.sweep import settings, sweep
-    from odelm.infer.encode import Runner
+    from odelm.infer.runner import Runner
 
     if LENGTH.value > config.model.max_length:
         raise InputError(
@@ -138,7 +144,7 @@ def _compare(model, config: Config, tokenizer, steps: tuple[int, ...], step: int
             f"try --length={config.model.max_length}"
         )
     runner = Runner.of(model)
-    chosen = settings(runner, steps, solver=SOLVER.value, tolerance=TOLERANCE.value)
+    chosen = settings(runner, steps, solver=SOLVER.value, tolerance=TOLERANCE.value, integrator=INTEGRATOR.value)
     held_out = _held_out(model, config, tokenizer, run=step is not None)
     before = _before(config) if held_out else None
     rows = sweep(

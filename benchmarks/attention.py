@@ -39,7 +39,9 @@ def main() -> None:
         shape = (max(options.tokens // length, 1), length, options.heads, options.size)
         q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3))
         calls = {name: transform(causal, name) for name in ("xla", "cudnn")}
-        times = measure({name: (lambda f=f: f(q, k, v)) for name, f in calls.items()}, repeats=options.repeats)
+        times = measure(
+            {name: (lambda f=f, parts=(q, k, v): f(*parts)) for name, f in calls.items()}, repeats=options.repeats
+        )
         row = {name: round(latency.median, 4) for name, latency in times.items()}
         kind = f"{transform.__name__}, {'causal' if causal else 'full'}, {shape[0]} x {length}"
         print(f"{kind:35} {json.dumps(row)} ratio {row['xla'] / row['cudnn']:.2f}", flush=True)

@@ -46,7 +46,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     for row in report["rows"]:
         table.add_row(
             _label(row),
-            row["solver"],
+            row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
             f"{row['evaluations']:g}",
             f"{row['latency_ms']['median']:.2f}",
             f"{row['latency_ms']['p90']:.2f}",

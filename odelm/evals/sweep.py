@@ -15,8 +15,8 @@ from flax import nnx
 
 from odelm import ode
 from odelm.errors import InputError
-from odelm.infer.encode import Runner, make_adaptive, make_forward
 from odelm.infer.latency import Latency, measure
+from odelm.infer.runner import Runner, make_adaptive, make_forward
 from odelm.models.loss import Batch, inputs_of, loss_sums, sums_from_hidden
 
 Row = dict[str, Any]
@@ -29,6 +29,7 @@ class Setting:
     solver: str
     steps: int | None = None
     tolerance: float | None = None
+    integrator: str = "scan"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,22 @@ class Measured:
 
 
 def settings(
-    runner: Runner, steps: Sequence[int], *, solver: str = "euler", tolerance: float | None = None
+    runner: Runner,
+    steps: Sequence[int],
+    *,
+    solver: str = "euler",
+    tolerance: float | None = None,
+    integrator: str = "scan",
 ) -> list[Setting]:
-    """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take."""
-    config = runner.model.config
-    full = Setting("euler", config.core)
-    chosen = [Setting(solver, count) for count in sorted(set(steps), reverse=True)]
+    """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take.
+
+    With `integrator="diffrax"` each count is crossed by the scan and by Diffrax, or by Diffrax only if the solver is
+    one that the scan cannot follow.
+    """
+    full = Setting("euler", runner.model.config.core)
+    integrators = [integrator] if integrator == "scan" or solver in ode.IMPLICIT_SOLVERS else ["scan", integrator]
+    counts = sorted(set(steps), reverse=True)
+    chosen = [Setting(solver, count, integrator=name) for count in counts for name in integrators]
     if tolerance is not None:
         adaptive = solver if ode.has_error_estimate(ode.get_solver(solver)) else "bosh3"
         if not tolerance > 0:
@@ -54,7 +65,7 @@ def settings(
         chosen.append(Setting(adaptive, tolerance=tolerance))
     for setting in chosen:
         if setting.steps is not None:
-            runner.plan(setting.steps, setting.solver)
+            runner.plan(setting.steps, setting.solver, setting.integrator)
     return [full] + [setting for setting in chosen if setting != full]
 
 
@@ -84,7 +95,7 @@ def sweep(
             adaptive = make_adaptive(runner.graph, tolerance=_tolerance(setting), solver=setting.solver)
             calls[setting] = lambda adaptive=adaptive: adaptive(runner.params, tokens)
         else:
-            plan = runner.plan(setting.steps, setting.solver)
+            plan = runner.plan(setting.steps, setting.solver, setting.integrator)
             calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
     with _within_budget():
         latencies = measure(calls, repeats=repeats)
@@ -98,7 +109,7 @@ def sweep(
 
 @contextlib.contextmanager
 def _within_budget() -> Iterator[None]:
-    """Turns an adaptive integration that ran out of steps into an InputError.
+    """Turns an integration that ran out of steps, or of iterations, into an InputError.
 
     The error is raised inside a callback of compiled code, and JAX logs its traceback before it raises it again.
     """
@@ -108,6 +119,10 @@ def _within_budget() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        if re.search(r"[Nn]onlinear solve", str(error)):
+            raise InputError(
+                "the implicit solver did not solve its equations at these step sizes: try more --steps"
+            ) from error
         told = re.search(r"\d+ steps did not reach t1 at tolerance \S+", str(error))
         if told is None:
             raise
@@ -147,14 +162,14 @@ def _tolerance(setting: Setting) -> float:
 
 def _evaluations(runner: Runner, setting: Setting) -> int:
     assert setting.steps is not None
-    return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver))
+    return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver, setting.integrator))
 
 
 def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[float | None, float]:
     """Returns nats a predicted token over the held-out batches, and the mean evaluations of adaptive steps."""
     if not held_out:
         return None, math.nan
-    plan = None if setting.steps is None else runner.plan(setting.steps, setting.solver)
+    plan = None if setting.steps is None else runner.plan(setting.steps, setting.solver, setting.integrator)
 
     @jax.jit
     def losses(params: Any, plan: Any, data: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -178,6 +193,7 @@ def _row(setting: Setting, measured: Measured, full: Measured, batch: int, lengt
         "steps": setting.steps,
         "tolerance": setting.tolerance,
         "solver": setting.solver,
+        "integrator": setting.integrator if setting.steps is not None else "diffrax",
         "evaluations": measured.evaluations,
         "batch": batch,
         "length": length,

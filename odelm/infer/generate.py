@@ -10,7 +10,7 @@ from flax import nnx
 
 from odelm import rng
 from odelm.errors import InputError
-from odelm.infer.encode import Runner
+from odelm.infer.runner import Runner
 from odelm.models.transformer import DepthPlan
 
 

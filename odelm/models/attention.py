@@ -91,6 +91,9 @@ def attend(
     `mask` is bool (B or 1, 1, L or 1, S), `implementation` one of `odelm.config.ATTENTIONS`.
     """
     chosen = choose_implementation(implementation, q, k, masked=mask is not None)
+    if chosen == "cudnn" and mask is not None:
+        # It takes a mask only with every query spelled out.
+        mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q.shape[1], k.shape[1]))
     q, k, v = (upcast_float16_on_cpu(part) for part in (q, k, v))
     context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
     return context.astype(v.dtype)

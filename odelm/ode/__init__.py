@@ -15,6 +15,7 @@ from odelm.ode.plan import (
     make_plan,
 )
 from odelm.ode.solver import (
+    IMPLICIT_SOLVERS,
     RK4,
     SOLVERS,
     OwnStep,
@@ -27,6 +28,7 @@ from odelm.ode.solver import (
 )
 
 __all__ = [
+    "IMPLICIT_SOLVERS",
     "RK4",
     "SOLVERS",
     "ConditionedField",

@@ -74,7 +74,7 @@ def _walk(field: Field, h0: State, grid: jax.Array, solver: diffrax.AbstractSolv
     if isinstance(solver, diffrax.AbstractImplicitSolver) and not _has_tolerances(solver):
         raise InputError(
             f"{type(solver).__name__} takes the tolerance of its root finder from an adaptive controller, and a fixed "
-            "grid has none: give root_finder=diffrax.VeryChord(rtol=1e-4, atol=1e-4)"
+            "grid has none: give root_finder=optimistix.Newton(rtol=1e-3, atol=1e-3)"
         )
     solution = diffrax.diffeqsolve(
         as_term(field, h0),

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
 from odelm.checkpoint import Checkpoints
-from odelm.config import Config, changed_options
+from odelm.config import Config, ModelConfig, changed_options
 from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
@@ -57,7 +57,7 @@ def train(config: Config, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     config.init.validate()
     config, source = _with_source(config, workdir)
-    config.validate()
+    check_trainable(config.validate().model)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh)
     _check_same_run(config, workdir)
@@ -216,6 +216,16 @@ class _Batches:
         """Returns the seconds that were waited for data since this was last asked."""
         waited, self._waited = self._waited, 0.0
         return waited
+
+
+def check_trainable(model: ModelConfig) -> None:
+    """Raises InputError for float16, in which small gradients become zero unless the loss is scaled."""
+    for name in ("dtype", "residual_dtype"):
+        if getattr(model, name) == "float16":
+            raise InputError(
+                f"model.{name} is 'float16', in which gradients underflow; train in 'bfloat16', which has the range "
+                "of float32 (inference takes float16)"
+            )
 
 
 def _with_source(config: Config, workdir: Path) -> tuple[Config, Start | None]:

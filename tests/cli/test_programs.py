@@ -70,6 +70,51 @@ def test_other_solver_and_dtype(decoder):
     assert [(row["solver"], row["evaluations"]) for row in report["rows"]] == [("euler", 4), ("heun", 4)]
 
 
+@pytest.mark.parametrize(
+    ("solver", "steps", "rows"),
+    [
+        ("heun", "2", [("euler", "scan"), ("heun", "scan"), ("heun", "diffrax")]),
+        ("implicit_euler", "16", [("euler", "scan"), ("implicit_euler", "diffrax")]),
+    ],
+)
+def test_diffrax_crosses_a_run_too(solver, steps, rows, call, decoder, tmp_path):
+    done = call(
+        "infer.py", f"--workdir={decoder}", f"--steps={steps}", f"--solver={solver}", "--integrator=diffrax",
+        "--length=8", "--repeats=1", "--eval_batches=1", f"--out={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [(row["solver"], row["integrator"]) for row in found] == rows
+    assert all(np.isfinite(row["loss"]) for row in found)
+    if solver == "heun":
+        # The same method on the same grid: sums in another order.
+        assert np.isclose(found[1]["loss"], found[2]["loss"], rtol=1e-5)
+
+
+def test_a_run_is_resumed_by_its_own_config(call, decoder, tmp_path):
+    workdir = shutil.copytree(decoder, tmp_path / "run")
+    done = call("train.py", f"--workdir={workdir}")
+    assert done.returncode == 0 and "already finished: 6 updates" in done.stdout, done.stderr
+    done = call("train.py", f"--workdir={workdir}", "--config.train.updates=7")
+    assert done.returncode == 0 and "resumed after update 6" in done.stdout, done.stderr
+    assert steps_of(workdir) == [1, 2, 3, 4, 5, 6, 7]
+    refused(call("train.py", f"--workdir={workdir}", "--config.model.width=64"), "model.width: 32 -> 64")
+    refused(call("train.py", f"--workdir={tmp_path / 'none'}"), "no run to resume", "--config")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_path):
+    ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1"]
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *ends)
+    assert done.returncode == 0, done.stderr
+    done = call("infer.py", f"--workdir={tmp_path}", "--length=16", "--repeats=1", "--eval_batches=1")
+    assert done.returncode == 0, done.stderr
+    rows = report_of(tmp_path)["rows"]
+    assert [(row["steps"], row["evaluations"]) for row in rows] == [(4, 6), (1, 3)]
+    done = call("infer.py", f"--workdir={tmp_path}", "--prompt=word1", "--steps=2", "--new_tokens=2")
+    assert done.returncode == 0 and done.stdout.startswith("word1"), done.stderr
+
+
 def test_generates_text(decoder):
     arguments = [f"--workdir={decoder}", "--prompt=word1 and", "--steps=2", "--new_tokens=8"]
     first, second = program("infer.py", *arguments), program("infer.py", *arguments)
@@ -137,6 +182,8 @@ def refused(done, *words: str) -> None:
         (["--config=configs/tiny.py", "--config.model.widht=3"], ["widht", "width"]),
         (["--config=configs/tiny.py", "--config.model.width=abc"], ["model.width", "abc"]),
         (["--config=configs/tiny.py", "--config.model.heads=5"], ["model.heads", "5", "128"]),
+        (["--config=configs/tiny.py", "--config.model.dtype=float16"], ["model.dtype", "float16", "bfloat16"]),
+        (["--config=configs/tiny.py", "--config.model.prelude=12"], ["model.prelude", "12"]),
         (["--config=configs/tiny.py", "--config.model.norm=rms"], ["model.norm", "rmsnorm"]),
         (["--config=configs/tiny_grouped.py", "--config.step_sampling.counts=3,4"], ["groups", "4"]),
         (["--config=configs/tiny.py", "--config.train.length=999"], ["train.length", "999", "256"]),
@@ -148,7 +195,7 @@ def refused(done, *words: str) -> None:
         (["--config=README.md"], ["README.md", "line 6", "SyntaxError"]),
         (["--config=odelm/version.py"], ["version.py", "get_config"]),
         (["--config=configs/tiny.py", "--workdir="], ["--workdir", "empty"]),
-        ([], ["config"]),
+        ([], ["no run to resume", "--config"]),
     ],
 )
 def test_train_refuses(arguments, words, call, tmp_path):

@@ -12,8 +12,8 @@ import odelm
 from odelm.evals import sweep as sweeps
 from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import Setting, settings, sweep
-from odelm.infer.encode import Runner
 from odelm.infer.latency import Latency
+from odelm.infer.runner import Runner
 from odelm.models.loss import loss_sums
 
 KEYS = "steps solver evaluations batch length latency_ms tokens_per_s speedup loss perplexity loss_increase".split()
@@ -69,7 +69,8 @@ def test_rows_compare_with_full_depth(runner, held_out, fixed_latencies, tmp_pat
     assert (coarse["speedup"], coarse["evaluations"], coarse["tokens_per_s"]) == (2.0, 2, 12 / 4e-3)
     assert adaptive["steps"] is None and adaptive["tolerance"] == 0.5 and adaptive["evaluations"] > 0
     for row, steps in ((full, 4), (coarse, 2)):
-        sums = [loss_sums(runner.model, batch, grid=jnp.linspace(0, 4, steps + 1)) for batch in held_out]
+        plan = runner.model.plan(grid=jnp.linspace(0, 4, steps + 1))
+        sums = [loss_sums(runner.model, batch, plan=plan) for batch in held_out]
         wanted = sum(float(s.nats) for s in sums) / sum(float(s.tokens) for s in sums)
         # float32 sums of about twenty terms.
         assert row["loss"] == pytest.approx(wanted, rel=1e-5)

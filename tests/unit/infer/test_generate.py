@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 import odelm
-from odelm.infer.encode import Runner
 from odelm.infer.generate import generate
+from odelm.infer.runner import Runner
 
 PROMPT = [3, 1, 4]
 

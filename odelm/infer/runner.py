@@ -1,0 +1,83 @@
+"""A model made ready to run: parameters in the dtype of the arithmetic, all that depends on time precomputed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from odelm import ode
+from odelm.models import CausalLM, MaskedLM
+from odelm.models.embed import Readout
+from odelm.models.transformer import DepthPlan, SharedTransformer
+
+Model = TypeVar("Model", bound=SharedTransformer)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model split once into structure and parameters, so that jitted functions take the parameters as an argument."""
+
+    model: CausalLM | MaskedLM
+    graph: nnx.GraphDef
+    params: Any
+
+    @classmethod
+    def of(cls, model: CausalLM | MaskedLM) -> "Runner":
+        model = in_compute_dtypes(model)
+        graph, params = nnx.split(model, nnx.Param)
+        return cls(model, graph, params)
+
+    def plan(self, steps: int, solver: ode.Solver, integrator: str = "scan") -> DepthPlan:
+        """Returns the precomputed part of an integration in `steps` equal steps."""
+        return self.model.plan(steps=steps, solver=solver, integrator=integrator)
+
+
+def in_compute_dtypes(model: Model) -> Model:
+    """Returns a copy whose matrices have the dtypes that its modules compute in, so that no call has to cast them.
+
+    What it computes is what the model computes, bit for bit: a linear map is cast as its own call would cast it, and
+    a tied readout gets a matrix of its own, while the embedding that is looked up stays float32. So do norms and the
+    modulation by time.
+    """
+    model = nnx.clone(model)
+    for module in [module for _, module in nnx.iter_modules(model)]:
+        if isinstance(module, nnx.Linear | nnx.LinearGeneral) and module.dtype is not None:
+            for name in ("kernel", "bias"):
+                _cast(module, name, module.dtype)
+        elif isinstance(module, Readout) and module.dtype.itemsize < 4:
+            if not hasattr(module, "tokens"):
+                module.tokens = nnx.Param(model.embed.tokens[...])
+            _cast(module, "tokens", module.dtype)
+    return model
+
+
+def _cast(module: nnx.Module, name: str, dtype: Any) -> None:
+    param = getattr(module, name)
+    if param is not None:
+        setattr(module, name, nnx.Param(param[...].astype(dtype)))
+
+
+def make_forward(graph: nnx.GraphDef) -> Callable[[Any, DepthPlan, jax.Array], jax.Array]:
+    """Returns the jitted `forward(params, plan, tokens) -> logits`, float32 (B, L, V); compiled once a step count."""
+
+    @jax.jit
+    def forward(params: Any, plan: DepthPlan, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(tokens, plan=plan)
+
+    return forward
+
+
+def make_adaptive(
+    graph: nnx.GraphDef, *, tolerance: float, solver: ode.Solver
+) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns the jitted `forward(params, tokens) -> (logits, evaluations)` with steps chosen by tolerance."""
+
+    @jax.jit
+    def forward(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        hidden, evaluations = model.encode_adaptive(tokens, tolerance=tolerance, solver=solver)
+        return model.readout(hidden), evaluations
+
+    return forward
