@@ -1,8 +1,14 @@
 """What the tests share: a CPU platform, tiny models, and parameters at which every part of a model matters."""
 
 import os
+from pathlib import Path
 
+# Before jax is imported, and in the environment, so that the programs that tests start have them too. Compiling takes
+# most of the time of these tests, and the same few shapes come again and again.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from collections.abc import Callable
 
