@@ -16,8 +16,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import settings
 
 import odelm
+
+# The same examples in every run, so that a failure belongs to the change that shows it; a first example may compile.
+settings.register_profile("odelm", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("odelm")
 
 TINY = dict(vocab_size=13, width=16, heads=2, depth=4, feedforward=24, max_length=16)
 
