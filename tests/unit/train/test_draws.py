@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from odelm.config import Config, ModelConfig, StepSamplingConfig, TrainConfig, replace
+from odelm.ode import grid
 from odelm.train.draws import draw_grid, possible_counts
+from tests.configs import samplings, stacks
 
 DEPTH = 12
 
@@ -22,12 +26,12 @@ def config_of(groups: int = 1, seed: int = 0, **options) -> Config:
 def test_grids_are_a_function_of_seed_and_update(kind, groups):
     config = config_of(groups, kind=kind, counts=(6, 12), jitter=0.5)
     grids = [draw_grid(config, update) for update in range(40)]
-    for update, grid in enumerate(grids):
-        np.testing.assert_array_equal(grid, draw_grid(config, update))
-        assert grid.dtype == np.float32 and len(grid) - 1 in possible_counts(config)
-        assert grid[0] == 0 and grid[-1] == DEPTH and (np.diff(grid) > 0).all()
-        assert set(np.arange(groups + 1) * DEPTH / groups) <= set(grid.tolist())
-    distinct = len({grid.tobytes() for grid in grids})
+    for update, drawn in enumerate(grids):
+        np.testing.assert_array_equal(drawn, draw_grid(config, update))
+        assert drawn.dtype == np.float32 and len(drawn) - 1 in possible_counts(config)
+        assert drawn[0] == 0 and drawn[-1] == DEPTH and (np.diff(drawn) > 0).all()
+        assert set(np.arange(groups + 1) * DEPTH / groups) <= set(drawn.tolist())
+    distinct = len({drawn.tobytes() for drawn in grids})
     assert distinct == 1 if kind == "fixed" else distinct > 30
 
 
@@ -68,3 +72,16 @@ def test_without_counts_the_depth_says_which():
     assert possible_counts(config_of(counts=())) == (3, 4, 6, 12)
     assert possible_counts(config_of(counts=(), anneal=0.5)) == (3, 4, 5, 7, 9, 12)
     assert possible_counts(config_of(3, counts=(), anneal=0.5)) == (3, 6, 9, 12)
+
+
+@given(st.data(), stacks(), st.integers(0, 2**31 - 1), st.integers(0, 700))
+def test_every_draw_is_a_grid_of_the_core_with_a_compiled_count(data, model, seed, update):
+    sampling = data.draw(samplings(model))
+    config = Config(model=model, step_sampling=sampling, train=TrainConfig(seed=seed, eval_steps=(model.groups,)))
+    config.validate()
+    drawn = draw_grid(config, update)
+    np.testing.assert_array_equal(grid.checked(drawn, model.core, model.groups), drawn)
+    np.testing.assert_array_equal(draw_grid(config, update), drawn)
+    counts = possible_counts(config)
+    assert drawn.dtype == np.float32 and len(drawn) - 1 in counts
+    assert list(counts) == sorted(set(counts)) and all(count % model.groups == 0 for count in counts)

@@ -4,14 +4,26 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.extend
+import jax.monitoring
 import numpy as np
 import pytest
 
 from odelm import sharding
-from odelm.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from odelm.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StepSamplingConfig,
+    TrainConfig,
+)
+from odelm.train import loop
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
@@ -53,16 +65,24 @@ def batch_of(config: Config) -> dict[str, np.ndarray]:
     }
 
 
-def updated(config: Config, counts: tuple[int, ...] = (2,)):
-    """Returns the state after one update and its metrics."""
+def prepared(config: Config):
+    """Returns what one update needs: the function, the state and the batch it is called with, and the mesh."""
     mesh = sharding.make_mesh(config.mesh)
     graph, _ = graph_of(config)
     optimizer = make_optimizer(config.optimizer, 10)
     state = init_state(config, optimizer, mesh)
     batch = sharding.place_batch(batch_of(config), mesh)
-    update = make_update(config, graph, optimizer)
-    compiled = compile_updates(update, state, batch, counts, mesh, lambda _: None)
-    return compiled[2](state, batch, GRID)
+    return make_update(config, graph, optimizer), state, batch, mesh
+
+
+def updated(config: Config, counts: tuple[int, ...] = (2,)):
+    """Returns the state after one update and its metrics."""
+    update, state, batch, mesh = prepared(config)
+    return compile_updates(update, state, batch, counts, mesh, lambda _: None)[2](state, batch, GRID)
+
+
+def with_train(config: Config, **options) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
 GOLDEN = {"decoder": (4.808885, 7.716795), "encoder": (4.887887, 10.520278)}
@@ -87,23 +107,49 @@ def test_first_update_is_golden(kind, first_updates):
     )  # fmt: skip
 
 
-def test_one_trace_for_each_step_count():
-    config = config_of()
-    mesh = sharding.make_mesh(config.mesh)
-    graph, _ = graph_of(config)
-    optimizer = make_optimizer(config.optimizer, 10)
-    state = init_state(config, optimizer, mesh)
-    batch = sharding.place_batch(batch_of(config), mesh)
-    update, traced = make_update(config, graph, optimizer), []
+def test_an_update_gives_up_the_memory_of_the_state_before_it():
+    update, state, batch, mesh = prepared(config_of())
+    compiled = compile_updates(update, state, batch, (2,), mesh, lambda _: None)
+    after, _ = compiled[2](state, batch, GRID)
+    kept = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(state) if not leaf.is_deleted()]
+    assert not kept, f"these leaves of the state were not donated: {kept}"
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, batch)))
 
-    def counted(state, batch, grid):
-        traced.append(len(grid) - 1)
-        return update(state, batch, grid)
 
-    compiled = compile_updates(counted, state, batch, (2, 4), mesh, lambda _: None)
-    for steps, grid in ((2, GRID), (4, np.arange(5, dtype=np.float32)), (2, np.array([0, 1, 4], np.float32))):
-        state, _ = compiled[steps](state, batch, grid)
-    assert traced == [2, 4] and int(state.step) == 3
+@pytest.fixture
+def traces():
+    """Counts how often each function is traced while the test runs: a list of names, an entry a trace."""
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **about) -> None:
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            names.append(str(about.get("fun_name", "")).rpartition(".")[2])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_training_traces_once_for_each_step_count(traces, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i in range(40):
+        (tmp_path / "texts" / f"{i}.txt").write_text(" ".join(f"word{(7 * i + 3 * k) % 41}" for k in range(60)))
+    config = Config(
+        model=ModelConfig(**SHAPE | dict(vocab_size=280)),
+        data=DataConfig(
+            corpus="text", source=str(tmp_path / "texts"), data_dir=str(tmp_path / "data"), valid_fraction=0.2
+        ),
+        step_sampling=StepSamplingConfig(counts=(4, 2), jitter=0.5),
+        optimizer=OptimizerConfig(warmup=2),
+        train=TrainConfig(
+            updates=6, batch_size=4, length=16, unroll=False, log_every=1, checkpoint_every=3, eval_every=2,
+            eval_batches=2, eval_steps=(2, 1),
+        ),
+    )  # fmt: skip
+    result = loop.train(config, tmp_path / "run")
+    assert result.step == 6 and set(result.losses) == {4, 2, 1}
+    # Six updates of two step counts, and three evaluations at three.
+    assert (traces.count("update"), traces.count("loss")) == (2, 3), sorted(traces)
 
 
 def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
@@ -132,13 +178,38 @@ def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
         np.testing.assert_allclose(four[name], single, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
+    """Yields the name of every equation of a jaxpr, those of the jaxprs inside it too."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def checkpoints(config: Config) -> int:
+    update, state, batch, _ = prepared(config)
+    names = list(equations(jax.make_jaxpr(update)(state, batch, GRID).jaxpr))
+    return sum(name in ("checkpoint", "remat", "remat2") for name in names)
+
+
+def test_only_remat_computes_a_step_again():
+    assert checkpoints(config_of()) == 0
+    assert checkpoints(with_train(config_of(), remat="nothing_saveable")) > 0
+
+
 @pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
-def test_remat_changes_memory_and_not_the_update(policy):
+def test_remat_does_not_change_the_update(policy):
     config = config_of()
     plain, metrics = updated(config)
-    saving = dataclasses.replace(config, train=dataclasses.replace(config.train, remat=policy))
-    state, same = updated(saving)
+    state, same = updated(with_train(config, remat=policy))
     assert float(same["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     assert float(same["gradient_norm"]) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
     for left, right in zip(jax.tree.leaves(plain.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-5)
+
+
+@pytest.mark.parametrize(("unroll", "loops"), [(True, 0), (False, 2)])
+def test_an_unrolled_update_has_no_loop_over_the_depth(unroll, loops):
+    update, state, batch, _ = prepared(with_train(config_of(), unroll=unroll))
+    # A scan unrolled to the end stays one in the jaxpr; what is compiled holds a loop forward and one back, or none.
+    assert jax.jit(update).lower(state, batch, GRID).as_text().count("stablehlo.while") == loops
