@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.extend
+import jax.extend.core
 import jax.monitoring
 import numpy as np
 import pytest
@@ -191,7 +191,7 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
     """Yields the name of every equation of a jaxpr, those of the jaxprs inside it too."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
