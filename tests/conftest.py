@@ -1,6 +1,7 @@
 """What the tests share: a CPU platform, tiny models, and parameters at which every part of a model matters."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Before jax is imported, and in the environment, so that the programs that tests start have them too. Compiling takes
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 from flax import nnx
 from hypothesis import settings
 
@@ -71,3 +73,38 @@ def x64():
     """Computes in float64, where an error of a method stands clear of rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Returns `folder = once(name, fill)`: filled by the first process of pytest-xdist to ask, and found by the others.
+
+    No test may change it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def fill_once(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return fill_once
+
+
+@pytest.fixture(scope="session")
+def corpus(once) -> Path:
+    """Returns a folder of sixty text files of sixty words."""
+
+    def write(folder: Path) -> None:
+        for i in range(60):
+            words = [f"word{(7 * i + 3 * k) % 41} and" for k in range(60)]
+            (folder / f"{i}.txt").write_text(" ".join(words))
+
+    return once("texts", write)

@@ -71,7 +71,7 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         gradients, loss = jax.grad(objective, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return update

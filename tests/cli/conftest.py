@@ -41,15 +41,6 @@ def call(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(60):
-        words = [f"word{(7 * i + 3 * k) % 41} and" for k in range(60)]
-        (folder / f"{i}.txt").write_text(" ".join(words))
-    return folder
-
-
-@pytest.fixture(scope="session")
 def small(corpus, tmp_path_factory) -> list[str]:
     """Returns the overrides that make any recipe small."""
     options = {
@@ -74,18 +65,21 @@ def small(corpus, tmp_path_factory) -> list[str]:
     return [f"--config.{name}={value}" for name, value in options.items()]
 
 
-@pytest.fixture(scope="session")
-def decoder(small, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "decoder"
-    done = program("train.py", "--config=configs/tiny.py", f"--workdir={workdir}", *small)
+HEADS = ["--config.model.embed_dim=16", "--config.model.sentence_order=true", "--config.model.token_types=2"]
+
+
+def trained(workdir: Path, recipe: str, *options: str) -> None:
+    done = program("train.py", f"--config=configs/{recipe}.py", f"--workdir={workdir}", *options)
     assert done.returncode == 0, done.stderr
-    return workdir
 
 
 @pytest.fixture(scope="session")
-def encoder(small, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "encoder"
-    heads = ["--config.model.embed_dim=16", "--config.model.sentence_order=true", "--config.model.token_types=2"]
-    done = program("train.py", "--config=configs/tiny_encoder.py", f"--workdir={workdir}", *small, *heads)
-    assert done.returncode == 0, done.stderr
-    return workdir
+def decoder(small, once) -> Path:
+    """Returns a finished run, which no test may change."""
+    return once("decoder", lambda workdir: trained(workdir, "tiny", *small))
+
+
+@pytest.fixture(scope="session")
+def encoder(small, once) -> Path:
+    """Returns a finished run, which no test may change."""
+    return once("encoder", lambda workdir: trained(workdir, "tiny_encoder", *small, *HEADS))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from flax import nnx
 import odelm
 from odelm import interop
 from odelm.interop.__main__ import main as interop_main
+from tests.cli.conftest import trained
 from tests.cli.test_programs import PNG, refused, report_of
 
 BERT = odelm.ModelConfig(
@@ -21,17 +23,16 @@ BERT = odelm.ModelConfig(
 SHAPE = ["--length=16", "--repeats=2", "--eval_batches=2"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, small):
+@pytest.fixture(scope="session")
+def folder(small, once) -> Path:
     """Returns a Hugging Face folder made of a run of a small ALBERT with unit steps."""
-    from tests.cli.conftest import program
 
-    base = tmp_path_factory.mktemp("adapt")
-    options = ["--config.model.embed_dim=16", "--config.step_sampling.kind=fixed"]
-    done = program("train.py", "--config=configs/encoder_small.py", f"--workdir={base / 'run'}", *small, *options)
-    assert done.returncode == 0, done.stderr
-    assert interop_main(["export", f"--workdir={base / 'run'}", f"--to={base / 'albert'}"]) == 0
-    return base / "albert"
+    def export(base: Path) -> None:
+        options = ["--config.model.embed_dim=16", "--config.step_sampling.kind=fixed"]
+        trained(base / "run", "encoder_small", *small, *options)
+        assert interop_main(["export", f"--workdir={base / 'run'}", f"--to={base / 'albert'}"]) == 0
+
+    return once("adapt", export) / "albert"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_a_folder_is_adapted_resumed_and_compared_with_what_it_was(folder, optio
 
     done = call("infer.py", f"--workdir={tmp_path}", "--steps=4,2", *SHAPE)
     assert done.returncode == 0, done.stderr
-    rows = report_of(tmp_path)["rows"]
+    rows = report_of(tmp_path / "infer")["rows"]
     assert all(row["loss_before"] > 0 and row["loss_before"] != row["loss"] for row in rows)
     assert "before" in done.stdout
 
@@ -124,7 +125,7 @@ def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, 
     assert done.returncode == 0 and "resumed after update 3" in done.stdout, done.stderr
     done = call("infer.py", f"--workdir={tmp_path / 'run'}", "--steps=4", *SHAPE)
     assert done.returncode == 0 and "no losses of the model before adaptation" in done.stderr
-    assert "loss_before" not in report_of(tmp_path / "run")["rows"][0]
+    assert "loss_before" not in report_of(tmp_path / "run" / "infer")["rows"][0]
 
 
 def test_an_ordinary_stack_is_shared_and_adapted(small, options, call, tmp_path):
@@ -143,7 +144,7 @@ def test_an_ordinary_stack_is_shared_and_adapted(small, options, call, tmp_path)
     assert set(losses_of(tmp_path / "shared")[0]) == {"4", "2"}
     done = call("infer.py", f"--workdir={tmp_path / 'shared'}", "--steps=4,2", *SHAPE)
     assert done.returncode == 0, done.stderr
-    full, coarse = report_of(tmp_path / "shared")["rows"]
+    full, coarse = report_of(tmp_path / "shared" / "infer")["rows"]
     assert full["loss_before"] > 0 and coarse["loss_before"] is None
     done = call("infer.py", f"--model={tmp_path / 'gpt2'}", "--prompt=word1 and", "--new_tokens=4", "--steps=4")
     assert done.returncode == 0 and done.stdout.startswith("word1 and")

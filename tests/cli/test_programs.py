@@ -10,13 +10,13 @@ import time
 import numpy as np
 import pytest
 
-from tests.cli.conftest import ROOT, program
+from tests.cli.conftest import HEADS, ROOT, program
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def report_of(workdir) -> dict:
-    return json.loads((workdir / "infer" / "report.json").read_text())
+def report_of(folder) -> dict:
+    return json.loads((folder / "report.json").read_text())
 
 
 def steps_of(workdir) -> list[int]:
@@ -36,14 +36,14 @@ def test_training_leaves_a_run(decoder):
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_comparison_writes_its_report(kind, request):
+def test_comparison_writes_its_report(kind, request, call, tmp_path):
     workdir = request.getfixturevalue(kind)
-    done = program(
-        "infer.py", f"--workdir={workdir}", "--steps=4,2", "--batch=2", "--length=16", "--repeats=3",
-        "--eval_batches=2", "--adaptive_tolerance=0.5",
+    done = call(
+        "infer.py", f"--workdir={workdir}", f"--out={tmp_path}", "--steps=4,2", "--batch=2", "--length=16",
+        "--repeats=3", "--eval_batches=2", "--adaptive_tolerance=0.5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = report_of(workdir)
+    report = report_of(tmp_path)
     assert {"device", "dtype", "model", "rows"} <= set(report)
     assert report["model"]["trained_updates"] == 6
     full, coarse, adaptive = report["rows"]
@@ -56,16 +56,16 @@ def test_comparison_writes_its_report(kind, request):
         assert np.isclose(row["perplexity"], np.exp(row["loss"]))
         assert np.isclose(row["loss_increase"], row["loss"] / full["loss"] - 1)
         assert np.isclose(row["tokens_per_s"], 2 * 16 / row["latency_ms"]["median"] * 1e3)
-    assert (workdir / "infer" / "report.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "report.png").read_bytes().startswith(PNG)
 
 
-def test_other_solver_and_dtype(decoder):
-    done = program(
-        "infer.py", f"--workdir={decoder}", "--steps=2", "--solver=heun", "--dtype=bfloat16", "--length=16",
-        "--repeats=2", "--eval_batches=1",
+def test_other_solver_and_dtype(decoder, call, tmp_path):
+    done = call(
+        "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--steps=2", "--solver=heun", "--dtype=bfloat16",
+        "--length=16", "--repeats=2", "--eval_batches=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = report_of(decoder)
+    report = report_of(tmp_path)
     assert report["dtype"] == "bfloat16"
     assert [(row["solver"], row["evaluations"]) for row in report["rows"]] == [("euler", 4), ("heun", 4)]
 
@@ -115,23 +115,22 @@ def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_
     assert done.returncode == 0 and done.stdout.startswith("word1"), done.stderr
 
 
-def test_generates_text(decoder):
+def test_generates_text(decoder, call):
     arguments = [f"--workdir={decoder}", "--prompt=word1 and", "--steps=2", "--new_tokens=8"]
-    first, second = program("infer.py", *arguments), program("infer.py", *arguments)
+    # The first as a user starts it.
+    first, second = program("infer.py", *arguments), call("infer.py", *arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("word1 and") and len(first.stdout) > len("word1 and\n")
     assert first.stdout == second.stdout
 
 
-def test_finished_run_is_left_alone(decoder, small):
-    before = (decoder / "metrics.jsonl").read_text()
-    done = program("train.py", "--config=configs/tiny.py", f"--workdir={decoder}", *small)
+def test_finished_run_is_left_alone(decoder, small, call, tmp_path):
+    workdir = shutil.copytree(decoder, tmp_path / "run")
+    before = (workdir / "metrics.jsonl").read_text()
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={workdir}", *small)
     assert done.returncode == 0, done.stderr
     assert "already finished: 6 updates" in done.stdout
-    assert (decoder / "metrics.jsonl").read_text() == before
-
-
-HEADS = ["--config.model.embed_dim=16", "--config.model.sentence_order=true", "--config.model.token_types=2"]
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(("kind", "recipe", "options"), [("decoder", "tiny", []), ("encoder", "tiny_encoder", HEADS)])
@@ -283,11 +282,11 @@ def test_infer_refuses_a_report_where_a_file_is(call, decoder, tmp_path):
     refused(call("infer.py", f"--workdir={run}", *options), "infer", "--out")
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line(decoder, tmp_path):
+def test_a_damaged_checkpoint_is_told_in_one_line(decoder, call, tmp_path):
     run = shutil.copytree(decoder, tmp_path / "run")
     for part in list((run / "checkpoints" / "6" / "params").rglob("d")):
         shutil.rmtree(part)
-    refused(program("infer.py", f"--workdir={run}"), "checkpoint 6", str(run), "step 3")
+    refused(call("infer.py", f"--workdir={run}"), "checkpoint 6", str(run), "step 3")
 
 
 def test_training_refuses_to_go_on_from_a_damaged_checkpoint(call, decoder, small, tmp_path):
@@ -304,7 +303,7 @@ def test_training_refuses_to_go_on_from_a_damaged_checkpoint(call, decoder, smal
 
 def test_infer_refuses_steps_that_do_not_fit_the_groups(call, small, tmp_path):
     options = ["--config.model.groups=2", "--config.train.updates=1", "--config.train.eval_batches=1"]
-    done = program("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *options)
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *options)
     assert done.returncode == 0, done.stderr
     refused(call("infer.py", f"--workdir={tmp_path}", "--steps=4,3", "--length=16"), "3", "2 groups", "try 4")
 

@@ -18,20 +18,34 @@ UPDATES, STOP = 8, 5
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> odelm.Config:
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(60):
-        (folder / f"{i}.txt").write_text(" ".join(f"word{(7 * i + 3 * k) % 41} and" for k in range(60)))
+def config(corpus, tmp_path_factory) -> odelm.Config:
     return odelm.Config(
         model=odelm.ModelConfig(vocab_size=300, width=32, heads=2, depth=4, max_length=32, dropout=0.1),
         data=odelm.DataConfig(
-            corpus="text", source=str(folder), data_dir=str(tmp_path_factory.mktemp("data")), valid_fraction=0.1
+            corpus="text", source=str(corpus), data_dir=str(tmp_path_factory.mktemp("data")), valid_fraction=0.1
         ),
         step_sampling=odelm.StepSamplingConfig(counts=(2, 4)),
         train=odelm.TrainConfig(
             updates=UPDATES, batch_size=4, length=16, eval_batches=2, checkpoint_every=4, log_every=1, unroll=False
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def finished(config, once) -> Path:
+    """Returns a run of all the updates, which no test may change."""
+
+    def train(workdir: Path) -> None:
+        done = loop.train(config, workdir)
+        assert done.step == UPDATES and not done.interrupted
+
+    return once("resume", train)
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """Returns a copy of the finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def params_of(workdir: Path) -> list[np.ndarray]:
@@ -46,10 +60,18 @@ def logged(workdir: Path) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
-def test_interrupted_run_resumes_to_the_bit(config, tmp_path, monkeypatch):
-    straight = loop.train(config, tmp_path / "straight")
-    assert straight.step == UPDATES and not straight.interrupted
+def evaluated(workdir: Path) -> dict[int, float]:
+    """Returns the last recorded held-out losses by step count."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
+    return {int(steps): loss for steps, loss in losses.items()}
 
+
+def with_train(config: odelm.Config, **options) -> odelm.Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
+
+
+def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypatch):
     original = log.Log.training
 
     def interrupt_after_stop(self, step, metrics):
@@ -66,9 +88,9 @@ def test_interrupted_run_resumes_to_the_bit(config, tmp_path, monkeypatch):
     assert len(params_of(tmp_path / "stopped")) > 0
 
     resumed = loop.train(config, tmp_path / "stopped")
-    assert resumed.step == UPDATES and resumed.losses == straight.losses
-    assert logged(tmp_path / "stopped") == logged(tmp_path / "straight")
-    for left, right in zip(params_of(tmp_path / "straight"), params_of(tmp_path / "stopped"), strict=True):
+    assert resumed.step == UPDATES and resumed.losses == evaluated(finished)
+    assert logged(tmp_path / "stopped") == logged(finished)
+    for left, right in zip(params_of(finished), params_of(tmp_path / "stopped"), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
@@ -80,20 +102,19 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.0, 1.4]
 
 
-def test_finished_run_is_not_recorded_twice(config, tmp_path):
-    first = loop.train(config, tmp_path)
-    before = (tmp_path / log.METRICS).read_text()
-    again = loop.train(config, tmp_path)
-    assert (again.step, again.losses, again.interrupted) == (first.step, first.losses, False)
-    assert (tmp_path / log.METRICS).read_text() == before
+def test_finished_run_is_not_recorded_twice(config, run):
+    before = (run / log.METRICS).read_text()
+    again = loop.train(config, run)
+    assert (again.step, again.losses, again.interrupted) == (UPDATES, evaluated(run), False)
+    assert (run / log.METRICS).read_text() == before
 
 
-def test_a_run_past_its_updates_shows_no_bar(config, tmp_path, capsys):
-    loop.train(config, tmp_path)
-    assert f"{UPDATES}/{UPDATES}" in capsys.readouterr().out
-    loop.train(dataclasses.replace(config, train=dataclasses.replace(config.train, updates=3)), tmp_path)
+def test_a_run_past_its_updates_shows_no_bar(config, run, capsys):
+    loop.train(with_train(config, updates=UPDATES + 1), run)
+    assert f"{UPDATES + 1}/{UPDATES + 1}" in capsys.readouterr().out
+    loop.train(with_train(config, updates=3), run)
     out = capsys.readouterr().out
-    assert f"already finished: {UPDATES} updates" in out and "loss nan" not in out and "/3" not in out
+    assert f"already finished: {UPDATES + 1} updates" in out and "loss nan" not in out and "/3" not in out
 
 
 def with_other_source(config: odelm.Config, folder: Path, **data) -> odelm.Config:
@@ -108,7 +129,7 @@ def rewrite(folder: Path) -> None:
 
 
 def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
-    config = with_other_source(config, tmp_path / "texts")
+    config = with_other_source(with_train(config, updates=1), tmp_path / "texts")
     loop.train(config, tmp_path / "run")
     before = (tmp_path / "run" / "tokenizer.json").read_bytes()
     rewrite(tmp_path / "texts")
@@ -117,11 +138,9 @@ def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
 
 
-def test_changed_text_is_refused_where_the_tokenizer_is_given(config, tmp_path):
-    given = tmp_path / "tokenizer.json"
-    loop.train(config, tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "tokenizer.json", given)
-    config = with_other_source(config, tmp_path / "texts", tokenizer=str(given))
+def test_changed_text_is_refused_where_the_tokenizer_is_given(config, finished, tmp_path):
+    given = shutil.copy(finished / "tokenizer.json", tmp_path)
+    config = with_other_source(with_train(config, updates=1), tmp_path / "texts", tokenizer=str(given))
     loop.train(config, tmp_path / "run")
     before = (tmp_path / "run" / log.METRICS).read_text()
     # The same text written anew is the same text.
@@ -134,10 +153,9 @@ def test_changed_text_is_refused_where_the_tokenizer_is_given(config, tmp_path):
     assert (tmp_path / "run" / log.METRICS).read_text() == before
 
 
-def test_finished_run_is_evaluated_again_where_the_evaluation_asked_for_is_another(config, tmp_path):
-    first = loop.train(config, tmp_path)
-    other = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batches=1, eval_steps=(4, 1)))
-    again = loop.train(other, tmp_path)
-    assert again.step == UPDATES and set(again.losses) == {4, 1} and again.losses[4] != first.losses[4]
-    records = [json.loads(line) for line in (tmp_path / log.METRICS).read_text().splitlines()]
+def test_finished_run_is_evaluated_again_where_the_evaluation_asked_for_is_another(config, run):
+    first = evaluated(run)
+    again = loop.train(with_train(config, eval_batches=1, eval_steps=(4, 1)), run)
+    assert again.step == UPDATES and set(again.losses) == {4, 1} and again.losses[4] != first[4]
+    records = [json.loads(line) for line in (run / log.METRICS).read_text().splitlines()]
     assert [record["eval_batches"] for record in records if "eval_loss" in record] == [2, 1]

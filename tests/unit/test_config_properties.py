@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from odelm import config as c
 from odelm.files import fingerprint
-from tests.configs import configs, stacks
+from tests.random_configs import configs, stacks
 
 
 @given(configs())

@@ -1,7 +1,7 @@
 """What holds of every grid of depth time, whatever the depth, the groups and the draws."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from odelm.ode import grid
@@ -43,6 +43,9 @@ def test_equal_steps(core):
     np.testing.assert_allclose(np.diff(times.astype(np.float64)), depth / steps, rtol=0, atol=depth * 1.2e-7)
 
 
+# A boundary that lies between two float32 numbers, where a sum of sizes that is off by a rounding takes the wrong one.
+@example((2 + 2**-23, 2, 22), np.random.default_rng(3), 0.5, 1.5)
+@example((2 + 2**-23, 2, 22), np.random.default_rng(4), 0.5, 1.5)
 @given(cores(), generators, st.floats(0.1, 1), st.floats(1, 10))
 def test_drawn_sizes(core, generator, low, high):
     depth, groups, steps = core

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from odelm.config import Config, ModelConfig, StepSamplingConfig, TrainConfig, replace
 from odelm.ode import grid
 from odelm.train.draws import draw_grid, possible_counts
-from tests.configs import samplings, stacks
+from tests.random_configs import samplings, stacks
 
 DEPTH = 12
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.extend
+import jax.extend.core
 import jax.monitoring
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from odelm.config import (
     StepSamplingConfig,
     TrainConfig,
 )
-from odelm.train import loop
+from odelm.train import log, loop
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
@@ -130,7 +130,7 @@ def traces():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_training_traces_once_for_each_step_count(traces, tmp_path):
+def test_training_traces_once_for_each_step_count(traces, tmp_path, monkeypatch):
     (tmp_path / "texts").mkdir()
     for i in range(40):
         (tmp_path / "texts" / f"{i}.txt").write_text(" ".join(f"word{(7 * i + 3 * k) % 41}" for k in range(60)))
@@ -142,14 +142,23 @@ def test_training_traces_once_for_each_step_count(traces, tmp_path):
         step_sampling=StepSamplingConfig(counts=(4, 2), jitter=0.5),
         optimizer=OptimizerConfig(warmup=2),
         train=TrainConfig(
-            updates=6, batch_size=4, length=16, unroll=False, log_every=1, checkpoint_every=3, eval_every=2,
+            updates=6, batch_size=4, length=16, unroll=False, log_every=1, checkpoint_every=1, eval_every=2,
             eval_batches=2, eval_steps=(2, 1),
         ),
     )  # fmt: skip
+    original = log.Log.evaluation
+
+    def evaluation(*arguments) -> None:
+        original(*arguments)
+        traces.append("-- evaluated")
+
+    monkeypatch.setattr(log.Log, "evaluation", evaluation)
     result = loop.train(config, tmp_path / "run")
     assert result.step == 6 and set(result.losses) == {4, 2, 1}
     # Six updates of two step counts, and three evaluations at three.
-    assert (traces.count("update"), traces.count("loss")) == (2, 3), sorted(traces)
+    assert (traces.count("update"), traces.count("loss")) == (2, 3), traces
+    # By the first evaluation everything that the loop does was done once.
+    assert traces[traces.index("-- evaluated") :] == ["-- evaluated"] * 3, "traced again"
 
 
 def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
@@ -182,7 +191,7 @@ def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
     """Yields the name of every equation of a jaxpr, those of the jaxprs inside it too."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
