@@ -72,7 +72,7 @@ def test_every_model_and_grid(make_model, name, grid):
 
 
 # Each with one of the models in turn, so that every method meets both placements or ends somewhere.
-@pytest.mark.parametrize("solver, name", zip(sorted(ode.SOLVERS), list(MODELS)[: len(ode.SOLVERS)], strict=True))
+@pytest.mark.parametrize("solver, name", list(zip(sorted(ode.SOLVERS), list(MODELS)[: len(ode.SOLVERS)], strict=True)))
 def test_every_explicit_method(make_model, solver, name):
     whole, found = outcomes(make_model(**MODELS[name]), Inputs(TOKENS), (5,), dict(steps=2, solver=solver))
     np.testing.assert_allclose(found, whole, rtol=0, atol=3 * ATOL)
