@@ -129,11 +129,10 @@ def _shared_config(model: ModelConfig, init: InitConfig, ends: tuple[int, int]) 
     coda = ends[1] if init.coda is None else init.coda
     groups = model.groups if init.groups is None else init.groups
     rank = init.rank if init.merge == "low_rank" else 0
-    config = dataclasses.replace(model, prelude=prelude, coda=coda, groups=groups, layer_rank=rank).validate()
     had = len({_layer_name(model, unit) for unit in range(prelude, model.depth - coda)})
-    if groups > had:
+    if 0 < had < groups:
         raise InputError(f"init.groups is {groups}, but the model has only {had} groups of layers to share")
-    return config
+    return dataclasses.replace(model, prelude=prelude, coda=coda, groups=groups, layer_rank=rank).validate()
 
 
 def _layer_name(config: ModelConfig, unit: int) -> str:

@@ -66,6 +66,6 @@ def test_an_empty_split_is_named_by_beam_too(several: Config):
 @pytest.mark.parametrize(("option", "names"), [("exclude", ("lift",)), ("components", ("part0", "part9"))])
 def test_a_mistyped_component_is_named_by_beam_too(several: Config, option: str, names: tuple[str, ...]):
     several = replace(several, {"data.exclude": ()})
-    setattr(several.data, option, names)
+    several = replace(several, {f"data.{option}": names})
     with pytest.raises(InputError, match=f"data.{option} names '{names[-1]}', .*did you mean"):
         prepare(several, beam=RUNNER)

@@ -76,7 +76,7 @@ def contents(file: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("option", ["components", "exclude"])
 def test_an_unknown_set_names_the_nearest_and_leaves_nothing(config: Config, tmp_path: Path, option: str):
-    setattr(config.data, option, ("Git-hub",))
+    config = replace(config, {f"data.{option}": ("Git-hub",)})
     expected = f"data.{option} names 'Git-hub', .*did you mean 'Github'.*Books3, Github, Pile-CC"
     with pytest.raises(InputError, match=expected):
         prepare(config)

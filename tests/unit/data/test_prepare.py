@@ -53,7 +53,7 @@ def test_a_changed_file_is_prepared_again(config: Config):
 @pytest.mark.parametrize(("part", "name", "value"), [("data", "valid_fraction", 0.3), ("model", "vocab_size", 290)])
 def test_what_matters_is_in_the_key(config: Config, part: str, name: str, value: float):
     first = prepare(config).directory
-    setattr(getattr(config, part), name, value)
+    config = replace(config, {f"{part}.{name}": value})
     assert prepare(config).directory != first
 
 
