@@ -109,7 +109,7 @@ def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_
     assert done.returncode == 0, done.stderr
     done = call("infer.py", f"--workdir={tmp_path}", "--length=16", "--repeats=1", "--eval_batches=1")
     assert done.returncode == 0, done.stderr
-    rows = report_of(tmp_path)["rows"]
+    rows = report_of(tmp_path / "infer")["rows"]
     assert [(row["steps"], row["evaluations"]) for row in rows] == [(4, 6), (1, 3)]
     done = call("infer.py", f"--workdir={tmp_path}", "--prompt=word1", "--steps=2", "--new_tokens=2")
     assert done.returncode == 0 and done.stdout.startswith("word1"), done.stderr
