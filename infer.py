@@ -1,6 +1,7 @@
 """Compares coarse steps with full depth: latency and held-out loss; or generates text.
 
     python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
+    python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
 

@@ -25,7 +25,7 @@ OVERRIDE = "override"
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     "~/.cache/odelm/compiled",
-    "Where compiled programs are kept and found again; empty turns it off. JAX_COMPILATION_CACHE_DIR goes before it.",
+    "Where compiled programs are kept; empty turns it off. JAX_COMPILATION_CACHE_DIR takes precedence.",
 )
 
 

@@ -82,7 +82,10 @@ class DataConfig:
     def _validate_components(self) -> None:
         named = self.components + self.exclude
         if named and self.corpus not in ("text", "pile"):
-            raise InputError(f"data.components and data.exclude choose among parts, which {self.corpus!r} has not")
+            raise InputError(
+                f"data.components and data.exclude apply to the corpora 'text' and 'pile' only; {self.corpus!r} has no "
+                "components"
+            )
         if len(set(named)) < len(named):
             raise InputError(f"data.components and data.exclude name a part twice: {', '.join(named)}")
         if self.weights and len(self.weights) != len(self.components):

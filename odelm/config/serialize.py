@@ -96,13 +96,15 @@ def from_json(text: str) -> Config:
 
 
 def _keep_former_counts(values: dict[str, Any]) -> None:
-    """Gives a config of version 0 that leaves the counts of steps to us those that it had: exact parts of the depth."""
+    """Names the counts that a config of version 0 left open: they were exact parts of the depth then."""
     try:
         model = from_dict(ModelConfig, values.get("model", {})).validate()
     except InputError:
         return
     sampling = values.get("step_sampling", {})
-    if isinstance(sampling, dict) and sampling.get("counts") == [] and not sampling.get("anneal"):
+    if not isinstance(sampling, dict) or sampling.get("kind") == "fixed" or sampling.get("anneal"):
+        return
+    if sampling.get("counts") == []:
         parts = {model.depth // part for part in (1, 2, 3, 4) if model.depth % part == 0}
         former = tuple(sorted((count for count in parts if count % model.groups == 0), reverse=True))
         if former != default_steps(model):

@@ -47,7 +47,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             _label(row),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
-            f"{row['evaluations']:g}",
+            f"{row['evaluations']:g}" if _finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['tokens_per_s']:,.0f}",

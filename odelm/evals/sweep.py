@@ -59,7 +59,8 @@ def settings(
     counts = sorted(set(steps), reverse=True)
     chosen = [Setting(solver, count, integrator=name) for count in counts for name in integrators]
     if tolerance is not None:
-        adaptive = solver if ode.has_error_estimate(ode.get_solver(solver)) else "bosh3"
+        explicit = solver not in ode.IMPLICIT_SOLVERS
+        adaptive = solver if explicit and ode.has_error_estimate(ode.get_solver(solver)) else "bosh3"
         if not tolerance > 0:
             raise InputError(f"the adaptive tolerance is {tolerance}, expected a positive number such as 0.01")
         chosen.append(Setting(adaptive, tolerance=tolerance))
@@ -160,7 +161,10 @@ def _tolerance(setting: Setting) -> float:
     return setting.tolerance
 
 
-def _evaluations(runner: Runner, setting: Setting) -> int:
+def _evaluations(runner: Runner, setting: Setting) -> float:
+    """Returns how often the blocks are applied; nan for an implicit solver, which iterates as often as it must."""
+    if setting.solver in ode.IMPLICIT_SOLVERS:
+        return math.nan
     assert setting.steps is not None
     return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver, setting.integrator))
 

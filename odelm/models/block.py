@@ -115,8 +115,7 @@ class SharedBlock(nnx.Module):
         """
         if not self.post_norm:
             slope, memory = self.increment(condition, h, view=view, key=key, memory=memory)
-            wide = jnp.promote_types(h.dtype, jnp.float32)
-            return (h + dt * slope.astype(wide)).astype(h.dtype), memory
+            return euler(h, slope, dt), memory
         key1, key2 = _split(key)
         gate1, gate2 = (dt if gate is None else dt * gate for gate in (condition.gate1, condition.gate2))
         a, memory = self._attend(h, condition, view, key1, memory)
@@ -147,6 +146,11 @@ class SharedBlock(nnx.Module):
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
         up, down = (None, None) if condition.delta is None else (condition.delta.up, condition.delta.down)
         return self.dropout(self.feedforward(x, up, down), deterministic=key is None, rngs=key)
+
+
+def euler(h: jax.Array, slope: jax.Array, dt: jax.Array | float) -> jax.Array:
+    """Returns `h + dt * slope`, computed in float32, in the dtype of `h`."""
+    return (h + dt * slope.astype(jnp.promote_types(h.dtype, jnp.float32))).astype(h.dtype)
 
 
 def _scaled(x: jax.Array, gate: jax.Array | None) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
-from odelm.models.block import Condition, SharedBlock
+from odelm.models.block import Condition, SharedBlock, euler
 from odelm.models.view import View
 
 Memories = Any
@@ -68,8 +68,7 @@ class BlockChain(nnx.Module):
         """Returns the state after a step: pre-norm along the sum of increments, post-norm block by block."""
         if not self.post_norm:
             slope, memory = self.increment(condition, h, view=view, key=key, memory=memory)
-            wide = jnp.promote_types(h.dtype, jnp.float32)
-            return (h + dt * slope.astype(wide)).astype(h.dtype), memory
+            return euler(h, slope, dt), memory
         memories = []
         for i, block in enumerate(self.inner):
             h, kept = block.step(condition[i], h, dt, view=view, key=_inner_key(key, i), memory=memory and memory[i])

@@ -102,7 +102,8 @@ class SharedTransformer(nnx.Module):
     ) -> tuple[jax.Array, Memory | None]:
         """Returns the last hidden states (B, L, D) and the memory with these positions added.
 
-        With a `memory` of this plan (`self.memory`) the inputs are the positions after those that it holds.
+        With a `memory` of this plan (`self.memory`) the inputs are the positions after those that it holds. In traced
+        code its length is unknown, so it is for the caller to stop when its room is filled.
         """
         inputs = inputs.checked(self.config)
         if memory is not None:
@@ -206,6 +207,11 @@ class SharedTransformer(nnx.Module):
             raise InputError(
                 f"the memory has room for {memory.room} positions of {memory.real.shape[0]} rows, but "
                 f"{inputs.shape[1]} of {rows[0]} rows are given: use model.memory(plan, batch={rows[0]}, room=...)"
+            )
+        if not isinstance(memory.length, Tracer) and int(memory.length) + inputs.shape[1] > memory.room:
+            raise InputError(
+                f"the memory holds {int(memory.length)} positions of the {memory.room} that it has room for, and "
+                f"{inputs.shape[1]} more are given: make it with more room"
             )
 
     def _start(self, inputs: Inputs, key: jax.Array | None) -> jax.Array:

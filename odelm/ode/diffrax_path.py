@@ -39,15 +39,12 @@ class PortableSolver:
 def make_diffrax_plan(field: Field, grid: Grid, *, solver: Solver = "euler") -> Plan:
     """Returns the plan by which `diffeqsolve` walks a grid, for `follow_diffrax`; the arguments are `make_plan`'s.
 
-    Its conditions are empty: Diffrax asks the field at the times that it comes to.
+    Its conditions are empty, and its times those at which steps start: Diffrax asks the field where it chooses to.
     """
     solver = get_solver(solver)
-    own_step = isinstance(solver, OwnStep) and isinstance(field, SteppingField)
     grid = as_times(grid)
-    sizes, stages = jnp.diff(grid), stages_of(solver)
-    times = jnp.broadcast_to(grid[:-1, None], (len(grid) - 1, stages))
-    empty = Tableau(a=(), b=(), c=())
-    return Plan(sizes, times, None, PortableSolver(solver), empty, own_step)
+    times = jnp.broadcast_to(grid[:-1, None], (len(grid) - 1, stages_of(solver)))
+    return Plan(jnp.diff(grid), times, None, PortableSolver(solver), Tableau(a=(), b=(), c=()))
 
 
 def follow_diffrax(field: Field, h0: State, plan: Plan) -> State:

@@ -62,7 +62,7 @@ def checked(grid: Times, depth: float, groups: int = 1) -> np.ndarray:
     if times[0] != 0:
         raise InputError(f"grid[0] is {times[0]:g}, expected 0, where depth time starts")
     if times[-1] != np.float32(depth):
-        raise InputError(f"grid[{len(times) - 1}] is {times[-1]:g}, expected the depth, {depth:g}, where time ends")
+        raise InputError(f"grid[{len(times) - 1}] is {times[-1]:g}, expected {depth:g}, where depth time ends")
     for boundary in boundaries(depth, groups):
         if boundary not in times:
             raise InputError(f"the grid {times.tolist()} lacks {boundary:g}, a boundary between groups; add that time")

@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How often following the plan evaluates the field; of an implicit solver, its steps."""
+        """How often following the plan evaluates the field; of an implicit solver, its number of steps."""
         return self.times.shape[-2] * self.times.shape[-1]
 
 

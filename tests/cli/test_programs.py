@@ -86,6 +86,8 @@ def test_diffrax_crosses_a_run_too(solver, steps, rows, call, decoder, tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert [(row["solver"], row["integrator"]) for row in found] == rows
     assert all(np.isfinite(row["loss"]) for row in found)
+    # An implicit solver iterates as often as it must.
+    assert (found[-1]["evaluations"] is None) == (solver == "implicit_euler")
     if solver == "heun":
         # The same method on the same grid: sums in another order.
         assert np.isclose(found[1]["loss"], found[2]["loss"], rtol=1e-5)

@@ -71,10 +71,12 @@ def test_every_model_and_grid(make_model, name, grid):
     np.testing.assert_allclose(found, whole, rtol=0, atol=ATOL)
 
 
-# Each with one of the models in turn, so that every method meets both placements or ends somewhere.
-@pytest.mark.parametrize("solver, name", list(zip(sorted(ode.SOLVERS), list(MODELS)[: len(ode.SOLVERS)], strict=True)))
-def test_every_explicit_method(make_model, solver, name):
-    whole, found = outcomes(make_model(**MODELS[name]), Inputs(TOKENS), (5,), dict(steps=2, solver=solver))
+# The fullest model there is, on an uneven grid: groups between a prelude and a coda.
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("solver", sorted(ode.SOLVERS))
+def test_every_explicit_method(make_model, solver, placement):
+    model = make_model(norm_placement=placement, groups=2, **ENDS)
+    whole, found = outcomes(model, Inputs(TOKENS), (3, 4), dict(grid=[0, 0.5, 2, 4], solver=solver))
     np.testing.assert_allclose(found, whole, rtol=0, atol=3 * ATOL)
 
 
@@ -123,6 +125,9 @@ def test_what_a_memory_cannot_be_used_for_is_named(make_model):
     memory = model.memory(plan, batch=2, room=4)
     with pytest.raises(InputError, match="room for 4 positions of 2 rows, but 8 of 2 rows are given"):
         model.run(Inputs(TOKENS), plan, memory=memory)
+    _, three = model.run(Inputs(TOKENS[:, :3]), plan, memory=memory)
+    with pytest.raises(InputError, match="holds 3 positions of the 4 that it has room for, and 2 more are given"):
+        model.run(Inputs(TOKENS[:, 3:5]), plan, memory=three)
     with pytest.raises(InputError, match="of 2 rows, but 2 of 1 rows are given"):
         model.run(Inputs(TOKENS[:1, :2]), plan, memory=memory)
     with pytest.raises(InputError, match="room is 17, expected 1 to model.max_length, 16"):

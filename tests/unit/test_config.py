@@ -269,6 +269,7 @@ def test_a_config_without_a_version_keeps_the_counts_that_were_left_to_us():
     assert c.from_json(empty).step_counts == (10, 5)
     assert c.from_json('{"version": 1, ' + empty[1:]).step_counts == (10, 5, 3, 2)
     assert c.from_json('{"step_sampling": {"counts": []}}').step_sampling.counts == ()
+    assert c.from_json(empty.replace('"counts"', '"kind": "fixed", "counts"')).step_sampling.counts == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import odelm
+from odelm.errors import InputError
 from odelm.evals import sweep as sweeps
 from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import Setting, settings, sweep
@@ -51,6 +52,15 @@ def test_settings_put_full_depth_first_and_name_a_solver_that_adapts(runner):
         Setting("bosh3", tolerance=0.1),
     ]
     assert settings(runner, (4,), solver="heun") == [Setting("euler", 4), Setting("heun", 4)]
+
+
+def test_settings_put_diffrax_beside_the_scan_where_both_can_follow_the_solver(runner):
+    full, heun = Setting("euler", 4), [Setting("heun", 2), Setting("heun", 2, integrator="diffrax")]
+    assert settings(runner, (2,), solver="heun", integrator="diffrax") == [full, *heun]
+    implicit = settings(runner, (2,), solver="kvaerno3", integrator="diffrax", tolerance=0.1)
+    assert implicit == [full, Setting("kvaerno3", 2, integrator="diffrax"), Setting("bosh3", tolerance=0.1)]
+    with pytest.raises(InputError, match="not an explicit Runge-Kutta method.*integrator='diffrax'"):
+        settings(runner, (2,), solver="kvaerno3")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_steps_and_grids_speak_of_the_core_and_evaluations_of_all(make_model, to
     plan = model.plan(steps=2)
     assert sum(part.evaluations for part in plan) == 4
     np.testing.assert_array_equal(model(tokens, steps=2), model(tokens, grid=[0, 2, 4]))
-    with pytest.raises(InputError, match=r"grid\[2\] is 6, expected the depth, 4"):
+    with pytest.raises(InputError, match=r"grid\[2\] is 6, expected 4, where depth time ends"):
         model(tokens, grid=[0, 2, 6])
     hidden, evaluations = model.encode_adaptive(tokens, tolerance=1.0)
     assert hidden.shape == (2, 6, 16) and int(evaluations) >= 2 + 3

@@ -52,7 +52,7 @@ def test_checked_returns_float32():
         ([1, 3, 12], 1, r"grid\[0\] is 1, expected 0"),
         ([0, 3, 2, 12], 1, r"grid\[2\] is 2, not above grid\[1\] = 3"),
         ([0, 3, 3, 12], 1, r"grid\[2\] is 3, not above grid\[1\] = 3"),
-        ([0, 3, 11], 1, r"grid\[2\] is 11, expected the depth, 12"),
+        ([0, 3, 11], 1, r"grid\[2\] is 11, expected 12, where depth time ends"),
         ([0, 3, 12], 2, r"lacks 6, a boundary between groups"),
         (["a", 12], 1, r"a grid is \['a', 12\], expected numbers"),
         ([[0, 1], 12], 1, "expected numbers"),
