@@ -26,7 +26,7 @@ test-interop: .venv/.installed-interop-test
 
 # Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
 test-beam: .venv/.installed-beam-test
-	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/data/test_beam.py
+	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/data/sources/test_beam.py
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

@@ -111,9 +111,9 @@ def _needed(tokenizer):
 
 
 def _generate(model, tokenizer, steps: tuple[int, ...]) -> None:
-    from odelm.data.tokenizer import special_id
     from odelm.infer.generate import generate
     from odelm.infer.runner import Runner
+    from odelm.tokenizer import special_id
 
     runner = Runner.of(model)
     for count in steps:

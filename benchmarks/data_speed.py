@@ -23,10 +23,10 @@ from tokenizers import Tokenizer
 
 from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import Corpus, find_corpus
-from odelm.data.documents import Document
 from odelm.data.loader import train_batches
-from odelm.data.prepare import Prepared, prepare
-from odelm.data.tokens import units, write_unit
+from odelm.data.prepare import prepare, token_shards, write_token_shard
+from odelm.data.sources.documents import Document
+from odelm.data.tokens import Prepared
 
 PLACES = 32_768
 """A batch."""
@@ -72,23 +72,23 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def tokenising(some: Some, tokenizer: Tokenizer, repeats: int) -> dict[str, float]:
-    """Returns MB a second of one core: of the library, of a unit of tokens written, and their ratio."""
+    """Returns MB a second of one core: of the library, of a written token shard, and their ratio."""
     texts = [document.text for document in some.texts]
     size = sum(len(text.encode()) for text in texts) / 1e6
     alone, written = [], []
     with tempfile.TemporaryDirectory() as folder:
-        (unit,) = units(some, SPLITS[0], tokenizer, Path(folder))
+        (shard,) = token_shards(some, SPLITS[0], tokenizer, Path(folder))
         for _ in range(repeats):
-            # A new one, as every unit has: a tokenizer keeps the words that it met.
+            # A new one, as every shard has: a tokenizer keeps the words that it met.
             new = Tokenizer.from_str(tokenizer.to_str())
             alone.append(cpu_seconds(lambda: new.encode_batch_fast(texts, add_special_tokens=False)))  # noqa: B023
-            written.append(cpu_seconds(lambda: write_unit(unit)))
+            written.append(cpu_seconds(lambda: write_token_shard(shard)))
     ratios = [ours / library for ours, library in zip(written, alone, strict=True)]
     return {
         "megabytes": size,
         "library_mb_per_s": size / statistics.median(alone),
-        "unit_mb_per_s": size / statistics.median(written),
-        "unit_over_library": statistics.median(ratios),
+        "shard_mb_per_s": size / statistics.median(written),
+        "shard_over_library": statistics.median(ratios),
     }
 
 

@@ -172,7 +172,7 @@ def load(
     `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what
     is missing, for a directory that is no run or has no finished checkpoint, and for a checkpoint that cannot be read.
     """
-    from odelm.data import tokenizer as tokenizers
+    from odelm import tokenizer as tokenizers
 
     config = read_config(workdir)
     config = adjust(config).validate() if adjust else config

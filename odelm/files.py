@@ -49,7 +49,7 @@ def publish(directory: Path, *, option: str = "data.data_dir") -> Iterator[Path]
 def resumed(directory: Path) -> Iterator[Path | None]:
     """Yields a directory that becomes `directory` when the block ends, and None if it is there already.
 
-    What was written when the block was interrupted stays, for the next call to go on from; `writing` keeps each file
+    What was written when the block was interrupted stays, and the next call resumes from it; `writing` keeps each file
     of it whole. A mistake in the input leaves nothing, because without it the directory has another name; what the
     system failed to read may work again, and leaves what is finished. One process works at a time and the others
     wait. What becomes `directory` is `result` in it; the rest is removed.
@@ -78,7 +78,7 @@ def resumed(directory: Path) -> Iterator[Path | None]:
     except OSError as error:
         raise InputError(
             f"{directory.parent} cannot be written ({error}); make room or give another data.data_dir. What is "
-            "finished is kept, and the same command goes on from there"
+            "finished is kept, and the same command resumes from there"
         ) from error
 
 

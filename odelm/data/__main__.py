@@ -18,11 +18,12 @@ from absl import logging
 from rich.console import Console
 
 from odelm import checkpoint
+from odelm import tokenizer as tokenizers
 from odelm.config import MASK_UNITS, ON_BAD_RECORD, PACKINGS, Config, DataConfig, ModelConfig, replace
 from odelm.data import summary
-from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
-from odelm.data.prepare import Prepared, prepare
+from odelm.data.prepare import prepare
+from odelm.data.tokens import Prepared
 from odelm.errors import InputError
 
 DEFAULTS = DataConfig()
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("interrupted; the same command resumes from what is finished", file=sys.stderr)
         return 130
     return 0
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m odelm.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    make = commands.add_parser("prepare", help="documents to token shards; goes on where it was interrupted")
+    make = commands.add_parser("prepare", help="documents to token shards; resumes where it was interrupted")
     make.set_defaults(run=_prepare)
     show = commands.add_parser("show", help="a summary of a prepared corpus, and batches of it as text")
     show.set_defaults(run=_show)
@@ -93,7 +94,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     config = _config(options)
     prepared = prepare(config, workers=options.workers, beam=_beam(options))
-    _tell(prepared)
+    _print_corpus(prepared)
     print(f"train on it with: {_flags(config)}")
 
 
@@ -102,7 +103,7 @@ def _show(options: argparse.Namespace) -> None:
     config = checkpoint.read_config(workdir) if workdir else _config(options)
     tokenizer = workdir / checkpoint.TOKENIZER if workdir else None
     prepared = prepare(config, tokenizer_file=tokenizer, workers=options.workers)
-    _tell(prepared)
+    _print_corpus(prepared)
     if options.split == "train":
         batches = train_batches(prepared, config, start=options.start)
     else:
@@ -117,9 +118,9 @@ def _show(options: argparse.Namespace) -> None:
         raise InputError(f"the {options.split} split has no batch {options.start}: give a lower --start")
 
 
-def _tell(prepared: Prepared) -> None:
+def _print_corpus(prepared: Prepared) -> None:
     console = Console()
-    # Where the output is no terminal there is no width to keep to.
+    # Output that is not a terminal has no width to keep to.
     console.width = console.width if console.is_terminal else WIDTH
     console.print(prepared.directory, highlight=False, soft_wrap=True)
     console.print(summary.table(prepared))
@@ -185,7 +186,7 @@ def _list(kind: type) -> Callable[[str], tuple]:
 
 
 def _natural(text: str) -> int:
-    """Returns a number from 0 to the largest update that the loader counts to."""
+    """Returns a number from 0 to the largest update that the loader can start from."""
     number = int(text)
     if not 0 <= number < 2**31:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to {2**31 - 1}")

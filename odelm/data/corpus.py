@@ -1,4 +1,4 @@
-"""A corpus as training asks for it: prepared once, then any run of documents of a split."""
+"""A corpus in two splits: prepared once, then read at any place."""
 
 import contextlib
 import dataclasses
@@ -14,14 +14,20 @@ from typing import Protocol
 import tensorflow_datasets as tfds
 
 from odelm.config import DataConfig
-from odelm.data import pool
-from odelm.data.catalogue import PREFIX, open_catalogue
-from odelm.data.corpora import BUILDERS, CorpusBuilder, CorpusConfig
-from odelm.data.documents import Document
-from odelm.data.files import stats
-from odelm.data.parts import PartJob, Reading, Source, group, read_parts, write_part
-from odelm.data.quiet import quiet
-from odelm.data.records import told_as_os_error
+from odelm.data.shards import as_os_error, run_jobs
+from odelm.data.sources.catalogue import PREFIX, open_catalogue
+from odelm.data.sources.corpora import BUILDERS
+from odelm.data.sources.document_shards import (
+    DocumentShard,
+    Reading,
+    Source,
+    group,
+    open_document_shards,
+    write_document_shard,
+)
+from odelm.data.sources.documents import Document
+from odelm.data.sources.files import stats
+from odelm.data.sources.tfds import CorpusBuilder, CorpusConfig, quiet
 from odelm.errors import InputError
 from odelm.files import fingerprint, resumed
 
@@ -35,11 +41,11 @@ class Corpus(Protocol):
 
     @property
     def name(self) -> str:
-        """Says all that the documents depend on."""
+        """Identifies everything that the documents depend on."""
         ...
 
     def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
-        """Makes the documents ready to be read, unless they are; `beam` says how Apache Beam is to do it."""
+        """Makes the documents readable unless they are; `beam` does it with Apache Beam."""
         ...
 
     def size(self, split: str) -> tuple[int, int]:
@@ -47,20 +53,20 @@ class Corpus(Protocol):
         ...
 
     def documents(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yields the documents `start` to `stop` of those that `size` counts."""
+        """Yields the documents with numbers from `start` to `stop`, of those that `size` counts."""
         ...
 
     def reader(self) -> "Corpus":
-        """Returns the corpus, once prepared, without what only preparing needs."""
+        """Returns the prepared corpus without the data that only preparing needs."""
         ...
 
     def report(self) -> Mapping[str, object]:
-        """Returns what preparing left out: `duplicates`, `bad_records`, and of these the first, `bad`."""
+        """Returns what preparing left out: the counts `duplicates` and `bad_records`, and the first messages, `bad`."""
         ...
 
 
 def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None = None) -> Corpus:
-    """Returns the corpus that `config` names; one of the catalogue is prepared by TFDS here, by `beam` if it is given.
+    """Returns the corpus that `config` names. TFDS prepares one of its catalogue here, with `beam` if that is given.
 
     Reads no document; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if the
     source is missing or has no supported file.
@@ -79,7 +85,7 @@ def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None
 
 @dataclasses.dataclass(frozen=True)
 class FileCorpus:
-    """A corpus of files of this machine, kept as a TFDS dataset under the data directory."""
+    """A corpus of local files, kept as a TFDS dataset under the data directory."""
 
     builder: type[CorpusBuilder]
     config: DataConfig
@@ -99,7 +105,7 @@ class FileCorpus:
             settings = self._settings(partial / "parts", workers=workers, with_beam=beam is not None)
             how = beam or tfds.download.DownloadConfig()
             how = how.replace(try_download_gcs=False)
-            with quiet(), _named_split(self), told_as_os_error():
+            with quiet(), _named_split(self), as_os_error():
                 builder = self.builder(data_dir=result, config=settings)
                 builder.download_and_prepare(file_format="array_record", download_config=how)
             (result / REPORT).write_text(json.dumps(_left_out(settings), indent=2) + "\n")
@@ -125,22 +131,22 @@ class FileCorpus:
             settings = CorpusConfig(name=self.name, valid_fraction=self.config.valid_fraction)
             return self.builder(data_dir=self.directory, config=settings)
 
-    def _settings(self, parts: Path, *, workers: int, with_beam: bool) -> CorpusConfig:
-        """Returns the settings of the builder, the files read into parts unless Beam is to do that."""
+    def _settings(self, folder: Path, *, workers: int, with_beam: bool) -> CorpusConfig:
+        """Returns the settings of the builder, with the files read into shards unless Beam is to read them."""
         config, groups = self.config, group(self.sources)
         reading = Reading(self.builder.read, config.components, config.exclude, config.on_bad_record == "skip")
         settings = CorpusConfig(name=self.name, valid_fraction=config.valid_fraction)
         if with_beam:
             return dataclasses.replace(settings, groups=tuple(groups), reading=reading)
-        jobs = [PartJob(number, sources, reading, parts) for number, sources in enumerate(groups)]
-        todo = [job for job in jobs if not job.report.exists()]
-        pool.run(write_part, todo, workers=workers, what="reading", total=len(jobs))
-        return dataclasses.replace(settings, parts=read_parts(jobs))
+        shards = [DocumentShard(number, sources, reading, folder) for number, sources in enumerate(groups)]
+        missing = [shard for shard in shards if not shard.report.exists()]
+        run_jobs(write_document_shard, missing, workers=workers, what="reading", total=len(shards))
+        return dataclasses.replace(settings, shards=open_document_shards(shards))
 
 
 @contextlib.contextmanager
 def _named_split(corpus: FileCorpus) -> Iterator[None]:
-    """Tells of an empty split as an InputError: with Beam it is TFDS that finds it."""
+    """Turns TFDS's error for an empty split, which it raises with Beam, into an InputError."""
     try:
         yield
     except ValueError as error:
@@ -154,11 +160,11 @@ def _named_split(corpus: FileCorpus) -> Iterator[None]:
 
 
 def _left_out(settings: CorpusConfig) -> dict[str, object]:
-    parts = settings.parts
-    if parts is None:
+    shards = settings.shards
+    if shards is None:
         return {"duplicates": None, "bad_records": None, "bad": []}
     return {
-        "duplicates": int((~parts.first).sum()),
-        "bad_records": sum(report["bad_records"] for report in parts.reports),
-        "bad": [line for report in parts.reports for line in report["bad"]][:100],
+        "duplicates": int((~shards.first).sum()),
+        "bad_records": sum(report["bad_records"] for report in shards.reports),
+        "bad": [line for report in shards.reports for line in report["bad"]][:100],
     }

@@ -12,20 +12,19 @@ from absl.flags import FLAGS
 from odelm import rng
 from odelm.config import Config
 from odelm.data.masking import MaskedRows, masked_rows
-from odelm.data.prepare import Prepared
-from odelm.data.tokenizer import special_id
-from odelm.data.tokens import Split, Stream
+from odelm.data.tokens import Prepared, Split, Stream
 from odelm.data.windows import DocumentWindows, JoinedWindows, StreamWindows, Windows, joined
 from odelm.errors import InputError
+from odelm.tokenizer import special_id
 
 Batch = dict[str, np.ndarray]
 
-READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 NO_TOKENS = Stream(np.empty(0, np.uint16), np.empty(0, np.int64))
 
 EPOCHS = 2**32
-"""As good as endless, and as many as have their own shuffle; Grain's endless `repeat` overflows in `batch(1)`."""
+"""Effectively endless, and as many as get their own shuffle; Grain's endless `repeat` overflows in `batch(1)`."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ class NextTokenRows:
     def batch(self, windows: Batch) -> Batch:
         """Returns `tokens`, `targets` int32 (B, L) and `weights` float32 (B, L), 0 where a short window is padded.
 
-        With segments also `segments` int32 (B, L). An end token is the last target of its document, and the first
-        token of the next one's segment, whose first word it predicts: so every token is predicted from its own
-        document alone.
+        With segments also `segments` int32 (B, L). An end token is the last target of its document and the first token
+        of the next segment, whose first word it predicts, so that every token is predicted from its own document only.
         """
         places, counts = np.arange(self.size), windows["count"][:, None]
         padded = np.where(places < counts, windows["window"], self.end).astype(np.int32)
@@ -64,8 +62,8 @@ class NextTokenRows:
 class TrainBatches(grain.IterDataset):
     """The endless training batches of one process, from update `start` on, as a Grain dataset.
 
-    An iterator's state is the number of updates whose batches it gave: the same for any number of workers and
-    processes, so that a run may go on with others.
+    An iterator's state is the number of updates whose batches it gave. It does not depend on the number of workers and
+    processes, so a run may be resumed with other numbers.
     """
 
     def __init__(self, batches: grain.MapDataset, *, start: int, process_index: int, process_count: int, workers: int):
@@ -81,10 +79,10 @@ class TrainBatches(grain.IterDataset):
 
     def source(self, update: int) -> Iterator[Batch]:
         """Returns Grain's iterator over the batches from `update` on."""
-        mine = self._batches[update * self._processes + self._process :: self._processes].to_iter_dataset(READING)
+        mine = self._batches[update * self._processes + self._process :: self._processes].to_iter_dataset(READ_OPTIONS)
         if self._workers:
             if not FLAGS.is_parsed():
-                # Grain reads its own flags, which an absl program has parsed, and a notebook or a test has not.
+                # Grain reads its own absl flags, which are not parsed in a notebook or a test.
                 FLAGS.mark_as_parsed()
             mine = mine.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(mine)
@@ -120,7 +118,7 @@ def train_batches(
     Every epoch is a new permutation of all windows, a batch may span two of them, and the iterator from
     `start` yields what one from 0 yields after `start` batches. Process p holds rows p B / n to (p + 1) B / n
     of a global batch of B = train.batch_size. With `data.weights` each component is shuffled and repeated on its own,
-    and their windows are mixed in these proportions. `get_state()` and `set_state(state)` tell and change the position.
+    and their windows are mixed in these proportions. `get_state()` returns the position, `set_state(state)` changes it.
 
     Decoder: `tokens`, `targets` int32 (B, L), `weights` float32 (B, L), with L = train.length. Encoder: see
     `odelm.data.masking.MaskedRows.batch`; masks are new every epoch. With `data.packing` "segments" also `segments`
@@ -143,7 +141,7 @@ def train_dataset(
     rows = _rows(prepared, config, length=config.train.length, stream="mask")
     _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
     windows, order = _order(prepared.train, rows, config)
-    # Whole batches are made at once: work in Python for every row would hold the accelerator up.
+    # Whole batches are made at once: Python work for each row would keep the accelerator waiting.
     batches = order.batch(size).map_with_index(partial(_batch, windows=windows, rows=rows))
     return TrainBatches(
         batches,
@@ -162,7 +160,7 @@ def eval_batches(
     `length` and `batch_size` default to those of training. The keys are those of `train_batches`; all batches
     have one shape: a short last window is padded, and so is the last batch with rows, at weight 0. Masks are
     a fixed function of (seed, row). The order is that of the split; of several components, a fixed mixture, so that
-    the first batches hold something of each. Raises InputError if the split holds no token to predict.
+    the first batches contain each. Raises InputError if the split holds no token to predict.
     """
     rows = _rows(prepared, config, length=length or config.train.length, stream="eval_mask")
     _check_enough(prepared.validation, 2, "validation")
@@ -195,7 +193,7 @@ def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> Ne
 
 def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Windows:
     if config.packing == "documents":
-        # A masked row ends with [SEP] as it is, and nothing is predicted from the end token before a document.
+        # A masked row already ends with [SEP]; a decoder predicts a document's first token from the end token before.
         reach = {"before": 1} if isinstance(rows, NextTokenRows) else {"after": -1}
         return DocumentWindows(stream, size=rows.size, stride=rows.stride, **reach)
     return StreamWindows(stream, size=rows.size, stride=rows.stride, whole=whole and len(stream.tokens) >= rows.size)
@@ -204,7 +202,7 @@ def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *
 def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> tuple[Windows, grain.MapDataset]:
     """Returns the windows, and the order in which training reads them, epoch after epoch."""
     weights = dict(zip(config.data.components, config.data.weights, strict=False))
-    # A short last row costs a decoder nothing, since no token sees those after it.
+    # The last row may be short for a decoder, whose tokens do not see the padding after them.
     make = partial(_windows, rows=rows, config=config, whole=config.model.kind == "encoder")
     if not weights:
         windows = make(joined(split))
@@ -224,7 +222,7 @@ def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> tu
 
 def _epochs(windows: range, name: str, seed: int) -> grain.MapDataset:
     if not windows:
-        raise InputError(f"{name} has not one window of training text: give more, or leave it out")
+        raise InputError(f"{name} is too short for a single window of training text: give more, or leave it out")
     return grain.MapDataset.range(windows.start, windows.stop).seed(seed).shuffle().repeat(EPOCHS)
 
 

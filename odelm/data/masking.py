@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.config import Config
-from odelm.data.tokenizer import NAMES, special_id, special_ids
-from odelm.data.units import Unit, make_unit
+from odelm.data.spans import MaskUnit, make_unit
 from odelm.errors import InputError
+from odelm.tokenizer import NAMES, find_id, special_id, special_ids
 
 MASKED, RANDOM = 0.8, 0.1
 
@@ -30,7 +30,7 @@ class MaskedRows:
     length: int
     rate: float
     """Share of a row's tokens, special ones counted, that is predicted at most."""
-    unit: Unit
+    unit: MaskUnit
     """What is chosen as one."""
     cls: int
     sep: int
@@ -39,7 +39,7 @@ class MaskedRows:
     end: int | None
     """The end-of-text token; None where the tokenizer has none. It may be the same as `sep`."""
     ordinary: np.ndarray
-    """The ids, int32 (n,), of the tokens that stand for text."""
+    """The ids, int32 (n,), of the tokens that represent text."""
     maskable: np.ndarray
     """bool (V,), True at the ordinary ids."""
     sentence_order: bool
@@ -53,7 +53,7 @@ class MaskedRows:
     def __post_init__(self):
         if self.segments and self.end is None:
             names = ", ".join(NAMES["end"])
-            raise InputError(f"documents are told apart by an end token, but the tokenizer has none of {names}")
+            raise InputError(f"documents are separated by an end token, but the tokenizer has none of {names}")
 
     @property
     def count(self) -> int:
@@ -103,9 +103,10 @@ class MaskedRows:
         return rows
 
     def _layout(self, count: np.ndarray, coins: np.ndarray) -> "_Layout":
-        """Returns where everything stands: [CLS] A [SEP] and, with sentence order, B [SEP]. `coins` is bool (B, 2).
+        """Returns the layout of each row: [CLS] A [SEP] and, with sentence order, B [SEP]. `coins` is bool (B, 2).
 
-        Of an odd number of tokens either half may have the one more, or the lengths would give the order away.
+        When the number of tokens is odd, a coin gives the extra one to either half; otherwise the lengths would reveal
+        the order.
         """
         place, count = np.arange(self.length), np.asarray(count)[:, None]
         cls = np.broadcast_to(place == 0, (len(count), self.length))
@@ -150,10 +151,10 @@ class MaskedRows:
         return {"positions": positions, "targets": np.take_along_axis(original, positions, 1), "weights": weights}
 
     def _segments(self, original: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Returns how many documents of its row ended before each place, int32 (B, L).
+        """Returns the index in its row of the document that each place belongs to, int32 (B, L).
 
-        An end token belongs to the document that it ends, [CLS] to the first one; the [SEP] after the text and the
-        padding belong to that of the last token of text, also if it is an end token.
+        An end token belongs to the document that it ends, and [CLS] to the first document. The [SEP] after the text,
+        and the padding, belong to the document of the last token of text, even if that is an end token.
         """
         place = np.arange(self.length)
         ends = (original == self.end) & (place > 0) & (place < count[:, None])
@@ -161,7 +162,7 @@ class MaskedRows:
 
 
 class _Layout(NamedTuple):
-    """Of each place of a row (B, L): the token of the window that stands there, and what else it is."""
+    """What each place (B, L) of the rows is; `source` is the index of its token in the window."""
 
     source: np.ndarray
     cls: np.ndarray
@@ -175,7 +176,7 @@ class _Layout(NamedTuple):
 def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: str) -> MaskedRows:
     """Returns the rows of `length` tokens that `config` asks for.
 
-    Raises InputError if the tokenizer lacks a special token, or does not tell the words that the unit needs, or
+    Raises InputError if the tokenizer lacks a special token, or has no known words where the unit needs them, or
     `length` has no room for text beside the special tokens.
     """
     shortest = 5 if config.model.sentence_order else 3
@@ -191,7 +192,7 @@ def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: st
         sep=special_id(tokenizer, "sep"),
         pad=special_id(tokenizer, "pad"),
         mask=special_id(tokenizer, "mask"),
-        end=_end_id(tokenizer),
+        end=find_id(tokenizer, "end"),
         ordinary=ordinary,
         maskable=np.isin(np.arange(vocabulary[-1] + 1), ordinary),
         sentence_order=config.model.sentence_order,
@@ -200,10 +201,3 @@ def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: st
         seed=config.train.seed,
         stream=stream,
     )
-
-
-def _end_id(tokenizer: Tokenizer) -> int | None:
-    try:
-        return special_id(tokenizer, "end")
-    except InputError:
-        return None

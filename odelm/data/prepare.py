@@ -1,10 +1,11 @@
-"""From a corpus to token shards: prepared once, found again by a fingerprint of all that they depend on."""
+"""From a corpus to token shards: made once, and found again by a fingerprint of everything that they depend on."""
 
 import hashlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,37 +13,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
+from odelm import tokenizer as tokenizers
 from odelm.config import SPLITS, Config
-from odelm.data import pool
-from odelm.data import tokenizer as tokenizers
 from odelm.data.corpus import Corpus, find_corpus
-from odelm.data.documents import checked, text_documents
-from odelm.data.files import text_files
-from odelm.data.tokens import Split, Stream, Unit, dtype_of, open_split, units, write_unit
+from odelm.data.shards import record_writer, run_jobs
+from odelm.data.sources.documents import checked, text_documents
+from odelm.data.sources.files import text_files
+from odelm.data.tokens import INDEX, RECORD_TOKENS, TOKENIZER, Prepared, Stream, index, open_prepared, sha256
 from odelm.errors import InputError
 from odelm.files import fingerprint, publish, resumed, writing
 
 FORMAT = 3
-"""Part of every fingerprint: raise it when what is written changes, the sizes of records and units included."""
-INDEX, TOKENIZER = "prepared.json", "tokenizer.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A corpus as tokens, component by component, in a fixed order."""
-
-    tokenizer: Tokenizer
-    train: Split
-    validation: Split
-    bytes_per_token: float
-    """UTF-8 bytes of the validation documents over its tokens, end-of-text tokens counted."""
-    directory: Path
-    digest: str
-    """SHA-256, in hex, of the tokens of both splits."""
-
-    @property
-    def train_tokens(self) -> int:
-        return sum(len(stream.tokens) for stream in self.train.values())
+"""Part of every fingerprint: raise it when what is written changes, the sizes of records and shards included."""
+SHARD_BYTES, MAX_SHARDS = 32 << 20, 1024
+LEFT_OUT = (("duplicates", "copies"), ("bad_records", "records that cannot be read"))
 
 
 def prepare(
@@ -54,19 +38,23 @@ def prepare(
 ) -> Prepared:
     """Returns the tokens of `config.data`, made on the first call and found again on the next.
 
-    `tokenizer_file`, a tokenizer.json such as the one beside a checkpoint, stands in for the configured or
-    trained tokenizer; the tokens are the same if it is a copy. A later call reads no source file, only their
-    sizes and times. Any number of processes may call at once. A call that was interrupted is gone on from. `workers`
-    processes share the work (0: this one does it, tokenising on all cores), or the runner of `beam` reads the files.
+    An interrupted call is resumed by the next one. A later call reads no source file, only their sizes and times. Any
+    number of processes may call at once.
 
-    Raises InputError for a source or tokenizer that cannot be used, and for a tokenizer with more tokens than
+    Args:
+        tokenizer_file: a tokenizer.json, such as the one beside a checkpoint, used in place of the configured or
+            trained tokenizer; the tokens are the same if it is a copy.
+        workers: processes that share the work; 0 is this process only, which tokenises on all cores.
+        beam: reads the files with Apache Beam.
+
+    Raises InputError for a source or tokenizer that is missing or invalid, and for a tokenizer with more tokens than
     `config.model.vocab_size`.
     """
     since = time.perf_counter()
     corpus = find_corpus(config.data, beam=beam)
     path = tokenizer_file or config.data.tokenizer
     if not path:
-        path = _trained(config, corpus, workers=workers, beam=beam)
+        path = _trained_tokenizer(config, corpus, workers=workers, beam=beam)
     tokenizer = tokenizers.check_size(tokenizers.load(path), config.model.vocab_size)
     tokenizers.special_id(tokenizer, "end")
     key = fingerprint(FORMAT, corpus.name, tokenizer.to_str())
@@ -78,14 +66,14 @@ def prepare(
         with resumed(directory) as partial:
             if partial is not None:
                 _write(corpus, tokenizer, partial, workers=workers)
-    prepared = _open(directory, tokenizer)
+    prepared = open_prepared(directory, tokenizer)
     if made:
         print(_summary(config, prepared, time.perf_counter() - since), file=sys.stderr)
     return prepared
 
 
 def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
-    """Returns the documents of files of text as the validation split, tokenised in memory; the other split is empty.
+    """Returns the documents of text files as the validation split, tokenised in memory; the other split is empty.
 
     `source` is as `config.data.source`. Raises InputError if there is no text.
     """
@@ -100,12 +88,88 @@ def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
     return Prepared(tokenizer, {}, {"text": Stream(tokens, lengths)}, size / len(tokens), Path(source), digest)
 
 
-def index(directory: Path) -> dict:
-    """Returns what `prepared.json` of a directory of tokens says."""
-    return json.loads((directory / INDEX).read_text())
+@dataclass(frozen=True)
+class TokenShard:
+    """Documents `start` to `stop` of a split of a corpus, to be written to `path`."""
+
+    corpus: Corpus
+    split: str
+    start: int
+    stop: int
+    tokenizer: str
+    """As JSON, which is what another process can be given."""
+    path: Path
+
+    @property
+    def report(self) -> Path:
+        """Written last: a shard that has its report is complete."""
+        return self.path.with_suffix(".json")
 
 
-def _trained(config: Config, corpus: Corpus, *, workers: int, beam: tfds.download.DownloadConfig | None) -> Path:
+def token_shards(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> list[TokenShard]:
+    """Returns the shards of a split, which depend on the corpus only."""
+    documents, size = corpus.size(split)
+    count = max(1, min(-(-size // SHARD_BYTES), MAX_SHARDS, documents))
+    cuts = [documents * number // count for number in range(count + 1)]
+    text, corpus = tokenizer.to_str(), corpus.reader()
+    return [
+        TokenShard(corpus, split, start, stop, text, directory / split / f"{number:05d}.array_record")
+        for number, (start, stop) in enumerate(itertools.pairwise(cuts))
+    ]
+
+
+def write_token_shard(shard: TokenShard) -> None:
+    """Writes the tokens of a shard, the lengths of its documents, and a report of both."""
+    tokenizer = Tokenizer.from_str(shard.tokenizer)
+    texts: dict[str, list[str]] = {}
+    for document in shard.corpus.documents(shard.split, shard.start, shard.stop):
+        texts.setdefault(document.component, []).append(document.text)
+    texts = {name: texts[name] for name in sorted(texts)}
+    tokens, ends = _encoded(tokenizer, texts)
+    stops = [0, *(int(ends[count - 1]) for count in np.cumsum([len(documents) for documents in texts.values()]))]
+    pieces = dict(zip(texts, itertools.pairwise(stops), strict=True))
+    with writing(shard.path) as partial, record_writer(partial, compress=False) as writer:
+        for start, stop in pieces.values():
+            for first in range(start, stop, RECORD_TOKENS):
+                writer.write(tokens[first : min(first + RECORD_TOKENS, stop)].tobytes())
+    with writing(shard.path.with_suffix(".lengths")) as partial:
+        np.diff(ends, prepend=0).astype("<u4").tofile(partial)
+    report = {
+        "file": shard.path.name,
+        "size": shard.path.stat().st_size,
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "components": {name: _counts(texts[name], *pieces[name]) for name in texts},
+    }
+    with writing(shard.report) as partial:
+        partial.write_text(json.dumps(report) + "\n")
+
+
+def _encoded(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of all texts, one component after the other, and where each text's tokens end."""
+    dtype, end = _dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
+    runs = tokenizers.encode(tokenizer, itertools.chain.from_iterable(texts.values()))
+    tokens = np.concatenate([np.empty(0, dtype), *runs]).astype(dtype)
+    ends = np.flatnonzero(tokens == end) + 1
+    if len(ends) != sum(len(documents) for documents in texts.values()):
+        raise InputError(
+            f"the tokenizer's end token {tokenizer.id_to_token(end)!r} is also produced by text, so the ends of "
+            "documents are unknown; use a tokenizer that has it as a special token"
+        )
+    return tokens, ends
+
+
+def _counts(texts: Sequence[str], start: int, stop: int) -> dict[str, int]:
+    return {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts), "tokens": stop - start}
+
+
+def _dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """Returns the smallest unsigned type that holds the tokenizer's ids."""
+    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
+
+
+def _trained_tokenizer(
+    config: Config, corpus: Corpus, *, workers: int, beam: tfds.download.DownloadConfig | None
+) -> Path:
     """Returns the path of the tokenizer trained on the corpus, training it if it is not there."""
     vocab_size = config.data.vocab_size or config.model.vocab_size
     key = fingerprint(FORMAT, corpus.name, vocab_size, config.data.tokenizer_bytes)
@@ -123,16 +187,16 @@ def _trained(config: Config, corpus: Corpus, *, workers: int, beam: tfds.downloa
 def _write(corpus: Corpus, tokenizer: Tokenizer, partial: Path, *, workers: int) -> None:
     """Writes the token shards of both splits, the tokenizer and the index into `partial`/result."""
     result = partial / "result"
-    by_split = {split: units(corpus, split, tokenizer, result) for split in SPLITS}
-    every = [unit for split in SPLITS for unit in by_split[split]]
-    todo = [unit for unit in every if not unit.report.exists()]
-    pool.run(write_unit, todo, workers=workers, what="tokenising", total=len(every))
+    by_split = {split: token_shards(corpus, split, tokenizer, result) for split in SPLITS}
+    every = [shard for split in SPLITS for shard in by_split[split]]
+    missing = [shard for shard in every if not shard.report.exists()]
+    run_jobs(write_token_shard, missing, workers=workers, what="tokenising", total=len(every))
     tokenizer.save(str(result / TOKENIZER))
     splits = {split: _collected(by_split[split], corpus, split) for split in SPLITS}
     meta = {
         "corpus": corpus.name,
-        "dtype": dtype_of(tokenizer).name,
-        "tokenizer_sha256": _sha256(tokenizer.to_str()),
+        "dtype": _dtype_of(tokenizer).name,
+        "tokenizer_sha256": sha256(tokenizer.to_str()),
         "left_out": dict(corpus.report()),
         "splits": splits,
     }
@@ -140,52 +204,14 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, partial: Path, *, workers: int)
         file.write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def _collected(split_units: Sequence[Unit], corpus: Corpus, split: str) -> dict:
-    """Returns the reports of the units of a split and their sum; raises InputError if there is nothing in them."""
-    reports = [json.loads(unit.report.read_text()) for unit in split_units]
+def _collected(shards: Sequence[TokenShard], corpus: Corpus, split: str) -> dict:
+    """Returns the reports of a split's shards and their sums; raises InputError if there is no text in them."""
+    reports = [json.loads(shard.report.read_text()) for shard in shards]
     counts = [count for report in reports for count in report["components"].values()]
     total = {name: sum(count[name] for count in counts) for name in ("documents", "bytes", "tokens")}
     if not total["tokens"]:
-        raise InputError(f"the {split} split of {corpus.name} holds no text; give more, or another data.valid_fraction")
+        raise InputError(f"the {split} split of {corpus.name} has no text; give more, or another data.valid_fraction")
     return {**total, "units": reports}
-
-
-def _open(directory: Path, tokenizer: Tokenizer) -> Prepared:
-    try:
-        return _opened(directory, tokenizer)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{directory} holds no whole tokens ({error!r}); remove it, and the same command makes it again"
-        ) from error
-
-
-def _opened(directory: Path, tokenizer: Tokenizer) -> Prepared:
-    meta = index(directory)
-    _check_tokenizer(directory, meta["tokenizer_sha256"], tokenizer)
-    splits = {
-        split: open_split(directory / split, meta["splits"][split]["units"], np.dtype(meta["dtype"]))
-        for split in SPLITS
-    }
-    held_out = meta["splits"]["validation"]
-    digest = _sha256("".join(unit["sha256"] for split in SPLITS for unit in meta["splits"][split]["units"]))
-    bytes_per_token = held_out["bytes"] / held_out["tokens"]
-    return Prepared(tokenizer, splits["train"], splits["validation"], bytes_per_token, directory, digest)
-
-
-def _check_tokenizer(directory: Path, expected: str, tokenizer: Tokenizer) -> None:
-    beside = tokenizers.load(directory / TOKENIZER).to_str()
-    for what, text in ((f"{directory / TOKENIZER}", beside), ("the tokenizer", tokenizer.to_str())):
-        if _sha256(text) != expected:
-            raise InputError(
-                f"{what} has SHA-256 {_sha256(text)[:12]}, but the tokens in {directory} were made with "
-                f"{expected[:12]}; restore it, or remove {directory} to prepare anew"
-            )
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _summary(config: Config, prepared: Prepared, seconds: float) -> str:
@@ -197,6 +223,3 @@ def _summary(config: Config, prepared: Prepared, seconds: float) -> str:
         f"prepared {config.data.corpus}: {train:,} training and {held_out:,} validation tokens of "
         f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}; {size:,.1f} MB in {seconds:.1f} s"
     )
-
-
-LEFT_OUT = (("duplicates", "copies"), ("bad_records", "records that cannot be read"))

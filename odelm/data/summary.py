@@ -4,10 +4,11 @@ import numpy as np
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from odelm import tokenizer as tokenizers
 from odelm.config import SPLITS
-from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import Batch
-from odelm.data.prepare import LEFT_OUT, Prepared, index
+from odelm.data.prepare import LEFT_OUT
+from odelm.data.tokens import Prepared, index
 
 BOUNDARY, NEWLINE = " ‖ ", "⏎"
 

@@ -1,12 +1,11 @@
-"""Token shards: documents as integers in ArrayRecord, written unit by unit and read at any place.
+"""Prepared tokens, read at any place.
 
-A unit is a run of documents of a split. Its file holds, component after component, the documents' tokens in a row,
-each document followed by the end token, cut into records of `CHUNK` tokens (the last of a component is shorter). So
-tokens a to b of a component lie in records that are known by arithmetic.
+A token shard is a file of consecutive documents from one split. It holds, component after component, the documents'
+tokens in a row, each document followed by the end token, cut into records of `RECORD_TOKENS` tokens (the last record
+of a component is shorter). So the records that hold tokens a to b of a component are known by arithmetic.
 """
 
 import hashlib
-import itertools
 import json
 import resource
 from collections.abc import Mapping, Sequence
@@ -18,103 +17,109 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tokenizers import Tokenizer
 
-from odelm.data import tokenizer as tokenizers
-from odelm.data.corpus import Corpus
-from odelm.data.records import record_writer
+from odelm import tokenizer as tokenizers
+from odelm.config import SPLITS
 from odelm.errors import InputError
-from odelm.files import writing
 
-CHUNK = 8192
-"""Tokens a record: reading one takes about as long as finding it."""
+RECORD_TOKENS = 8192
+"""Tokens in a record: reading so many takes about as long as finding the record."""
 OTHER_FILES = 512
-"""Open files that a program needs beside those of its tokens."""
-UNIT_BYTES, MOST_UNITS = 32 << 20, 1024
+"""Open files that a program needs besides those of its tokens."""
+INDEX, TOKENIZER = "prepared.json", "tokenizer.json"
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Documents `start` to `stop` of a split of a corpus, to be written to `path`."""
+class TokenArray(Protocol):
+    """Tokens (n,) that are read in slices without a step: an array, or a reader of files."""
 
-    corpus: Corpus
-    split: str
-    start: int
-    stop: int
-    tokenizer: str
-    """As JSON: what a process that writes a unit is given."""
-    path: Path
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A component of a split: its tokens (n,), each document followed by the end token, and the lengths of its
+    documents, int64 (documents,), which count the end tokens."""
+
+    tokens: TokenArray
+    lengths: np.ndarray
+
+
+Split = Mapping[str, Stream]
+"""The components of a split by name, in the order of their names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A corpus as tokens, component by component, in a fixed order."""
+
+    tokenizer: Tokenizer
+    train: Split
+    validation: Split
+    bytes_per_token: float
+    """UTF-8 bytes of the validation documents over its tokens, end-of-text tokens counted."""
+    directory: Path
+    digest: str
+    """SHA-256, in hex, of the tokens of both splits."""
 
     @property
-    def report(self) -> Path:
-        """Written last: a unit with its report is whole."""
-        return self.path.with_suffix(".json")
+    def train_tokens(self) -> int:
+        return sum(len(stream.tokens) for stream in self.train.values())
 
 
-def units(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> list[Unit]:
-    """Returns the units of a split: what there is to do depends on the corpus alone."""
-    documents, size = corpus.size(split)
-    count = max(1, min(-(-size // UNIT_BYTES), MOST_UNITS, documents))
-    cuts = [documents * number // count for number in range(count + 1)]
-    text, corpus = tokenizer.to_str(), corpus.reader()
-    return [
-        Unit(corpus, split, start, stop, text, directory / split / f"{number:05d}.array_record")
-        for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))
-    ]
+def open_prepared(directory: Path, tokenizer: Tokenizer) -> Prepared:
+    """Returns the tokens in `directory`, which `odelm.data.prepare` wrote with `tokenizer`.
 
-
-def write_unit(unit: Unit) -> None:
-    """Writes the tokens of a unit, the lengths of its documents, and a report of both."""
-    tokenizer = Tokenizer.from_str(unit.tokenizer)
-    texts: dict[str, list[str]] = {}
-    for document in unit.corpus.documents(unit.split, unit.start, unit.stop):
-        texts.setdefault(document.component, []).append(document.text)
-    texts = {name: texts[name] for name in sorted(texts)}
-    tokens, ends = _encoded(tokenizer, texts)
-    stops = [0, *(int(ends[count - 1]) for count in np.cumsum([len(own) for own in texts.values()]))]
-    pieces = dict(zip(texts, itertools.pairwise(stops), strict=True))
-    with writing(unit.path) as partial, record_writer(partial, compress=False) as writer:
-        for start, stop in pieces.values():
-            for first in range(start, stop, CHUNK):
-                writer.write(tokens[first : min(first + CHUNK, stop)].tobytes())
-    with writing(unit.path.with_suffix(".lengths")) as partial:
-        np.diff(ends, prepend=0).astype("<u4").tofile(partial)
-    report = {
-        "file": unit.path.name,
-        "size": unit.path.stat().st_size,
-        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
-        "components": {name: _counts(texts[name], *pieces[name]) for name in texts},
-    }
-    with writing(unit.report) as partial:
-        partial.write_text(json.dumps(report) + "\n")
-
-
-def _encoded(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of all texts, one component after the other, and where each text's tokens end."""
-    dtype, end = dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
-    runs = tokenizers.encode(tokenizer, itertools.chain.from_iterable(texts.values()))
-    tokens = np.concatenate([np.empty(0, dtype), *runs]).astype(dtype)
-    ends = np.flatnonzero(tokens == end) + 1
-    if len(ends) != sum(len(own) for own in texts.values()):
+    Raises InputError if they are incomplete or corrupt, or were made with another tokenizer.
+    """
+    try:
+        return _opened(directory, tokenizer)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"the tokenizer's end token {tokenizer.id_to_token(end)!r} also stands for text, so that documents cannot "
-            "be told apart; use a tokenizer that has it as a special token"
-        )
-    return tokens, ends
+            f"{directory} is incomplete or corrupt ({error!r}); remove it, and the same command makes it again"
+        ) from error
 
 
-def _counts(texts: Sequence[str], start: int, stop: int) -> dict[str, int]:
-    return {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts), "tokens": stop - start}
+def index(directory: Path) -> dict:
+    """Returns the contents of `prepared.json` in a directory of tokens."""
+    return json.loads((directory / INDEX).read_text())
 
 
-def dtype_of(tokenizer: Tokenizer) -> np.dtype:
-    """Returns the smallest unsigned type that holds the tokenizer's ids."""
-    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
+def sha256(text: str) -> str:
+    """Returns the SHA-256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _opened(directory: Path, tokenizer: Tokenizer) -> Prepared:
+    meta = index(directory)
+    _check_tokenizer(directory, meta["tokenizer_sha256"], tokenizer)
+    splits = {
+        split: _open_split(directory / split, meta["splits"][split]["units"], np.dtype(meta["dtype"]))
+        for split in SPLITS
+    }
+    held_out = meta["splits"]["validation"]
+    digest = sha256("".join(shard["sha256"] for split in SPLITS for shard in meta["splits"][split]["units"]))
+    bytes_per_token = held_out["bytes"] / held_out["tokens"]
+    return Prepared(tokenizer, splits["train"], splits["validation"], bytes_per_token, directory, digest)
+
+
+def _check_tokenizer(directory: Path, expected: str, tokenizer: Tokenizer) -> None:
+    beside = tokenizers.load(directory / TOKENIZER).to_str()
+    for what, text in ((f"{directory / TOKENIZER}", beside), ("the tokenizer", tokenizer.to_str())):
+        if sha256(text) != expected:
+            raise InputError(
+                f"{what} has SHA-256 {sha256(text)[:12]}, but the tokens in {directory} were made with "
+                f"{expected[:12]}; restore it, or remove {directory} to prepare it again"
+            )
 
 
 class TokenStream:
-    """The tokens (n,) of one component of a split, read where they are asked for: `stream[a:b]`."""
+    """The tokens (n,) of one component of a split, read from its shards on demand: `stream[a:b]`."""
 
     def __init__(self, source: Sequence[bytes], pieces: Sequence[tuple[int, int]], dtype: np.dtype):
-        """`pieces` are the (first record in `source`, tokens) of each unit."""
+        """`pieces` are the (first record in `source`, tokens) of each shard."""
         self._source, self._dtype = source, dtype
         self._first = np.array([first for first, _ in pieces], np.int64)
         self._ends = np.cumsum([tokens for _, tokens in pieces], dtype=np.int64)
@@ -135,38 +140,17 @@ class TokenStream:
         return np.concatenate(parts)
 
     def _read(self, first: int, start: int, stop: int) -> np.ndarray:
-        """Returns tokens `start` to `stop` of the piece that begins with record `first`."""
-        records = range(start // CHUNK, (stop - 1) // CHUNK + 1)
+        """Returns tokens `start` to `stop` of the piece whose first record is `first`."""
+        records = range(start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS + 1)
         tokens = [np.frombuffer(self._source[first + record], self._dtype) for record in records]
-        offset = records[0] * CHUNK
+        offset = records[0] * RECORD_TOKENS
         return np.concatenate(tokens)[start - offset : stop - offset]
 
 
-class Tokens(Protocol):
-    """Tokens (n,) to be read in slices without a step: an array, or what reads one from files."""
+def _open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Split:
+    """Returns the split whose shards are in `directory`.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, place: slice, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A component of a split: its tokens (n,), each document followed by the end token, and its documents' lengths,
-    int64 (documents,), the end tokens counted."""
-
-    tokens: Tokens
-    lengths: np.ndarray
-
-
-Split = Mapping[str, Stream]
-"""The components of a split by name, in the order of their names."""
-
-
-def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Split:
-    """Returns the split whose units stand in `directory`.
-
-    Raises InputError for a file that is missing or of another size than when it was written.
+    Raises InputError for a file that is missing, or of another size than when it was written.
     """
     files = [directory / report["file"] for report in reports]
     for file, report in zip(files, reports, strict=True):
@@ -179,11 +163,11 @@ def open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Spl
     lengths: dict[str, list[np.ndarray]] = {}
     first = 0
     for file, report in zip(files, reports, strict=True):
-        own, place = np.fromfile(file.with_suffix(".lengths"), "<u4"), 0
+        of_shard, place = np.fromfile(file.with_suffix(".lengths"), "<u4"), 0
         for name, counts in report["components"].items():
             pieces.setdefault(name, []).append((first, counts["tokens"]))
-            lengths.setdefault(name, []).append(own[place : place + counts["documents"]])
-            first += -(-counts["tokens"] // CHUNK)
+            lengths.setdefault(name, []).append(of_shard[place : place + counts["documents"]])
+            first += -(-counts["tokens"] // RECORD_TOKENS)
             place += counts["documents"]
     return {
         name: Stream(TokenStream(source, pieces[name], dtype), np.concatenate(lengths[name]).astype(np.int64))
@@ -198,7 +182,7 @@ def _allow_open_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise InputError(f"{count} files of tokens are to be open at once, but the limit is {hard}: raise `ulimit -Hn`")
+        raise InputError(f"{count} files of tokens must be open at once, but the limit is {hard}: raise `ulimit -Hn`")
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

@@ -1,4 +1,4 @@
-"""What a row of training is made of: windows of tokens with random access, so that any order can be read."""
+"""Windows of tokens, which rows are made of, with random access, so that they can be read in any order."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from odelm.data.tokens import Split, Stream, Tokens
+from odelm.data.tokens import Split, Stream, TokenArray
 
 
 class Windows(Protocol):
@@ -20,9 +20,9 @@ class Windows(Protocol):
 
 
 class _Spans(ABC):
-    """Windows that are told by where they start and stop."""
+    """Base class of windows given by where they start and stop."""
 
-    def __init__(self, tokens: Tokens, size: int):
+    def __init__(self, tokens: TokenArray, size: int):
         self._tokens, self._size = tokens, size
 
     @abstractmethod
@@ -108,7 +108,7 @@ class JoinedWindows:
 class JoinedTokens:
     """The tokens (n,) of several components, one after the other, with slices as an array has."""
 
-    def __init__(self, parts: Sequence[Tokens]):
+    def __init__(self, parts: Sequence[TokenArray]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from odelm import tokenizer as tokenizers
 from odelm.config import Config, DataConfig, ModelConfig, StepSamplingConfig, TrainConfig
-from odelm.data import tokenizer as tokenizers
 from odelm.errors import InputError, nearest
 from odelm.interop import folder as files
 from odelm.interop import tensors as layouts

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelm.config import ModelConfig
-from odelm.data.tokenizer import NAMES, check_size
 from odelm.errors import InputError
 from odelm.files import publish
 from odelm.interop import folder as files
@@ -22,6 +21,7 @@ from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.embed import sinusoid_table
 from odelm.models.parameters import parameters, with_parameters
 from odelm.models.remake import shapes_of
+from odelm.tokenizer import NAMES, check_size
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from odelm import checkpoint, sharding
+from odelm import tokenizer as tokenizers
 from odelm.checkpoint import Checkpoints
 from odelm.config import Config, ModelConfig, changed_options
-from odelm.data import tokenizer as tokenizers
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import Prepared, prepare
 from odelm.errors import InputError

@@ -121,7 +121,7 @@ def test_an_encoder_without_a_head_is_written(make_config, randomise, tmp_path):
 
 
 def test_the_tokenizer_is_written_too(make_model, tmp_path):
-    from odelm.data import tokenizer as tokenizers
+    from odelm import tokenizer as tokenizers
 
     trained = tokenizers.train(["some words and other words"] * 20, vocab_size=270, max_bytes=10_000)
     model = make_model(**(ALBERT | dict(vocab_size=270)))

@@ -10,7 +10,7 @@ import pytest
 import odelm
 
 ROOT = Path(odelm.__file__).parent
-GROUND = {"errors", "rng", "version", "files", "config", "ode"}
+GROUND = {"errors", "rng", "version", "files", "tokenizer", "config", "ode"}
 MODELS = GROUND | {"models"}
 DATA = GROUND | {"data"}
 
@@ -20,13 +20,14 @@ ALLOWED = {
     "version": set(),
     "rng": {"errors"},
     "files": {"errors"},
+    "tokenizer": {"errors"},
     "config": {"errors", "version"},
     "ode": {"errors"},
-    "models": GROUND,
-    "data": GROUND,
+    "models": GROUND - {"files", "tokenizer"},
+    "data": GROUND - {"ode"},
     "sharding": MODELS,
-    "checkpoint": MODELS | {"data"},
-    "interop": MODELS | {"data"},
+    "checkpoint": MODELS,
+    "interop": MODELS,
     "pretrained": MODELS | {"checkpoint", "interop"},
     "train": MODELS | DATA | {"sharding", "checkpoint", "interop", "pretrained"},
     "infer": MODELS | DATA | {"checkpoint", "interop", "pretrained"},

@@ -7,7 +7,8 @@ import pytest
 from small_corpus import documents, make_config, write_jsonl
 
 from odelm.config import Config
-from odelm.data.prepare import Prepared, prepare
+from odelm.data.prepare import prepare
+from odelm.data.tokens import Prepared
 
 
 @pytest.fixture

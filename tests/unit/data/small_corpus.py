@@ -12,7 +12,7 @@ import numpy as np
 
 from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import find_corpus
-from odelm.data.documents import Document
+from odelm.data.sources.documents import Document
 from odelm.data.tokens import Split, Stream
 from odelm.data.windows import Windows
 

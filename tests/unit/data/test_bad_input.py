@@ -15,9 +15,12 @@ import zstandard
 from small_corpus import documents, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
 
 from odelm.config import Config, replace
-from odelm.data import files, parts, tokens
+from odelm.data import prepare as prepare_module
+from odelm.data import tokens
 from odelm.data.corpus import find_corpus
-from odelm.data.prepare import index, prepare
+from odelm.data.prepare import prepare
+from odelm.data.sources import document_shards, files
+from odelm.data.tokens import index
 from odelm.errors import InputError
 
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -182,7 +185,7 @@ def skipping(config: Config) -> Config:
 
 @pytest.mark.parametrize("part_bytes", [1, 1 << 20])
 def test_bad_records_are_left_out_counted_and_told(tmp_path: Path, capsys, monkeypatch, part_bytes: int):
-    monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", part_bytes)
     (tmp_path / "in").mkdir()
     good = documents(40)
     (tmp_path / "in" / "a.jsonl").write_bytes(lines(good[:20]) + b"nothing\n" + lines(good[20:]))
@@ -295,8 +298,8 @@ def test_a_vocabulary_larger_than_the_models_is_named(config: Config):
 
 
 def test_what_the_system_cannot_read_stops_and_leaves_what_is_finished(tmp_path: Path, monkeypatch):
-    """It is no bad record, nor a mistake: the same command may do better, and goes on from the finished parts."""
-    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    """It is no bad record, nor a mistake: the same command may do better, and resumes from the finished shards."""
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", 1)
     folder = tmp_path / "docs"
     folder.mkdir()
     for number in range(3):
@@ -353,7 +356,7 @@ def test_a_name_that_is_no_utf8_is_read(tmp_path: Path):
 
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch):
     """The soft limit is raised as far as the hard one allows; beyond it the mistake is told before training."""
-    monkeypatch.setattr(tokens, "UNIT_BYTES", 500)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 500)
     config = make_config(write_jsonl(tmp_path / "docs.jsonl", documents(200)), tmp_path / "cache")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd"))

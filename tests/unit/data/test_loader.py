@@ -210,7 +210,7 @@ def test_a_weighted_component_without_a_window_is_named(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     streams = {"docs": prepared.train["docs"], "few": split_of(np.array([1]))["docs"]}
     config = replace(config, {"data.components": ("docs", "few"), "data.weights": (1.0, 1.0)})
-    with pytest.raises(InputError, match="few has not one window of training text"):
+    with pytest.raises(InputError, match="few is too short for a single window of training text"):
         train_batches(dataclasses.replace(prepared, train=streams), config)
 
 

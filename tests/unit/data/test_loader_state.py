@@ -13,8 +13,7 @@ from small_corpus import each_window, flat, split_of
 
 from odelm.config import Config, replace
 from odelm.data.loader import Batch, eval_batches, train_batches, train_dataset
-from odelm.data.prepare import Prepared
-from odelm.data.tokens import Stream
+from odelm.data.tokens import Prepared, Stream
 from odelm.data.windows import StreamWindows
 
 WINDOWS = 30

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models
 
 from odelm.config import replace
 from odelm.data.masking import MaskedRows, masked_rows
-from odelm.data.tokenizer import special_ids
-from odelm.data.words import find_words
+from odelm.data.spans import find_words
 from odelm.errors import InputError
+from odelm.tokenizer import special_ids
 
 CLS, SEP, MASK, PAD, END = 2, 3, 4, 0, 1
 
@@ -208,11 +208,11 @@ def test_segments_need_an_end_token_and_nothing_else_does(shared):
     tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="a"))
     rows = masked_rows(tokenizer, shared[1](), length=8, stream="test")
     assert rows.row(0, np.full(6, 4, np.int32))["weights"].all()
-    with pytest.raises(InputError, match="told apart by an end token, but the tokenizer has none of <|endoftext|>"):
+    with pytest.raises(InputError, match="separated by an end token, but the tokenizer has none of <|endoftext|>"):
         dataclasses.replace(rows, segments=True)
     config = shared[1]()
     config = replace(config, {"data.mask_unit": "word"})
-    with pytest.raises(InputError, match="words cannot be told: it is WordLevel"):
+    with pytest.raises(InputError, match="words start is unknown for this tokenizer: it is WordLevel"):
         masked_rows(tokenizer, config, length=8, stream="test")
 
 

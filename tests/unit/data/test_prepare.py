@@ -34,7 +34,7 @@ def test_tokens_are_the_documents_each_ended(config: Config):
 def test_a_second_call_reads_no_source(config: Config, monkeypatch, capsys):
     first = prepare(config)
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr("odelm.data.corpora.text_documents", refuse)
+    monkeypatch.setattr("odelm.data.sources.corpora.text_documents", refuse)
     monkeypatch.setattr(FileCorpus, "documents", refuse)
     second = prepare(config)
     assert second.directory == first.directory
@@ -106,5 +106,5 @@ def test_an_end_token_that_text_can_spell_is_an_error(config: Config, tmp_path: 
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     plain.save(str(tmp_path / "plain.json"))
     write_jsonl(Path(config.data.source), [*documents(40), "the [SEP] the"])
-    with pytest.raises(InputError, match=r"end token '\[SEP\]' also stands for text"):
+    with pytest.raises(InputError, match=r"end token '\[SEP\]' is also produced by text"):
         prepare(config, tokenizer_file=tmp_path / "plain.json")

@@ -15,10 +15,13 @@ import pytest
 from small_corpus import documents, files_of, make_config, write_jsonl
 
 from odelm.config import Config, replace, to_json
-from odelm.data import corpus, parts, pool, tokens
+from odelm.data import corpus, shards
 from odelm.data import prepare as prepare_module
 from odelm.data.corpus import find_corpus
-from odelm.data.prepare import Prepared, prepare
+from odelm.data.prepare import prepare, write_token_shard
+from odelm.data.shards import record_writer
+from odelm.data.sources import document_shards
+from odelm.data.tokens import Prepared
 from odelm.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -28,8 +31,8 @@ PARTS = 6
 @pytest.fixture(autouse=True)
 def many_pieces(monkeypatch):
     """Six parts and about ten units of a corpus of 20 kB."""
-    monkeypatch.setattr(parts, "PART_BYTES", 1)
-    monkeypatch.setattr(tokens, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 2000)
 
 
 @pytest.fixture
@@ -80,12 +83,12 @@ def test_interrupted_in_a_part(config: Config, expected, monkeypatch, call: int)
     written = collections.Counter()
 
     def counting(job):
-        parts.write_part(job)
+        document_shards.write_document_shard(job)
         written[job.number] += 1
 
-    monkeypatch.setattr(corpus, "write_part", counting)
+    monkeypatch.setattr(corpus, "write_document_shard", counting)
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "digest", interrupting(parts.digest, call))
+        patch.setattr(document_shards, "digest", interrupting(document_shards.digest, call))
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert only_whole(Path(config.data.data_dir)) and sum(written.values()) == call // 23
@@ -96,11 +99,11 @@ def test_interrupted_in_a_part(config: Config, expected, monkeypatch, call: int)
 @pytest.mark.parametrize("call", [0, 1, 60, 119])
 def test_interrupted_in_tfds(config: Config, expected, monkeypatch, call: int):
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "_document", interrupting(parts._document, call))
+        patch.setattr(document_shards, "_document", interrupting(document_shards._document, call))
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert only_whole(Path(config.data.data_dir))
-    monkeypatch.setattr(corpus, "write_part", lambda job: pytest.fail("a finished part is made again"))
+    monkeypatch.setattr(corpus, "write_document_shard", lambda job: pytest.fail("a finished part is made again"))
     assert stored(prepare(config)) == expected
 
 
@@ -108,13 +111,13 @@ def test_interrupted_in_tfds(config: Config, expected, monkeypatch, call: int):
 def test_interrupted_in_a_unit(config: Config, expected, monkeypatch, call: int):
     written = collections.Counter()
 
-    def counting(unit):
-        tokens.write_unit(unit)
-        written[unit.path] += 1
+    def counting(shard):
+        write_token_shard(shard)
+        written[shard.path] += 1
 
-    monkeypatch.setattr(prepare_module, "write_unit", counting)
+    monkeypatch.setattr(prepare_module, "write_token_shard", counting)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "record_writer", interrupting(tokens.record_writer, call))
+        patch.setattr(prepare_module, "record_writer", interrupting(record_writer, call))
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert not [path for path in (Path(config.data.data_dir) / "tokens").glob("text-*") if path.suffix != ".partial"]
@@ -129,8 +132,8 @@ def test_interrupted_again_and_again(config: Config, expected, monkeypatch):
     while True:
         tries += 1
         with monkeypatch.context() as patch:
-            for module in (parts, tokens):
-                patch.setattr(module, "record_writer", interrupting(module.record_writer, 1))
+            for module in (document_shards, prepare_module):
+                patch.setattr(module, "record_writer", interrupting(record_writer, 1))
             try:
                 prepared = prepare(config)
                 break
@@ -159,11 +162,14 @@ def test_several_processes_make_the_same_bytes(config: Config, expected):
 def start(config: Config, seconds: float) -> subprocess.Popen:
     """Starts to prepare in a process of its own, a little slower."""
     script = (
-        "import sys, time; from odelm.config import from_json; from odelm.data import corpus, parts, prepare, tokens\n"
-        f"parts.PART_BYTES, tokens.UNIT_BYTES = {parts.PART_BYTES}, {tokens.UNIT_BYTES}\n"
+        "import sys, time; from odelm.config import from_json; from odelm.data import corpus, prepare\n"
+        "from odelm.data.sources import document_shards\n"
+        f"document_shards.SHARD_BYTES = {document_shards.SHARD_BYTES}\n"
+        f"prepare.SHARD_BYTES = {prepare_module.SHARD_BYTES}\n"
         "def slow(function):\n"
         f"    return lambda job: (time.sleep({seconds}), function(job))\n"
-        "corpus.write_part, prepare.write_unit = slow(corpus.write_part), slow(prepare.write_unit)\n"
+        "corpus.write_document_shard = slow(corpus.write_document_shard)\n"
+        "prepare.write_token_shard = slow(prepare.write_token_shard)\n"
         "prepare.prepare(from_json(sys.argv[1]))\n"
     )
     return subprocess.Popen([sys.executable, "-c", script, to_json(config)], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -195,7 +201,7 @@ def test_killed_twice(config: Config, expected):
 def test_two_processes_at_once_agree(config: Config, expected, monkeypatch):
     processes = [start(config, 0.01) for _ in range(2)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    monkeypatch.setattr(prepare_module, "write_unit", None)
+    monkeypatch.setattr(prepare_module, "write_token_shard", None)
     assert stored(prepare(config)) == expected
     assert not list(Path(config.data.data_dir).rglob("*.partial"))
 
@@ -217,16 +223,15 @@ FULL = {"parts": (100_000, 1 << 30), "TFDS": (200_000, 1), "tokens": (100_000, 1
 
 @pytest.mark.parametrize("stage", FULL)
 def test_a_full_disk_is_said_and_gone_on_from(tmp_path: Path, monkeypatch, stage: str):
-    room, part_bytes = FULL[stage]
-    monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(tokens, "UNIT_BYTES", 1 << 30)
+    room, shard_bytes = FULL[stage]
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 1 << 30)
     (tmp_path / "in").mkdir()
     for number in range(4):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", documents(800)[number::4])
     configs = [make_config(tmp_path / "in", tmp_path / name) for name in ("whole", "cache")]
-    for config in configs:
-        config = replace(config, {"data.tokenizer_bytes": 10_000})
-    whole, config = prepare(configs[0]), configs[1]
+    whole, config = (replace(config, {"data.tokenizer_bytes": 10_000}) for config in configs)
+    whole = prepare(whole)
     if stage == "tokens":
         find_corpus(config.data).prepare()
     with files_of_at_most(room), pytest.raises(InputError) as caught:
@@ -238,7 +243,9 @@ def test_a_full_disk_is_said_and_gone_on_from(tmp_path: Path, monkeypatch, stage
     assert not made and not (stage != "tokens" and (tmp_path / "cache" / "tokens").exists())
     kept = list((tmp_path / "cache").rglob("*.partial/parts/*.json"))
     assert len(kept) == {"parts": 0, "TFDS": 4, "tokens": 0}[stage]
-    monkeypatch.setattr(corpus, "write_part", parts.write_part if stage == "parts" else None)
+    monkeypatch.setattr(
+        corpus, "write_document_shard", document_shards.write_document_shard if stage == "parts" else None
+    )
     assert stored(prepare(config)) == stored(whole)
 
 
@@ -246,6 +253,6 @@ def _killed(job: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_told_in_one_line():
-    with pytest.raises(InputError, match="a worker was killed.*fewer workers"):
-        pool.run(_killed, [0, 1], workers=2, what="nothing", total=2)
+def test_a_killed_worker_is_reported_in_one_line():
+    with pytest.raises(InputError, match="a worker process was killed.*fewer workers"):
+        shards.run_jobs(_killed, [0, 1], workers=2, what="nothing", total=2)

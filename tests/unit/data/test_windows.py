@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_corpus import documents, each_window, make_config, read, write_jsonl
 
-from odelm.data import tokenizer as tokenizers
-from odelm.data import tokens as module
+from odelm import tokenizer as tokenizers
+from odelm.data import prepare as prepare_module
+from odelm.data import tokens
 from odelm.data.loader import NextTokenRows
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Stream, TokenStream
@@ -145,7 +146,7 @@ def test_a_slice_of_stored_tokens_is_that_of_an_array(units, before: int, chunk:
         records += [own[first : first + chunk].tobytes() for first in range(0, count, chunk)]
         start += count
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(tokens, "RECORD_TOKENS", chunk)
         stored = TokenStream(records, pieces, np.dtype(np.uint16))
         assert len(stored) == len(whole)
         np.testing.assert_array_equal(stored[slice(*bounds)], whole[slice(*bounds)], strict=True)
@@ -158,8 +159,9 @@ def on_disk(tmp_path_factory):
     for name, texts in (("a", documents(60)[:40]), ("b", documents(60)[40:])):
         write_jsonl(folder / f"{name}.jsonl", texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", 7)
-        patch.setattr(module, "UNIT_BYTES", 1500)
+        for module in (tokens, prepare_module):
+            patch.setattr(module, "RECORD_TOKENS", 7)
+        patch.setattr(prepare_module, "SHARD_BYTES", 1500)
         config = make_config(folder, folder / "cache")
         prepared = prepare(config)
         assert len(list((prepared.directory / "train").glob("*.array_record"))) > 5

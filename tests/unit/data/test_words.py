@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from odelm.data.tokenizer import train
-from odelm.data.words import find_words
+from odelm.data.spans import find_words
 from odelm.errors import InputError
+from odelm.tokenizer import train
 
 PIECES = "field flows norm the of Über naïve 日本 é x 42 7 !? . ( _ --".split()
 TEXTS = [" ".join(PIECES[i:] + PIECES[:i]) for i in range(len(PIECES))] * 3
@@ -138,7 +138,9 @@ def clip() -> Tokenizer:
     ids=["WordLevel", "end_of_word_suffix"],
 )
 def test_another_kind_is_an_error(tokenizer: Tokenizer, model: str):
-    with pytest.raises(InputError, match=f"words cannot be told: it is {model} without .*mask_unit='token'"):
+    with pytest.raises(
+        InputError, match=f"words start is unknown for this tokenizer: it is {model} without .*mask_unit='token'"
+    ):
         find_words(tokenizer)
 
 

@@ -137,7 +137,7 @@ def test_what_is_left_out_is_told(albert, change, capsys):
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(albert, make_model, tmp_path):
-    from odelm.data import tokenizer as tokenizers
+    from odelm import tokenizer as tokenizers
     from tests.unit.interop.conftest import ALBERT
 
     trained = tokenizers.train(["some words"], vocab_size=270, max_bytes=100)

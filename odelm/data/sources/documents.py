@@ -1,4 +1,4 @@
-"""What one document is: a Python source file, a .txt file, a line of a .jsonl file, a file in a tar; and its split."""
+"""Documents: a Python source file, a .txt file, a line of a .jsonl file, a file in a tar; and the split of each."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from odelm.data.files import JSONL_ENDINGS, open_file, shown, stem
+from odelm.data.sources.files import JSONL_ENDINGS, open_file, shown, stem
 from odelm.errors import InputError, SystemFailure
 
 
@@ -19,7 +19,7 @@ class Document(NamedTuple):
 
 
 class BadRecord(NamedTuple):
-    """What could not be read, and where: one line for a person."""
+    """A record that could not be read: one line that says where and why."""
 
     message: str
 
@@ -36,9 +36,9 @@ def checked(records: Iterable[Document | BadRecord]) -> Iterator[Document]:
 
 
 def tolerant(records: Records) -> Records:
-    """Yields the records; where a file cannot be read any further, that is the last one, a bad record.
+    """Yields the records; a file that cannot be read to its end gives a bad record as its last one.
 
-    What the system failed to read is no bad record: it raises SystemFailure.
+    An I/O failure of the system is not a bad record: it raises SystemFailure.
     """
     try:
         yield from records
@@ -98,13 +98,13 @@ def whole_file(data: bytes, place: str, component: str) -> Records:
 
 
 def digest(text: str) -> bytes:
-    """Returns the 16 bytes that stand for a document: what its split, its order and its being a copy depend on."""
+    """Returns the 16 bytes that identify a document: its split, its order and whether it is a copy depend on them."""
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def is_held_out(digest: bytes, fraction: float) -> bool:
-    """Tells whether the document of a digest is of the validation split: a function of its text alone, so that
-    identical documents are always on the same side."""
+    """Returns whether the document with this digest is in the validation split: a function of its text only, so that
+    identical documents are always in the same split."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 

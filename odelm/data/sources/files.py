@@ -1,4 +1,4 @@
-"""Finding source files and opening them, compressed or not; what is wrong with one is an InputError."""
+"""Finds source files and opens them, compressed or not; a damaged one is an InputError."""
 
 import contextlib
 import glob
@@ -83,12 +83,12 @@ def size_of(file: Path) -> int:
 
 
 def stats(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Returns (path, size in bytes, modification time in ns) of each file: what tells that one changed."""
+    """Returns (path, size in bytes, modification time in ns) of each file, which show whether one changed."""
     return [(shown(str(file)), size_of(file), file.stat().st_mtime_ns) for file in files]
 
 
 def shown(name: str) -> str:
-    """Returns the name of a file or folder, of which any bytes may be no UTF-8, as text."""
+    """Decodes the name of a file or folder, replacing bytes that are not valid UTF-8."""
     return os.fsencode(name).decode(errors="replace")
 
 
@@ -104,14 +104,14 @@ def stem(path: Path) -> str:
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for reading its decompressed bytes; InputError if it cannot be read to its end."""
-    with told_if_damaged(path), told_if_unreadable(path):
+    with as_input_error(path), as_system_failure(path):
         with _decompressed(path) as file:
             yield file
 
 
 @contextlib.contextmanager
-def told_if_unreadable(place: Path | str) -> Iterator[None]:
-    """Makes a SystemFailure of what the system reports, such as a failing disk."""
+def as_system_failure(place: Path | str) -> Iterator[None]:
+    """Turns an error that the system reports, such as a failing disk, into a SystemFailure."""
     try:
         yield
     except OSError as error:
@@ -122,8 +122,8 @@ def told_if_unreadable(place: Path | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_if_damaged(path: Path) -> Iterator[None]:
-    """Makes an InputError of what a decompressor says."""
+def as_input_error(path: Path) -> Iterator[None]:
+    """Turns the error of a decompressor into an InputError."""
     try:
         yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from odelm.data.documents import checked, text_documents
-from odelm.data.files import ENDINGS, text_files
+from odelm.data.sources.documents import checked, text_documents
+from odelm.data.sources.files import ENDINGS, text_files
 from odelm.errors import InputError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}

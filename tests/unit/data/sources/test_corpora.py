@@ -14,10 +14,10 @@ from small_corpus import documents, files_of, inner_archives, make_config, read,
 from tensorflow_datasets.core.utils import gcs_utils
 
 from odelm.config import Config, DataConfig, replace
-from odelm.data import parts
-from odelm.data.corpora import BUILDERS
 from odelm.data.corpus import find_corpus
-from odelm.data.documents import digest, is_held_out
+from odelm.data.sources import document_shards
+from odelm.data.sources.corpora import BUILDERS
+from odelm.data.sources.documents import digest, is_held_out
 
 
 def test_every_document_is_in_one_split_in_the_order_of_tfds(config: Config):
@@ -39,7 +39,7 @@ def test_the_split_is_stable():
 
 
 def test_of_copies_one_is_kept_across_lines_files_and_parts(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", 1)
     folder = tmp_path / "in"
     folder.mkdir()
     for name, texts in (("a", documents(40) + documents(5)), ("b", documents(30)), ("c", documents(41)[35:])):
@@ -60,7 +60,7 @@ def test_no_document_is_lost_kept_twice_or_in_both_splits(files: list[list[str]]
     if not held_out or held_out == different:
         return
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "PART_BYTES", 40)
+        patch.setattr(document_shards, "SHARD_BYTES", 40)
         for number, texts in enumerate(files):
             write_jsonl(Path(name, f"{number}.jsonl"), texts)
         config = make_config(Path(name), Path(name, "cache"))

@@ -80,7 +80,7 @@ def check_size(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 
 def special_id(tokenizer: Tokenizer, role: str) -> int:
     """Returns the id of the token for `role` ("pad", "end", "cls", "sep", "mask"); InputError if there is none."""
-    number = _find(tokenizer, role)
+    number = find_id(tokenizer, role)
     if number is None:
         raise InputError(
             f"the tokenizer has no {role} token; expected one of {', '.join(NAMES[role])}: use another one"
@@ -89,13 +89,14 @@ def special_id(tokenizer: Tokenizer, role: str) -> int:
 
 
 def special_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the sorted ids, int64 (n,), of all tokens that stand for no text."""
+    """Returns the sorted ids, int64 (n,), of all tokens that do not represent text."""
     marked = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    named = {number for role in NAMES if (number := _find(tokenizer, role)) is not None}
+    named = {number for role in NAMES if (number := find_id(tokenizer, role)) is not None}
     return np.array(sorted(marked | named), np.int64)
 
 
-def _find(tokenizer: Tokenizer, role: str) -> int | None:
+def find_id(tokenizer: Tokenizer, role: str) -> int | None:
+    """Returns the id of the token for `role`, as `special_id` does, or None if there is none."""
     numbers = (tokenizer.token_to_id(name) for name in NAMES[role])
     return next((number for number in numbers if number is not None), None)
 

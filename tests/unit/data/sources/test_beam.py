@@ -7,8 +7,9 @@ import tensorflow_datasets as tfds
 from small_corpus import documents, make_config, write_jsonl
 
 from odelm.config import Config, replace
-from odelm.data import parts
-from odelm.data.prepare import Prepared, index, prepare
+from odelm.data.prepare import prepare
+from odelm.data.sources import document_shards
+from odelm.data.tokens import Prepared, index
 from odelm.errors import InputError
 
 beam = pytest.importorskip("apache_beam", reason="needs Apache Beam: make test-beam")
@@ -24,7 +25,7 @@ def files_of(prepared: Prepared) -> dict[str, bytes]:
 @pytest.fixture
 def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A corpus of three parts with copies within and across them, one component left out."""
-    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", 1)
     texts, folder = documents(60), tmp_path / "docs"
     folder.mkdir()
     for number in range(3):

@@ -9,8 +9,8 @@ import pytest
 from small_corpus import documents, inner_archives, make_config, read, tar_of, texts_of, write_jsonl
 
 from odelm.config import Config, replace
-from odelm.data import parts
 from odelm.data.prepare import prepare
+from odelm.data.sources import document_shards
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "openwebtext_sample"
 FORMS = ("tar", "tar.xz", "folder", "jsonl")
@@ -40,7 +40,7 @@ def config_of(source: Path, data_dir: Path) -> Config:
 
 @pytest.mark.parametrize("part_bytes", [1, 1 << 20])
 def test_all_forms_give_the_same_documents_and_tokens(tmp_path: Path, monkeypatch, part_bytes: int):
-    monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(document_shards, "SHARD_BYTES", part_bytes)
     texts = [*documents(40), "naïve ✓\n", " \n", *documents(3)]
     configs = [config_of(stored(tmp_path, form, texts), tmp_path / "cache") for form in FORMS]
     assert texts_of(configs[0]) == sorted([*documents(40), "naïve ✓\n"])

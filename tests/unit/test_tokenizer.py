@@ -8,7 +8,7 @@ import pytest
 from small_corpus import documents
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from odelm.data import tokenizer as tokenizers
+from odelm import tokenizer as tokenizers
 from odelm.errors import InputError
 
 

@@ -10,9 +10,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from odelm.config import DataConfig
-from odelm.data.documents import Document, digest, is_held_out
-from odelm.data.files import stats
-from odelm.data.quiet import quiet
+from odelm.data.sources.documents import Document, digest, is_held_out
+from odelm.data.sources.files import stats
+from odelm.data.sources.tfds import quiet
 from odelm.errors import InputError, nearest
 from odelm.files import fingerprint, only_one, resumed
 

@@ -1,4 +1,4 @@
-"""OpenWebText as it is handed out: a tar of `urlsf_subset*_data.xz`, each an xz tar of one text file a document.
+"""OpenWebText as it is distributed: a tar of `urlsf_subset*_data.xz`, each an xz tar of one text file a document.
 
 Gokaslan and Cohen 2019, https://skylion007.github.io/OpenWebTextCorpus.
 """
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from odelm.data.documents import Records, tolerant, whole_file
-from odelm.data.files import told_if_unreadable
-from odelm.data.parts import Source
+from odelm.data.sources.document_shards import Source
+from odelm.data.sources.documents import Records, tolerant, whole_file
+from odelm.data.sources.files import as_system_failure
 from odelm.errors import InputError
 
 COMPONENT = "openwebtext"
@@ -34,10 +34,10 @@ class _Header(tarfile.TarInfo):
 
 
 def members(path: Path) -> list[Source]:
-    """Returns the inner archives of an outer tar, or where it is compressed, and can only be read through, it alone.
+    """Returns the inner archives of an outer tar; for a compressed tar, which has no random access, the tar itself.
 
-    Of one that ends early they are those up to there, after a source of no bytes that raises when it is read. Raises
-    InputError if it is no tar, or there is nothing in it.
+    For a truncated tar, returns the readable members, preceded by a source of zero bytes that raises when it is read,
+    so that the damage is reported. Raises InputError if the file is not a tar, or is empty.
     """
     with _named(str(path)):
         try:
@@ -59,9 +59,9 @@ def members(path: Path) -> list[Source]:
 
 
 def outer_documents(source: Source) -> Records:
-    """Yields the documents of an inner archive that stands in an outer tar, or of a whole compressed outer tar.
+    """Yields the documents of an inner archive in an outer tar, or of a whole compressed outer tar.
 
-    A source of no bytes is read through for what is wrong with it.
+    A source of zero bytes is read through, which raises for the damage in it.
     """
     with _named(str(source.path)), source.path.open("rb") as file:
         if source.member:
@@ -76,12 +76,12 @@ def outer_documents(source: Source) -> Records:
             for member in outer:
                 inner = outer.extractfile(member) if member.isfile() else None
                 if inner is not None:
-                    # One that is damaged says nothing of those after it.
+                    # A damaged member says nothing about those after it.
                     yield from tolerant(inner_documents(inner, f"{source.path}, member {member.name}"))
 
 
 def extracted_documents(path: Path) -> Records:
-    """Yields the documents of an inner archive that stands in a folder of its own."""
+    """Yields the documents of an inner archive that is a file in a folder."""
     with _named(str(path)), path.open("rb") as file:
         yield from inner_documents(file, str(path))
 
@@ -97,9 +97,9 @@ def inner_documents(file: IO[bytes], place: str) -> Records:
 
 @contextlib.contextmanager
 def _named(place: str) -> Iterator[None]:
-    """Turns what can go wrong with an archive into an InputError that names it."""
+    """Turns the errors of a damaged archive into an InputError that names it."""
     try:
-        with told_if_unreadable(place):
+        with as_system_failure(place):
             yield
     except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Documents of a corpus as they come out of its files, kept part by part, so that an interruption loses one part.
+"""The documents of a corpus as read from its files, in shards, so that an interruption loses one shard at most.
 
-A part is some of the source files. Its documents stand in one ArrayRecord with their digests beside it; reading,
-decompressing and checking them is what takes the time, and what several processes share.
+A shard is some of the source files. Its documents are in one ArrayRecord, with their digests beside it. Reading,
+decompressing and checking them is what takes time, and what several processes share.
 """
 
 import json
@@ -13,20 +13,20 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from odelm.data.documents import BadRecord, Document, Records, digest, tolerant
-from odelm.data.files import size_of
-from odelm.data.records import record_writer
+from odelm.data.shards import record_writer
+from odelm.data.sources.documents import BadRecord, Document, Records, digest, tolerant
+from odelm.data.sources.files import size_of
 from odelm.errors import InputError, nearest
 from odelm.files import writing
 
-PART_BYTES, MOST_PARTS = 64 << 20, 1024
-TOLD = 100
-"""How many bad records of a part are kept word for word."""
+SHARD_BYTES, MAX_SHARDS = 64 << 20, 1024
+MAX_BAD_RECORDS_KEPT = 100
+"""Messages about bad records that a shard keeps."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of a corpus, or a member of an archive: `size` bytes, from `offset` on."""
+    """A file of a corpus, or a member of an archive: `size` bytes from `offset`."""
 
     path: Path
     size: int
@@ -53,8 +53,8 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class PartJob:
-    """One part to write into `directory`."""
+class DocumentShard:
+    """Some source files, and where their documents are written: a numbered file in `directory`."""
 
     number: int
     sources: tuple[Source, ...]
@@ -67,59 +67,59 @@ class PartJob:
 
     @property
     def report(self) -> Path:
-        """Written last: a part with its report is whole."""
+        """Written last: a shard that has its report is complete."""
         return self.path.with_suffix(".json")
 
 
 def group(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
-    """Returns the sources in parts of about `PART_BYTES` or more, in order."""
-    size = max(PART_BYTES, sum(source.size for source in sources) // MOST_PARTS)
-    parts, part, total = [], [], 0
+    """Returns the sources in groups of about `SHARD_BYTES` or more, in order."""
+    size = max(SHARD_BYTES, sum(source.size for source in sources) // MAX_SHARDS)
+    groups, current, total = [], [], 0
     for source in sources:
-        part.append(source)
+        current.append(source)
         total += source.size
         if total >= size:
-            parts.append(tuple(part))
-            part, total = [], 0
-    return [*parts, tuple(part)] if part else parts
+            groups.append(tuple(current))
+            current, total = [], 0
+    return [*groups, tuple(current)] if current else groups
 
 
 def records(sources: Sequence[Source], reading: Reading) -> Iterator[Document | BadRecord]:
-    """Yields what the sources hold, all components; raises InputError at a bad record unless those are skipped."""
+    """Yields the records of all components; raises InputError at a bad record unless bad records are skipped."""
     for source in sources:
         for record in tolerant(reading.read(source)):
             if isinstance(record, BadRecord) and not reading.skip_bad:
-                raise InputError(f"{record.message} (or leave such records out: data.on_bad_record=skip)")
+                raise InputError(f"{record.message} (or skip such records: data.on_bad_record=skip)")
             yield record
 
 
-def write_part(job: PartJob) -> None:
-    """Writes the documents of a part, their digests, and a report of what was found."""
+def write_document_shard(shard: DocumentShard) -> None:
+    """Writes the documents of a shard, their digests, and a report of what was found."""
     digests, names, skipped, bad = [], set(), 0, []
-    with writing(job.path) as partial, record_writer(partial) as writer:
-        for record in records(job.sources, job.reading):
+    with writing(shard.path) as partial, record_writer(partial) as writer:
+        for record in records(shard.sources, shard.reading):
             if isinstance(record, BadRecord):
                 skipped += 1
-                bad = [*bad, record.message][:TOLD]
+                bad = [*bad, record.message][:MAX_BAD_RECORDS_KEPT]
                 continue
             names.add(record.component)
-            if job.reading.keeps(record.component):
+            if shard.reading.keeps(record.component):
                 digests.append(digest(record.text))
                 writer.write(record.component.encode() + b"\0" + record.text.encode())
-    with writing(job.path.with_suffix(".digests")) as partial:
+    with writing(shard.path.with_suffix(".digests")) as partial:
         partial.write_bytes(b"".join(digests))
     report = {"documents": len(digests), "components": sorted(names), "bad_records": skipped, "bad": bad}
-    with writing(job.report) as partial:
+    with writing(shard.report) as partial:
         partial.write_text(json.dumps(report) + "\n")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """All parts of a corpus, written, and which of their documents go where."""
+class DocumentShards:
+    """The written shards of a corpus, and the split of each document."""
 
-    jobs: Sequence[PartJob]
+    shards: Sequence[DocumentShard]
     digests: np.ndarray
-    """uint64 (n, 2), of the documents of all parts in order."""
+    """uint64 (n, 2), of the documents of all shards in order."""
     first: np.ndarray
     """bool (n,), False at a copy of an earlier document."""
     reports: list[dict]
@@ -131,11 +131,11 @@ class Parts:
     def documents(self, chosen: np.ndarray) -> Iterator[tuple[str, Document]]:
         """Yields (digest in hex, document) of the chosen (n,)."""
         start = 0
-        for job, report in zip(self.jobs, self.reports, strict=True):
+        for shard, report in zip(self.shards, self.reports, strict=True):
             count = report["documents"]
             places = np.flatnonzero(chosen[start : start + count])
             if len(places):
-                with ArrayRecordDataSource([str(job.path)]) as source:
+                with ArrayRecordDataSource([str(shard.path)]) as source:
                     for place in places.tolist():
                         yield self._hex(start + place), _document(source[place])
             start += count
@@ -145,26 +145,26 @@ class Parts:
         return f"{first:016x}{second:016x}"
 
 
-def read_parts(jobs: Sequence[PartJob]) -> Parts:
-    """Returns the parts, once all are written; raises InputError for a component that was named but is not there."""
-    reports = [json.loads(job.report.read_text()) for job in jobs]
-    data = b"".join(job.path.with_suffix(".digests").read_bytes() for job in jobs)
+def open_document_shards(shards: Sequence[DocumentShard]) -> DocumentShards:
+    """Returns the shards, once all are written; raises InputError for a named component that is not among them."""
+    reports = [json.loads(shard.report.read_text()) for shard in shards]
+    data = b"".join(shard.path.with_suffix(".digests").read_bytes() for shard in shards)
     digests = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
-    check_components(jobs[0].reading, {name for report in reports for name in report["components"]})
-    return Parts(jobs, digests, first_of_each(digests), reports)
+    check_components(shards[0].reading, {name for report in reports for name in report["components"]})
+    return DocumentShards(shards, digests, first_of_each(digests), reports)
 
 
 def check_components(reading: Reading, found: Iterable[str]) -> None:
-    """Raises InputError for a component that was named but is not among those found."""
+    """Raises InputError for a named component that is not among those found."""
     found = set(found)
     for option in ("components", "exclude"):
         for name in getattr(reading, option):
             if name not in found:
-                raise InputError(f"data.{option} names {name!r}, which the corpus has not: {nearest(name, found)}")
+                raise InputError(f"data.{option} names {name!r}, which the corpus lacks: {nearest(name, found)}")
 
 
 def first_of_each(digests: np.ndarray) -> np.ndarray:
-    """Returns bool (n,), True where a row of (n, 2) stands for the first time."""
+    """Returns bool (n,), True where a row of (n, 2) occurs for the first time."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))
     in_order = digests[order]
     new = np.ones(len(digests), bool)

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odelm.data.units import LONGEST_SPAN, Spans, Tokens
-from odelm.data.words import BEGINS, ENDS, PIECE, Words
+from odelm.data.spans import BEGINS, ENDS, LONGEST_SPAN, PIECE, SingleTokens, Spans, Words
 
 # Token 0 is special, 1 to 3 begin a word, 4 to 6 continue one.
 WORDS = Words(
@@ -63,7 +62,7 @@ def test_spans_are_those_chosen_one_after_the_other(rows, longest: int):
 def test_single_tokens_are_those_of_the_smallest_draws(rows):
     tokens, budget = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     draws = np.stack([np.random.default_rng(row[2]).integers(2**64, size=LENGTH, dtype=np.uint64) for row in rows])
-    chosen = Tokens().choose(tokens, tokens != 0, draws, budget)
+    chosen = SingleTokens().choose(tokens, tokens != 0, draws, budget)
     for got, row, draw in zip(chosen, rows, draws.tolist(), strict=True):
         text = sorted((place for place in range(LENGTH) if row[0][place]), key=draw.__getitem__)
         assert set(np.flatnonzero(got).tolist()) == set(text[: row[1]])

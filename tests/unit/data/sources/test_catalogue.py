@@ -9,10 +9,10 @@ import tensorflow_datasets as tfds
 from small_corpus import documents, flat, make_config, read
 
 from odelm.config import Config, replace
-from odelm.data import tokens
+from odelm.data import prepare as prepare_module
 from odelm.data.corpus import find_corpus
-from odelm.data.documents import digest, is_held_out
 from odelm.data.prepare import prepare
+from odelm.data.sources.documents import digest, is_held_out
 from odelm.errors import InputError
 
 TEXTS = documents(60)
@@ -79,7 +79,7 @@ def test_validation_comes_before_test(tmp_path: Path):
 
 @pytest.mark.parametrize("unit_bytes", [100, 1 << 20])
 def test_with_train_alone_a_share_is_held_out_by_the_hash(tmp_path: Path, monkeypatch, unit_bytes: int):
-    monkeypatch.setattr(tokens, "UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", unit_bytes)
     config = catalogue(tmp_path, {"train": [*TEXTS, " \n"]}, "text")
     held_out = [text for text in TEXTS if is_held_out(digest(text), config.data.valid_fraction)]
     expected = {"train": sorted(set(TEXTS) - set(held_out)), "validation": sorted(held_out)}
