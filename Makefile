@@ -18,7 +18,7 @@ test: .venv/.installed-test
 
 # What `make test` leaves out: recipes trained to their end.
 test-all: test
-	$(BIN)/python -m pytest -q -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
 
 # Against torch and transformers, which are large: without them `make test` skips these. Their deprecations are theirs.
 test-interop: .venv/.installed-interop-test
@@ -57,4 +57,4 @@ docs: .venv/.installed-docs
 	touch $@
 
 clean:
-	rm -rf .venv build runs *.egg-info
+	rm -rf .venv build runs .pytest_cache *.egg-info

@@ -27,7 +27,7 @@ flags.register_validator("workdir", lambda value: value != "", message="is empty
 
 
 def main() -> None:
-    from odelm.train import loop
+    from odelm.train.run import train
 
     workdir = os.path.expanduser(WORKDIR.value)
     config = cli.overridden(_config(workdir), OVERRIDES.value)
@@ -35,13 +35,13 @@ def main() -> None:
         import jax
 
         jax.distributed.initialize()
-    loop.train(config, workdir)
+    train(config, workdir)
 
 
 def _config(workdir: str) -> Config:
     """Returns the recipe that is asked for, or that of the run in the workdir."""
-    from odelm.checkpoint import CONFIG as SAVED
-    from odelm.checkpoint import read_config
+    from odelm.run_directory import CONFIG as SAVED
+    from odelm.run_directory import read_config
 
     if CONFIG.value is not None:
         return cli.read_recipe(CONFIG.value)

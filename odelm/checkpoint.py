@@ -1,35 +1,31 @@
-"""Saving and restoring runs with Orbax, for training and inference alike.
+"""The checkpoints of a run, saved and restored with Orbax, for training and inference alike.
 
-A run directory holds `config.json`, `tokenizer.json` and `checkpoints/<step>/`, each checkpoint the items
-`params`, `optimizer` and `meta`. "Step k" means that k updates were applied; the data position and the random
-draws are functions of it.
+A checkpoint, `checkpoints/<step>/` in the run directory, has the items `params`, `optimizer` and `meta`. "Step k"
+means that k updates were applied; the data position and the random draws are functions of it.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from tokenizers import Tokenizer
 
-from odelm.config import Config, from_json, to_json
+from odelm import tokenizer as tokenizers
+from odelm.config import Config
 from odelm.errors import InputError
-from odelm.files import write_text
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
+from odelm.run_directory import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saving is asynchronous; a step exists once it is whole."""
+    """The checkpoints of one run. Saving is asynchronous; a step exists once it is complete."""
 
     def __init__(self, workdir: str | Path, *, keep: int | None = None, read_only: bool = False):
-        # A reader leaves unfinished checkpoints alone: a run that is still going may be writing them.
+        # A reader does not touch unfinished checkpoints: a run that is in progress may be writing them.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )
@@ -64,7 +60,7 @@ class Checkpoints:
         return items["params"], items["optimizer"]
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Returns the parameters of `step` alone; raises as `restore` does."""
+        """Returns only the parameters of `step`; raises as `restore` does."""
         return self._restored(step, params=params)["params"]
 
     def _restored(self, step: int, **items: Any) -> Any:
@@ -98,14 +94,14 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> str:
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         older = [other for other in self._manager.all_steps() if other < step]
-        then = f"to go on from step {max(older)}" if older else "and train again"
+        then = f"to resume from step {max(older)}" if older else "and train again"
         return f"checkpoint {step} of {self._workdir} cannot be read: {reason}; remove {self._directory(step)} {then}"
 
     def _directory(self, step: int) -> Path:
         return self._workdir / CHECKPOINTS / str(step)
 
     def close(self) -> None:
-        """Waits until what was saved is whole on disk."""
+        """Waits until everything that was saved is complete on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -114,33 +110,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def save_config(workdir: Path, config: Config) -> None:
-    write_text(workdir / CONFIG, to_json(config))
-
-
-def read_config(workdir: str | Path) -> Config:
-    """Returns the validated config of a run directory, or raises InputError."""
-    path = Path(workdir) / CONFIG
-    if not Path(workdir).is_dir():
-        raise InputError(f"{workdir} is not a directory; give the --workdir of a training run")
-    if not path.is_file():
-        raise InputError(f"{workdir} has no {CONFIG}, so it is not a run; give the --workdir of a training run")
-    try:
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); restore it, or train again") from error
-    try:
-        return from_json(text)
-    except InputError as error:
-        if '"model_type"' in text:
-            raise InputError(
-                f"{workdir} is a Hugging Face folder, not a run; give the --workdir of a training run"
-            ) from error
-        raise InputError(f"{path}: {error} (of a Hugging Face folder it would say its model_type)") from error
-
-
 def has_checkpoint(workdir: str | Path) -> bool:
-    """Tells whether a run has a finished checkpoint."""
+    """Returns whether a run has a finished checkpoint."""
     if not (Path(workdir) / CHECKPOINTS).is_dir():
         return False
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -166,14 +137,12 @@ def latest_step(workdir: str | Path) -> int:
 
 def load(
     workdir: str | Path, *, step: int | None = None, adjust: Callable[[Config], Config] | None = None
-) -> tuple[CausalLM | MaskedLM, Config, "Tokenizer"]:
+) -> tuple[CausalLM | MaskedLM, Config, Tokenizer]:
     """Returns (model, config, tokenizer) of a training directory, at its newest checkpoint or at `step`.
 
-    `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what
-    is missing, for a directory that is no run or has no finished checkpoint, and for a checkpoint that cannot be read.
+    `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what is
+    missing, for a directory that is not a run or has no finished checkpoint, and for a checkpoint that is unreadable.
     """
-    from odelm import tokenizer as tokenizers
-
     config = read_config(workdir)
     config = adjust(config).validate() if adjust else config
     if not (Path(workdir) / TOKENIZER).is_file():

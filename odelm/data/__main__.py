@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 from rich.console import Console
 
-from odelm import checkpoint
 from odelm import tokenizer as tokenizers
 from odelm.config import MASK_UNITS, ON_BAD_RECORD, PACKINGS, Config, DataConfig, ModelConfig, replace
 from odelm.data import summary
@@ -25,6 +24,7 @@ from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Prepared
 from odelm.errors import InputError
+from odelm.run_directory import TOKENIZER, read_config
 
 DEFAULTS = DataConfig()
 VOCAB_SIZE, WIDTH = 16_384, 120
@@ -100,8 +100,8 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     workdir = Path(options.workdir).expanduser() if options.workdir else None
-    config = checkpoint.read_config(workdir) if workdir else _config(options)
-    tokenizer = workdir / checkpoint.TOKENIZER if workdir else None
+    config = read_config(workdir) if workdir else _config(options)
+    tokenizer = workdir / TOKENIZER if workdir else None
     prepared = prepare(config, tokenizer_file=tokenizer, workers=options.workers)
     _print_corpus(prepared)
     if options.split == "train":

@@ -7,11 +7,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.errors import InputError
 from odelm.infer.runner import Runner
 from odelm.models.transformer import DepthPlan
+from odelm.tokenizer import special_id
+
+
+def continue_text(
+    runner: Runner,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    plan: DepthPlan,
+    new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 40,
+    seed: int = 0,
+) -> str:
+    """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`."""
+    tokens = generate(
+        runner,
+        tokenizer.encode(prompt, add_special_tokens=False).ids,
+        plan=plan,
+        new_tokens=new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        end=special_id(tokenizer, "end"),
+    )
+    return prompt + tokenizer.decode(tokens)
 
 
 def generate(

@@ -5,10 +5,12 @@ python -m odelm.interop export --workdir=runs/encoder --to=DIR [--step=N]
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import logging
 
-from odelm import interop, pretrained
+from odelm import checkpoint, interop
 from odelm.errors import InputError
 
 
@@ -24,12 +26,22 @@ def main(arguments: list[str]) -> int:
     # Orbax warns of what is normal here.
     logging.set_verbosity(logging.ERROR)
     try:
-        model, _, tokenizer = pretrained.load(options.workdir, step=options.step)
+        model, tokenizer = _load(Path(options.workdir).expanduser(), options.step)
         print(interop.export(model, options.to, tokenizer=tokenizer))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _load(path: Path, step: int | None) -> tuple[Any, Any]:
+    if not interop.is_folder(path):
+        model, _, tokenizer = checkpoint.load(path, step=step)
+    elif step is None:
+        model, _, tokenizer = interop.load(path)
+    else:
+        raise InputError(f"--step={step} was given, but {path} is a Hugging Face folder, which has no checkpoints")
+    return model, tokenizer
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard events and a progress bar. Only the first process writes."""
+"""The log of a run: `metrics.jsonl`, TensorBoard events and a progress bar. Only the first process writes."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -10,7 +13,7 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 class Log:
-    """Writes metrics as they come; a context manager. With `enabled` False it writes nothing."""
+    """Writes metrics as they are reported; a context manager. With `enabled` False it writes nothing."""
 
     def __init__(self, workdir: Path, *, updates: int, start: int, enabled: bool = True):
         self.enabled = enabled
@@ -26,7 +29,7 @@ class Log:
             console=self.console,
             disable=not enabled,
         )
-        # Shown with its first loss: a run that was finished before has none.
+        # The bar appears with its first loss; a run that is already finished reports none.
         self._task = self._progress.add_task(
             "training", total=updates, completed=start, visible=False, loss=float("nan"), speed=0.0
         )
@@ -92,8 +95,40 @@ class Log:
             self._events.add_scalar(name, value, record["step"])
 
 
+class Window:
+    """The updates since the last record of the log, and the time that they took."""
+
+    def __init__(self) -> None:
+        self._metrics: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds an update, which may still be running on the device."""
+        self._metrics.append(metrics)
+
+    def leave_out(self, seconds: float) -> None:
+        """Subtracts time that was not spent on updates."""
+        self._since += seconds
+
+    def close(self, *, tokens: int, waited: float) -> dict[str, float]:
+        """Returns the metrics of the updates, of `tokens` tokens each, and starts again.
+
+        `loss` is their mean, `gradient_norm` the last one's; `waited` is the time in seconds spent waiting for data.
+        """
+        metrics = [{name: float(value) for name, value in m.items()} for m in jax.device_get(self._metrics)]
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._metrics, self._since = [], now
+        return {
+            "loss": sum(m["loss"] for m in metrics) / len(metrics),
+            "gradient_norm": metrics[-1]["gradient_norm"],
+            "tokens_per_s": len(metrics) * tokens / seconds,
+            "data_wait": waited / seconds,
+        }
+
+
 def _drop_after(path: Path, step: int) -> None:
-    """Removes what an interrupted run recorded after the checkpoint that it resumes from."""
+    """Removes the records after the checkpoint from which an interrupted run resumes."""
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]

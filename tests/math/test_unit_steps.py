@@ -41,7 +41,9 @@ def functions(model):
             h, _ = jax.lax.scan(lambda h, t: (block(h, t), None), h, times)
         return h if model.final_norm is None else model.final_norm(h)
 
-    return *(jax.jit(f, static_argnums=2) for f in (integrated, stacked)), params
+    # Without optimisation the products of a loop's body are rounded otherwise than those of a vmap.
+    options = {"xla_backend_optimization_level": 3}
+    return *(jax.jit(f, static_argnums=2, compiler_options=options) for f in (integrated, stacked)), params
 
 
 @pytest.mark.parametrize("placement, norm, parallel, modulation", CASES)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import odelm
-from odelm.train import log, loop
+from odelm.train import log
+from odelm.train.run import train
 
 UPDATES, STOP = 8, 5
 
@@ -35,11 +36,11 @@ def config(corpus, tmp_path_factory) -> odelm.Config:
 def finished(config, once) -> Path:
     """Returns a run of all the updates, which no test may change."""
 
-    def train(workdir: Path) -> None:
-        done = loop.train(config, workdir)
+    def fill(workdir: Path) -> None:
+        done = train(config, workdir)
         assert done.step == UPDATES and not done.interrupted
 
-    return once("resume", train)
+    return once("resume", fill)
 
 
 @pytest.fixture
@@ -82,12 +83,12 @@ def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypa
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(log.Log, "training", interrupt_after_stop)
-        stopped = loop.train(config, tmp_path / "stopped")
+        stopped = train(config, tmp_path / "stopped")
     assert stopped.interrupted and stopped.step == STOP
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert len(params_of(tmp_path / "stopped")) > 0
 
-    resumed = loop.train(config, tmp_path / "stopped")
+    resumed = train(config, tmp_path / "stopped")
     assert resumed.step == UPDATES and resumed.losses == evaluated(finished)
     assert logged(tmp_path / "stopped") == logged(finished)
     for left, right in zip(params_of(finished), params_of(tmp_path / "stopped"), strict=True):
@@ -104,15 +105,15 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path):
 
 def test_finished_run_is_not_recorded_twice(config, run):
     before = (run / log.METRICS).read_text()
-    again = loop.train(config, run)
+    again = train(config, run)
     assert (again.step, again.losses, again.interrupted) == (UPDATES, evaluated(run), False)
     assert (run / log.METRICS).read_text() == before
 
 
 def test_a_run_past_its_updates_shows_no_bar(config, run, capsys):
-    loop.train(with_train(config, updates=UPDATES + 1), run)
+    train(with_train(config, updates=UPDATES + 1), run)
     assert f"{UPDATES + 1}/{UPDATES + 1}" in capsys.readouterr().out
-    loop.train(with_train(config, updates=3), run)
+    train(with_train(config, updates=3), run)
     out = capsys.readouterr().out
     assert f"already finished: {UPDATES + 1} updates" in out and "loss nan" not in out and "/3" not in out
 
@@ -130,32 +131,32 @@ def rewrite(folder: Path) -> None:
 
 def test_changed_text_does_not_overwrite_the_tokenizer(config, tmp_path):
     config = with_other_source(with_train(config, updates=1), tmp_path / "texts")
-    loop.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     before = (tmp_path / "run" / "tokenizer.json").read_bytes()
     rewrite(tmp_path / "texts")
     with pytest.raises(odelm.InputError, match="the text gives another tokenizer"):
-        loop.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == before
 
 
 def test_changed_text_is_refused_where_the_tokenizer_is_given(config, finished, tmp_path):
     given = shutil.copy(finished / "tokenizer.json", tmp_path)
     config = with_other_source(with_train(config, updates=1), tmp_path / "texts", tokenizer=str(given))
-    loop.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     before = (tmp_path / "run" / log.METRICS).read_text()
     # The same text written anew is the same text.
     for path in (tmp_path / "texts").iterdir():
         os.utime(path, ns=(1, 1))
-    loop.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     rewrite(tmp_path / "texts")
     with pytest.raises(odelm.InputError, match="the text of corpus 'text' has changed"):
-        loop.train(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert (tmp_path / "run" / log.METRICS).read_text() == before
 
 
 def test_finished_run_is_evaluated_again_where_the_evaluation_asked_for_is_another(config, run):
     first = evaluated(run)
-    again = loop.train(with_train(config, eval_batches=1, eval_steps=(4, 1)), run)
+    again = train(with_train(config, eval_batches=1, eval_steps=(4, 1)), run)
     assert again.step == UPDATES and set(again.losses) == {4, 1} and again.losses[4] != first[4]
     records = [json.loads(line) for line in (run / log.METRICS).read_text().splitlines()]
     assert [record["eval_batches"] for record in records if "eval_loss" in record] == [2, 1]

@@ -12,7 +12,7 @@ from flax import nnx
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import checkpoint, config
+from odelm import config, run_directory
 from odelm.checkpoint import Checkpoints
 from odelm.config import replace
 
@@ -26,8 +26,8 @@ def saved(tmp_path_factory, make_config):
     config = odelm.Config(model=make_config(), train=odelm.TrainConfig(length=16))
     params = nnx.state(odelm.create(config.model, rngs=nnx.Rngs(0)), nnx.Param)
     later = jax.tree.map(lambda p: p + 1, params)
-    checkpoint.save_config(workdir, config)
-    (workdir / checkpoint.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
+    run_directory.save_config(workdir, config)
+    (workdir / run_directory.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
     checkpoints = Checkpoints(workdir, keep=2)
     checkpoints.save(3, params, OPTIMIZER)
     checkpoints.save(5, later, OPTIMIZER)
@@ -59,7 +59,7 @@ def test_restore_returns_parameters_and_optimizer(saved):
 
 def test_loading_leaves_an_unfinished_checkpoint_to_the_run_that_writes_it(saved):
     workdir = saved[0]
-    unfinished = workdir / checkpoint.CHECKPOINTS / "7.orbax-checkpoint-tmp-0"
+    unfinished = workdir / run_directory.CHECKPOINTS / "7.orbax-checkpoint-tmp-0"
     unfinished.mkdir()
     odelm.load(workdir)
     assert unfinished.is_dir()
@@ -102,28 +102,28 @@ def message_of(caught) -> str:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_parameters_are_told_with_what_to_try(saved, tmp_path, damage):
     run = shutil.copytree(saved[0], tmp_path / "run")
-    damage(run / checkpoint.CHECKPOINTS / "5" / "params")
+    damage(run / run_directory.CHECKPOINTS / "5" / "params")
     with pytest.raises(odelm.InputError) as caught:
         odelm.load(run)
     message = message_of(caught)
     assert message.startswith(f"checkpoint 5 of {run} cannot be read: ")
-    assert message.endswith(f"; remove {run / checkpoint.CHECKPOINTS / '5'} to go on from step 3")
+    assert message.endswith(f"; remove {run / run_directory.CHECKPOINTS / '5'} to resume from step 3")
     assert_same(nnx.state(odelm.load(run, step=3)[0], nnx.Param), saved[2])
-    shutil.rmtree(run / checkpoint.CHECKPOINTS / "5")
+    shutil.rmtree(run / run_directory.CHECKPOINTS / "5")
     assert_same(nnx.state(odelm.load(run)[0], nnx.Param), saved[2])
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_optimizer_stops_a_resumed_run_the_same_way(saved, tmp_path, damage):
     run = shutil.copytree(saved[0], tmp_path / "run")
-    damage(run / checkpoint.CHECKPOINTS / "3" / "optimizer")
+    damage(run / run_directory.CHECKPOINTS / "3" / "optimizer")
     checkpoints = Checkpoints(run)
     with pytest.raises(odelm.InputError) as caught:
         checkpoints.restore(3, saved[2], OPTIMIZER)
     checkpoints.close()
     message = message_of(caught)
     assert message.startswith(f"checkpoint 3 of {run} cannot be read: ")
-    assert message.endswith(f"; remove {run / checkpoint.CHECKPOINTS / '3'} and train again")
+    assert message.endswith(f"; remove {run / run_directory.CHECKPOINTS / '3'} and train again")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_damaged_optimizer_stops_a_resumed_run_the_same_way(saved, tmp_path, d
 )
 def test_a_config_that_does_not_fit_is_told(saved, tmp_path, make_config, options, words):
     run = shutil.copytree(saved[0], tmp_path / "run")
-    checkpoint.save_config(run, dataclasses.replace(saved[1], model=make_config(**options)))
+    run_directory.save_config(run, dataclasses.replace(saved[1], model=make_config(**options)))
     with pytest.raises(odelm.InputError, match=words) as caught:
         odelm.load(run)
     assert message_of(caught).startswith(f"checkpoint 5 of {run} does not fit: ")
@@ -153,24 +153,24 @@ def test_what_is_missing_is_named(saved, tmp_path):
         odelm.load(tmp_path / "absent")
     with pytest.raises(odelm.InputError, match="no config.json"):
         odelm.load(tmp_path)
-    checkpoint.save_config(tmp_path, config)
+    run_directory.save_config(tmp_path, config)
     with pytest.raises(odelm.InputError, match="no tokenizer.json"):
         odelm.load(tmp_path)
-    (tmp_path / checkpoint.TOKENIZER).write_bytes((workdir / checkpoint.TOKENIZER).read_bytes())
+    (tmp_path / run_directory.TOKENIZER).write_bytes((workdir / run_directory.TOKENIZER).read_bytes())
     with pytest.raises(odelm.InputError, match="no checkpoints"):
         odelm.load(tmp_path)
-    (tmp_path / checkpoint.CHECKPOINTS).mkdir()
+    (tmp_path / run_directory.CHECKPOINTS).mkdir()
     with pytest.raises(odelm.InputError, match="no finished checkpoint"):
         odelm.load(tmp_path)
 
 
 def test_damaged_files_are_named(saved, tmp_path):
     workdir, config, _, _ = saved
-    (tmp_path / checkpoint.CONFIG).write_bytes(b"\xff\xfe{}")
+    (tmp_path / run_directory.CONFIG).write_bytes(b"\xff\xfe{}")
     with pytest.raises(odelm.InputError, match="config.json is not UTF-8"):
         odelm.load(tmp_path)
-    checkpoint.save_config(tmp_path, config)
-    (tmp_path / checkpoint.TOKENIZER).write_text((workdir / checkpoint.TOKENIZER).read_text()[:40])
+    run_directory.save_config(tmp_path, config)
+    (tmp_path / run_directory.TOKENIZER).write_text((workdir / run_directory.TOKENIZER).read_text()[:40])
     with pytest.raises(odelm.InputError, match="tokenizer.json is not a tokenizer.json"):
         odelm.load(tmp_path)
 

@@ -26,12 +26,13 @@ ALLOWED = {
     "models": GROUND - {"files", "tokenizer"},
     "data": GROUND - {"ode"},
     "sharding": MODELS,
-    "checkpoint": MODELS,
+    "run_directory": {"errors", "files", "tokenizer", "config"},
+    "checkpoint": MODELS | {"run_directory"},
     "interop": MODELS,
-    "pretrained": MODELS | {"checkpoint", "interop"},
-    "train": MODELS | DATA | {"sharding", "checkpoint", "interop", "pretrained"},
-    "infer": MODELS | DATA | {"checkpoint", "interop", "pretrained"},
-    "evals": MODELS | DATA | {"checkpoint", "interop", "pretrained", "infer"},
+    "pretrained": {"config", "errors", "checkpoint", "interop"},
+    "train": MODELS | DATA | {"sharding", "run_directory", "checkpoint", "interop", "pretrained"},
+    "infer": MODELS,
+    "evals": MODELS | DATA | {"run_directory", "pretrained", "infer"},
     "cli": {"errors", "config", "files"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")

@@ -168,7 +168,7 @@ def test_a_folder_of_no_known_kind_is_told_so(albert):
     config = json.loads(path.read_text())
     del config["model_type"]
     path.write_text(json.dumps(config))
-    with pytest.raises(odelm.InputError, match="of a Hugging Face folder it would say its model_type"):
+    with pytest.raises(odelm.InputError, match="a Hugging Face folder would have a model_type"):
         odelm.load(albert)
 
 

@@ -23,7 +23,7 @@ from odelm.config import (
     StepSamplingConfig,
     TrainConfig,
 )
-from odelm.train import log, loop
+from odelm.train import log, run
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
@@ -153,7 +153,7 @@ def test_training_traces_once_for_each_step_count(traces, tmp_path, monkeypatch)
         traces.append("-- evaluated")
 
     monkeypatch.setattr(log.Log, "evaluation", evaluation)
-    result = loop.train(config, tmp_path / "run")
+    result = run.train(config, tmp_path / "run")
     assert result.step == 6 and set(result.losses) == {4, 2, 1}
     # Six updates of two step counts, and three evaluations at three.
     assert (traces.count("update"), traces.count("loss")) == (2, 3), traces
@@ -171,7 +171,8 @@ def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
         " *jax.tree.leaves((state.params, state.optimizer)))\n"
     )
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240

@@ -1,16 +1,16 @@
-"""Ctrl-C and SIGTERM end training after the update in flight, so that a checkpoint can be written."""
+"""Ctrl-C and SIGTERM end training after the current update, so that a checkpoint can be written."""
 
 import signal
 from types import FrameType
 
 
-class Interrupt:
+class StopSignal:
     """A context in which the first signal sets `requested` and a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "StopSignal":
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 
 import odelm
-from odelm import checkpoint, interop, pretrained
+from odelm import interop, run_directory
 from odelm.checkpoint import Checkpoints
 from odelm.config import replace
 from odelm.models import Encoder
 from odelm.models.parameters import parameters
+from odelm.train.start import init_from_pretrained
 from tests.unit.interop.conftest import ALBERT, GPT2
 
 
@@ -36,8 +37,8 @@ def run(make_model, make_config, tmp_path):
     from tokenizers import Tokenizer, models
 
     model, config = make_model(), odelm.Config(model=make_config(), train=odelm.TrainConfig(length=16))
-    checkpoint.save_config(tmp_path, config)
-    (tmp_path / checkpoint.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
+    run_directory.save_config(tmp_path, config)
+    (tmp_path / run_directory.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, nnx.state(model, nnx.Param), {"count": np.int32(3)})
     checkpoints.close()
@@ -49,7 +50,7 @@ def run(make_model, make_config, tmp_path):
 def test_update_0_gives_exactly_the_logits_of_the_folder(options, steps, folder, tokens):
     """Time modulation starts without effect: not one bit of a logit differs."""
     path = folder(**options)
-    start = pretrained.starting_point(config_of(path))
+    start = init_from_pretrained(config_of(path))
     assert start.model.config.time_modulation and any("modulation" in name for name in parameters(start.model))
     source, _, _ = odelm.load(path)
     np.testing.assert_array_equal(start.model(tokens, steps=steps), source(tokens, steps=steps))
@@ -57,7 +58,7 @@ def test_update_0_gives_exactly_the_logits_of_the_folder(options, steps, folder,
 
 def test_the_recipe_chooses_only_what_may_be_chosen(folder):
     options = dict(width=999, depth=7, time_modulation=False, dropout=0.25, dtype="bfloat16")
-    model = pretrained.starting_point(config_of(folder(**ALBERT), options=options)).model.config
+    model = init_from_pretrained(config_of(folder(**ALBERT), options=options)).model.config
     assert (model.width, model.depth) == (16, 4)
     assert (model.time_modulation, model.dropout, model.dtype) == (False, 0.25, "bfloat16")
 
@@ -65,30 +66,30 @@ def test_the_recipe_chooses_only_what_may_be_chosen(folder):
 @pytest.mark.parametrize(("merge", "rank"), [("mean", 0), ("layer", 0), ("low_rank", 5)])
 def test_layers_are_shared_and_the_summary_says_so(merge, rank, folder, tokens):
     path = folder(**GPT2)
-    start = pretrained.starting_point(config_of(path, groups=1, merge=merge, rank=5))
+    start = init_from_pretrained(config_of(path, groups=1, merge=merge, rank=5))
     assert (start.model.config.groups, start.model.config.layer_rank) == (1, rank)
     assert "shared 4 blocks as 1" in start.summary and str(path) in start.summary
     assert np.isfinite(start.model(tokens, steps=2)).all()
 
 
 def test_a_run_can_be_started_from_too(run, make_model, tokens):
-    start = pretrained.starting_point(config_of(run))
+    start = init_from_pretrained(config_of(run))
     np.testing.assert_array_equal(start.model(tokens, steps=2), make_model()(tokens, steps=2))
-    assert start.tokenizer == run / checkpoint.TOKENIZER
-    with pytest.raises(odelm.InputError, match="told its time, but model.time_modulation is False"):
-        pretrained.starting_point(config_of(run, options=dict(time_modulation=False)))
+    assert start.tokenizer == run / run_directory.TOKENIZER
+    with pytest.raises(odelm.InputError, match="was trained with model.time_modulation=True and needs it"):
+        init_from_pretrained(config_of(run, options=dict(time_modulation=False)))
 
 
 def test_a_model_without_a_language_head_is_no_start(make_config, tmp_path):
     model = Encoder(make_config(**ALBERT), pooled=False, rngs=nnx.Rngs(0))
     interop.export(model, tmp_path / "bare")
-    with pytest.raises(odelm.InputError, match="is a Encoder, which has no head"):
-        pretrained.starting_point(config_of(tmp_path / "bare"))
+    with pytest.raises(odelm.InputError, match="is a Encoder, which lacks the head"):
+        init_from_pretrained(config_of(tmp_path / "bare"))
 
 
 def test_a_recipe_need_not_fit_a_model_that_does_not_count(folder, tmp_path):
     """The length and the weights are held against the folder's model, not against the one that the recipe has."""
-    from odelm.train.loop import train
+    from odelm.train.run import train
 
     config = config_of(folder(**ALBERT), options=dict(max_length=8, depth=7))
     config = replace(config, {"train.length": 16, "step_sampling.counts": (), "step_sampling.weights": (1.0, 1.0, 1.0)})
@@ -101,4 +102,4 @@ def test_a_recipe_need_not_fit_a_model_that_does_not_count(folder, tmp_path):
 
 def test_a_source_that_is_nothing_is_told(tmp_path):
     with pytest.raises(odelm.InputError, match="absent is not a directory"):
-        pretrained.starting_point(config_of(tmp_path / "absent"))
+        init_from_pretrained(config_of(tmp_path / "absent"))

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from odelm.config import Config
-from odelm.train import loop
+from odelm.train import prefetch
 
 UPDATE, COUNT = 0.03, 40
 
 
 class Device:
-    """Does an update after the other, `UPDATE` seconds each, while the host goes on."""
+    """Does an update after the other, `UPDATE` seconds each, while the host continues."""
 
     def __init__(self):
         self.free = 0.0
@@ -57,10 +56,9 @@ def test_the_share_waited(seconds: float, low: float, high: float, monkeypatch):
     host that is not held back empties them before the first update is done, and waits for the rest though the device
     has enough to do. With data three times as slow as the device it stands still for two thirds of the time, of which
     this is an upper bound. The bounds leave room for a busy machine."""
-    monkeypatch.setattr(loop, "train_batches", lambda *given, **options: ready(seconds))
-    monkeypatch.setattr(loop.sharding, "place_batch", lambda batch, mesh: batch)
-    monkeypatch.setattr(loop.jax, "block_until_ready", lambda result: result.block_until_ready())
-    batches, device = loop._Batches(None, Config(), None, 0), Device()
+    monkeypatch.setattr(prefetch.sharding, "place_batch", lambda batch, mesh: batch)
+    monkeypatch.setattr(prefetch.jax, "block_until_ready", lambda result: result.block_until_ready())
+    batches, device = prefetch.Prefetch(ready(seconds), None), Device()
     batches.next()
     batches.waited()
     since = time.perf_counter()

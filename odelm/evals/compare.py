@@ -1,0 +1,146 @@
+"""Compares coarse steps with full depth on held-out text: what is measured, on which text, and where it is written."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from odelm import pretrained
+from odelm.config import Config, DataConfig, TrainConfig
+from odelm.data.loader import Batch, eval_batches
+from odelm.data.prepare import prepare, read_text
+from odelm.errors import InputError
+from odelm.evals.report import make_report, print_table, write_report
+from odelm.evals.sweep import settings, sweep
+from odelm.infer.runner import Runner
+from odelm.models import CausalLM, MaskedLM
+from odelm.run_directory import TOKENIZER
+
+EVAL_SEQUENCES, EVAL_TOKENS = 32, 4096
+"""Sequences in a batch of `Comparison.eval_batches`, whatever the batch of training, so that losses of a folder and of
+runs can be compared; and the tokens that are in memory at once, which changes no loss."""
+
+Loaded = tuple[Any, Config, Tokenizer | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to measure, besides the step counts."""
+
+    solver: str = "euler"
+    integrator: str = "scan"
+    tolerance: float | None = None
+    """Also lets the solver choose its steps, to this tolerance."""
+    batch: int = 1
+    length: int = 128
+    """Tokens in a sequence, timed and evaluated."""
+    repeats: int = 30
+    eval_batches: int = 8
+    text: str | None = None
+    """Files to measure the losses on; None takes the held-out split of a run's own corpus."""
+
+
+def compare(
+    loaded: Loaded,
+    steps: tuple[int, ...],
+    options: Comparison,
+    *,
+    source: Path,
+    step: int | None,
+    out: Path | None = None,
+    adjust: Callable[[Config], Config] | None = None,
+) -> Path:
+    """Measures a model at each step count, prints the table, and returns the directory of the written report.
+
+    Args:
+        loaded: as `odelm.load` returns it, from `source`.
+        step: the run's checkpoint; None for a Hugging Face folder.
+        out: the directory of the report; `infer` in the source if it is None.
+        adjust: applied to the config of the model that the run was adapted from.
+
+    Raises InputError for options that the model cannot take, for a text that cannot be read, and for a report that
+    cannot be written, whose table is then printed.
+    """
+    model, config, tokenizer = loaded
+    if options.length > config.model.max_length:
+        raise InputError(
+            f"--length is {options.length}, past the model's {config.model.max_length} positions; "
+            f"try --length={config.model.max_length}"
+        )
+    runner = Runner.of(model)
+    chosen = settings(runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator)
+    batches = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
+    baseline = _adapted_from(config, adjust) if batches else None
+    rows = sweep(
+        runner,
+        chosen,
+        batch=options.batch,
+        length=options.length,
+        held_out=batches,
+        repeats=options.repeats,
+        before=None if baseline is None else Runner.of(baseline),
+    )
+    report = make_report(config.model, rows, step=step)
+    # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    out = source / "infer" if out is None else out
+    try:
+        write_report(report, out)
+    except OSError as error:
+        print_table(report, console)
+        raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
+    print_table(report, console)
+    return out
+
+
+def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> list[Batch]:
+    """Returns the batches to measure losses on: of the given text, else of the run whose tokenizer is given.
+
+    There are none, and a line on standard error says why, for a folder without a text, and for models without a loss.
+    """
+    model, config, tokenizer = loaded
+    if not options.eval_batches:
+        return []
+    if not isinstance(model, CausalLM | MaskedLM):
+        print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
+        return []
+    if options.text is not None:
+        prepared = read_text(options.text, needed(tokenizer))
+        # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
+        seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
+        config = dataclasses.replace(config, data=DataConfig(), train=seed)
+    elif tokenizer_file is not None:
+        prepared = prepare(config, tokenizer_file=tokenizer_file)
+    else:
+        print("no losses: give --text=FILE to measure them", file=sys.stderr)
+        return []
+    size = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * options.length <= EVAL_TOKENS)
+    limit = options.eval_batches * EVAL_SEQUENCES // size
+    return list(eval_batches(prepared, config, length=options.length, batch_size=size, limit=limit))
+
+
+def needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer; InputError if there is none."""
+    if tokenizer is None:
+        raise InputError(
+            "the model has no tokenizer.json, which text needs: save one in its folder "
+            "(a fast tokenizer's save_pretrained in transformers)"
+        )
+    return tokenizer
+
+
+def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> CausalLM | MaskedLM | None:
+    """Returns the model that a run was adapted from; None if there was none, or it is not where it was."""
+    if not config.init.from_pretrained:
+        return None
+    try:
+        model = pretrained.load(config.init.from_pretrained, adjust=adjust)[0]
+        return model if isinstance(model, CausalLM | MaskedLM) else None
+    except InputError as error:
+        print(f"no losses of the model before adaptation: {error}", file=sys.stderr)
+        return None

@@ -1,0 +1,104 @@
+"""The directory of a training run: the files in it, and whether it holds the run that is asked for.
+
+A run directory holds `config.json`, `tokenizer.json`, `tokens.sha256`, `metrics.jsonl` and `checkpoints/<step>/`.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from odelm import tokenizer as tokenizers
+from odelm.config import Config, DataConfig, changed_options, from_json, to_json
+from odelm.errors import InputError
+from odelm.files import write_text
+
+CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
+TOKENS = "tokens.sha256"
+"""Holds the digest of the tokens that the run is trained on."""
+
+RESUMABLE_OPTIONS = frozenset(
+    {"mesh.data", "data.data_dir", "data.workers"}
+    | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
+    | {f"train.{name}" for name in ("keep", "log_every", "unroll", "remat")}
+)
+"""Options that may change when a run is resumed; a change of any other makes it another run."""
+
+
+class RunDirectory:
+    """A run's directory, which may not exist yet. Nothing is written before `write`."""
+
+    def __init__(self, path: str | Path):
+        """Raises InputError if the path, or one of its parents, is a file, or its `config.json` is invalid."""
+        self.path = Path(path)
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"{existing} is a file, expected a directory for the run")
+        self.config = read_config(self.path) if (self.path / CONFIG).exists() else None
+        """The config of the run that is in the directory; None if there is none."""
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / TOKENIZER
+
+    def check_config(self, config: Config) -> None:
+        """Raises InputError if the directory holds a run with other options than `RESUMABLE_OPTIONS` allow."""
+        changed = changed_options(self.config, config, RESUMABLE_OPTIONS) if self.config is not None else ()
+        if changed:
+            raise InputError(
+                f"{self.path} holds a run with other options ({'; '.join(changed)}); "
+                "give them as they were to resume it, or another --workdir"
+            )
+
+    def check_data(self, data: DataConfig, tokenizer: Tokenizer, digest: str) -> None:
+        """Raises InputError if the tokenizer, or the digest of the tokens, is not what the run began with."""
+        if self.tokenizer.exists() and tokenizers.load(self.tokenizer).to_str() != tokenizer.to_str():
+            what = f"config.data.tokenizer={data.tokenizer}" if data.tokenizer else "the text"
+            raise InputError(
+                f"{what} gives another tokenizer than {self.tokenizer}, with which this run began; "
+                "restore it to resume, or give another --workdir to start a new run"
+            )
+        tokens = self.path / TOKENS
+        if tokens.exists() and tokens.read_text().strip() != digest:
+            raise InputError(
+                f"the text of corpus {data.corpus!r} has changed since the run in {self.path} began; "
+                "restore it to resume, or give another --workdir to start a new run"
+            )
+
+    def write(self, config: Config, tokenizer: Tokenizer, digest: str) -> None:
+        """Makes the directory and writes all of its files but the metrics and the checkpoints.
+
+        Raises InputError if they cannot be written.
+        """
+        try:
+            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            write_text(self.tokenizer, tokenizer.to_str())
+            write_text(self.path / TOKENS, digest + "\n")
+            save_config(self.path, config)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error}); give another --workdir") from error
+
+
+def save_config(workdir: Path, config: Config) -> None:
+    """Writes `config.json` of a run."""
+    write_text(workdir / CONFIG, to_json(config))
+
+
+def read_config(workdir: str | Path) -> Config:
+    """Returns the validated config of a run directory, or raises InputError."""
+    path = Path(workdir) / CONFIG
+    if not Path(workdir).is_dir():
+        raise InputError(f"{workdir} is not a directory; give the --workdir of a training run")
+    if not path.is_file():
+        raise InputError(f"{workdir} has no {CONFIG}, so it is not a run; give the --workdir of a training run")
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); restore it, or train again") from error
+    try:
+        return from_json(text)
+    except InputError as error:
+        if '"model_type"' in text:
+            raise InputError(
+                f"{workdir} is a Hugging Face folder, not a run; give the --workdir of a training run"
+            ) from error
+        raise InputError(f"{path}: {error} (a Hugging Face folder would have a model_type)") from error

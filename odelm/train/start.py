@@ -1,0 +1,115 @@
+"""What a training starts from: new parameters, a pretrained model, or its own earlier checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from flax import nnx
+
+from odelm import checkpoint, interop, pretrained, rng
+from odelm.config import OVERRIDABLE, Config, InitConfig, ModelConfig
+from odelm.errors import InputError
+from odelm.models import CausalLM, MaskedLM
+from odelm.models.parameters import parameters
+from odelm.models.remake import grafted, remade
+from odelm.run_directory import TOKENIZER, RunDirectory
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model, made ready to be trained further."""
+
+    model: CausalLM | MaskedLM
+    tokenizer: Path | None
+    """The tokenizer.json beside it."""
+    summary: str
+    """One sentence: the model's source, its shape, and how its layers were shared."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A validated config whose `model` is the model that is trained, and where that starts from."""
+
+    config: Config
+    pretrained: Pretrained | None = None
+    """The model that `config.init` names; None without one, and once the run has a checkpoint of its own."""
+    tokenizer: Path | None = None
+    """The tokenizer that must be used; None if `config.data` chooses it."""
+
+
+def find_start(config: Config, directory: RunDirectory) -> Start:
+    """Returns where the run in `directory` starts from, with the model of `config.init` in the config.
+
+    Raises InputError for an invalid config, and for a pretrained model that cannot be read or trained, or has no
+    tokenizer.
+    """
+    if not config.init.from_pretrained:
+        return Start(config.validate())
+    saved, found = directory.config, None
+    resumes = saved is not None and saved.init == config.init and checkpoint.has_checkpoint(directory.path)
+    if saved is not None and saved.init == config.init:
+        config = dataclasses.replace(config, model=inherit_options(config.model, saved.model))
+    if not resumes:
+        found = init_from_pretrained(config)
+        config = dataclasses.replace(config, model=found.model.config)
+    config.validate()
+    return Start(config, found, _tokenizer(config, found, directory))
+
+
+def _tokenizer(config: Config, found: Pretrained | None, directory: RunDirectory) -> Path | None:
+    if config.data.tokenizer:
+        return None
+    if found is None:
+        return directory.tokenizer
+    if found.tokenizer is None:
+        raise InputError(
+            f"{config.init.from_pretrained} has no {TOKENIZER}: save it there with the tokenizers or "
+            "transformers library (a fast tokenizer's save_pretrained), or give --config.data.tokenizer"
+        )
+    return found.tokenizer
+
+
+def inherit_options(options: ModelConfig, source: ModelConfig) -> ModelConfig:
+    """Returns the source's config with the options that a recipe may still choose (`odelm.config.OVERRIDABLE`)."""
+    return dataclasses.replace(source, **{name: getattr(options, name) for name in OVERRIDABLE})
+
+
+def init_from_pretrained(config: Config) -> Pretrained:
+    """Returns the model of `config.init`, with its blocks shared as `config.init` says, and time modulation as
+    `config.model` says.
+
+    Newly added parameters (time modulation) are initialised so that the logits are the source's until the model is
+    trained. Raises InputError for a source that cannot be read or is not a language model.
+    """
+    init = config.init
+    source, _, _ = pretrained.load(init.from_pretrained)
+    if not isinstance(source, CausalLM | MaskedLM):
+        raise InputError(
+            f"{init.from_pretrained} is a {type(source).__name__}, which lacks the head of a language model, so its "
+            "training cannot be continued; give a folder of the language model"
+        )
+    rngs = nnx.Rngs(rng.key(config.train.seed, "init"))
+    model, shared = source, ""
+    if _shares(init, source.config):
+        model = interop.shared(source, init, rngs=rngs)
+        shared = "; " + interop.summary(source.config, model, init)
+    options = inherit_options(config.model, model.config)
+    if model.config.time_modulation and not options.time_modulation:
+        raise InputError(
+            f"{init.from_pretrained} was trained with model.time_modulation=True and needs it; set it to True, or "
+            "export the run first (that folds the modulation into the weights of separate layers)"
+        )
+    model = grafted(remade(model, options, rngs=rngs), parameters(model))
+    file = Path(init.from_pretrained).expanduser() / TOKENIZER
+    kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
+    if options.sentence_order:
+        kind += ", its second head trained on the order of segments"
+    return Pretrained(model, file if file.is_file() else None, f"starts from {init.from_pretrained} ({kind}{shared})")
+
+
+def _shares(init: InitConfig, source: ModelConfig) -> bool:
+    """Returns whether `init` asks for blocks that the source does not have."""
+    if init.groups is None:
+        return False
+    asked = (init.groups, init.prelude or 0, init.coda or 0)
+    return asked != (source.groups, source.prelude, source.coda) or init.merge != "mean"
