@@ -85,17 +85,21 @@ def compare(
         repeats=options.repeats,
         before=None if baseline is None else Runner.of(baseline),
     )
-    report = make_report(config.model, rows, step=step)
+    out = source / "infer" if out is None else out
+    _publish(make_report(config.model, rows, step=step), out)
+    return out
+
+
+def _publish(report: dict[str, Any], out: Path) -> None:
+    """Writes the report and prints its table, also if it cannot be written."""
     # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
     console = Console(width=None if sys.stdout.isatty() else 100)
-    out = source / "infer" if out is None else out
     try:
         write_report(report, out)
     except OSError as error:
-        print_table(report, console)
         raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
-    print_table(report, console)
-    return out
+    finally:
+        print_table(report, console)
 
 
 def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> list[Batch]:

@@ -112,7 +112,7 @@ def _finite(value: float | None) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Returns plain values with None for numbers that JSON has not."""
+    """Returns plain values, with None for non-finite numbers."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):

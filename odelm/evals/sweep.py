@@ -124,10 +124,10 @@ def _within_budget() -> Iterator[None]:
             raise InputError(
                 "the implicit solver did not solve its equations at these step sizes: try more --steps"
             ) from error
-        told = re.search(r"\d+ steps did not reach t1 at tolerance \S+", str(error))
-        if told is None:
+        found = re.search(r"\d+ steps did not reach t1 at tolerance \S+", str(error))
+        if found is None:
             raise
-        raise InputError(f"{told[0].removesuffix(':')}: try a larger tolerance, such as 0.01") from error
+        raise InputError(f"{found[0].removesuffix(':')}: try a larger tolerance, such as 0.01") from error
     finally:
         logger.setLevel(level)
 

@@ -38,13 +38,7 @@ def integrate_adaptive(
     subclass `jax.errors.JaxRuntimeError`) when `max_steps` do not reach `t1`.
     """
     solver = get_solver(solver)
-    if not has_error_estimate(solver):
-        raise InputError(
-            f"{type(solver).__name__} has no error estimate, so it cannot choose its own steps; "
-            "try heun, bosh3, tsit5 or dopri5"
-        )
-    if not tolerance > 0:
-        raise InputError(f"the tolerance is {tolerance}, expected a positive number such as 1e-2")
+    _check(solver, tolerance)
     solution = diffrax.diffeqsolve(
         as_term(field, h0),
         solver,
@@ -62,11 +56,27 @@ def integrate_adaptive(
         solution.result != diffrax.RESULTS.successful,
         f"{max_steps} steps did not reach t1 at tolerance {tolerance:g}: raise max_steps or the tolerance",
     )
-    steps, tableau = solution.stats["num_steps"], full_tableau(solver)
+    return state, _evaluations(solution, full_tableau(solver))
+
+
+def _check(solver: diffrax.AbstractSolver, tolerance: float) -> None:
+    """Raises InputError for a solver without an error estimate, and for a tolerance that is not positive."""
+    if not has_error_estimate(solver):
+        raise InputError(
+            f"{type(solver).__name__} has no error estimate, so it cannot choose its own steps; "
+            "try heun, bosh3, tsit5 or dopri5"
+        )
+    if not tolerance > 0:
+        raise InputError(f"the tolerance is {tolerance}, expected a positive number such as 1e-2")
+
+
+def _evaluations(solution: diffrax.Solution, tableau: diffrax.ButcherTableau) -> jax.Array:
+    """Returns how many stages were evaluated, int32, the shared stages of "first same as last" methods once."""
+    steps = solution.stats["num_steps"]
     if not tableau.fsal:
-        return state, steps * tableau.num_stages
+        return steps * tableau.num_stages
     _, first_attempts, _ = cast(tuple, solution.controller_state)
-    return state, steps * (tableau.num_stages - 1) + first_attempts
+    return steps * (tableau.num_stages - 1) + first_attempts
 
 
 class _CountingController(diffrax.PIDController):

@@ -22,14 +22,14 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
     sampling, model = config.step_sampling, config.model
     if sampling.kind == "fixed":
         return grid.equal(model.core, model.core)
-    count = grid.draw_count(generator, *_let_in(config, update))
+    count = grid.draw_count(generator, *_allowed_counts(config, update))
     if sampling.kind == "random_sizes":
         return grid.draw_sizes(generator, model.core, count, low=sampling.low, high=sampling.high, groups=model.groups)
     return grid.draw_equal(generator, model.core, count, jitter=sampling.jitter, groups=model.groups)
 
 
-def _let_in(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the counts that an update may draw and their weights: with annealing the largest first, then all."""
+def _allowed_counts(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Returns the counts available at an update, and their weights: all of them once annealing has ended."""
     counts, weights = config.step_counts, config.step_sampling.weights
     span = config.step_sampling.anneal * config.train.updates
     if update >= span:

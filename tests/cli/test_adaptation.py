@@ -129,24 +129,25 @@ def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, 
 
 
 def test_an_ordinary_stack_is_shared_and_adapted(small, options, call, tmp_path):
-    unshared = ["--config.model.groups=4", "--config.step_sampling.counts=4"]
+    unshared = ["--config.model.depth=2", "--config.model.groups=2", "--config.step_sampling.counts=2"]
     done = call("train.py", "--config=configs/decoder_unshared.py", f"--workdir={tmp_path / 'run'}", *small, *unshared)
     assert done.returncode == 0, done.stderr
     assert interop_main(["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'gpt2'}"]) == 0
     source = [f"--config.init.from_pretrained={tmp_path / 'gpt2'}", "--config.init.groups=1"]
+    source += ["--config.step_sampling.counts=2,1", "--config.train.eval_steps=1"]
     merge = ["--config.init.merge=low_rank", "--config.init.rank=2"]
     done = call("train.py", "--config=configs/adapt.py", f"--workdir={tmp_path / 'shared'}", *options, *source, *merge)
     assert done.returncode == 0, done.stderr
-    assert "shared 4 blocks as 1: each is the mean of 4 layers, and a residual of rank 2" in " ".join(
+    assert "shared 2 blocks as 1: each is the mean of 2 layers, and a residual of rank 2" in " ".join(
         done.stdout.split()
     )
     assert set(losses_of(tmp_path / "shared")) == {0, 6}
-    assert set(losses_of(tmp_path / "shared")[0]) == {"4", "2"}
-    done = call("infer.py", f"--workdir={tmp_path / 'shared'}", "--steps=4,2", *SHAPE)
+    assert set(losses_of(tmp_path / "shared")[0]) == {"2", "1"}
+    done = call("infer.py", f"--workdir={tmp_path / 'shared'}", "--steps=2,1", *SHAPE)
     assert done.returncode == 0, done.stderr
     full, coarse = report_of(tmp_path / "shared" / "infer")["rows"]
     assert full["loss_before"] > 0 and coarse["loss_before"] is None
-    done = call("infer.py", f"--model={tmp_path / 'gpt2'}", "--prompt=word1 and", "--new_tokens=4", "--steps=4")
+    done = call("infer.py", f"--model={tmp_path / 'gpt2'}", "--prompt=word1 and", "--new_tokens=4", "--steps=2")
     assert done.returncode == 0 and done.stdout.startswith("word1 and")
 
 

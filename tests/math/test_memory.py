@@ -67,16 +67,19 @@ def outcomes(model, inputs: Inputs, cuts: tuple[int, ...], call: dict) -> tuple[
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_and_grid(make_model, name, grid):
-    whole, found = outcomes(make_model(**MODELS[name]), Inputs(TOKENS), (3, 4), GRIDS[grid])
+    cuts = (3, 4) if grid == "coarse" else (3,)
+    whole, found = outcomes(make_model(**MODELS[name]), Inputs(TOKENS), cuts, GRIDS[grid])
     np.testing.assert_allclose(found, whole, rtol=0, atol=ATOL)
 
 
-# The fullest model there is, on an uneven grid: groups between a prelude and a coda.
+# A method is followed within a group; that each group has a memory of its own is tested above, and here with heun.
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("solver", sorted(ode.SOLVERS))
 def test_every_explicit_method(make_model, solver, placement):
-    model = make_model(norm_placement=placement, groups=2, **ENDS)
-    whole, found = outcomes(model, Inputs(TOKENS), (3, 4), dict(grid=[0, 0.5, 2, 4], solver=solver))
+    options = dict(groups=2, **ENDS) if solver == "heun" else dict(depth=2)
+    grid = [0, 0.5, 2, 4] if solver == "heun" else [0, 0.5, 2]
+    model = make_model(norm_placement=placement, **options)
+    whole, found = outcomes(model, Inputs(TOKENS), (3,), dict(grid=grid, solver=solver))
     np.testing.assert_allclose(found, whole, rtol=0, atol=3 * ATOL)
 
 

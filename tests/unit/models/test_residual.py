@@ -50,12 +50,14 @@ def test_a_new_model_starts_as_the_shared_one(options, make_config, tokens):
     np.testing.assert_allclose(same(tokens), plain(tokens), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [dict(layer_rank=2), dict(inner_blocks=2), dict(inner_blocks=3, layer_rank=1)])
+@pytest.mark.parametrize(
+    "options", [dict(groups=2, layer_rank=2), dict(groups=2, inner_blocks=2), dict(inner_blocks=2, layer_rank=1)]
+)
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, make_model, tokens):
     import jax
 
-    graph, params = nnx.split(make_model(norm_placement=placement, groups=2, bias=True, **options))
+    graph, params = nnx.split(make_model(norm_placement=placement, bias=True, **options))
 
     def loss(params, steps):
         return jnp.square(nnx.merge(graph, params)(tokens, steps=steps)).mean()
