@@ -72,13 +72,13 @@ def _processor_features() -> str:
 
 def _ignore_late_reads() -> None:
     """Keeps quiet about reads of a damaged checkpoint that end after Orbax has closed their event loop."""
-    tell = sys.unraisablehook
+    report = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            tell(unraisable)
+            report(unraisable)
 
-    # It stays for good: they may end when the error has been told.
+    # It stays for the rest of the process: such an object may be freed after the error was reported.
     sys.unraisablehook = hook
 
 

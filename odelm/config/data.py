@@ -44,7 +44,7 @@ class DataConfig:
     """How much text, in bytes, the tokenizer is trained on."""
     packing: str = "auto"
     """What a row holds. `concatenate`: a window of all documents in a row, which see each other. `segments`: the same
-    windows, but a token sees its own document alone, and positions start anew in each. `documents`: tokens of one
+    windows, but a token sees its own document only, and positions restart in each. `documents`: tokens of one
     document, the row padded where it ends. `auto`: `documents` for a model with sentence order, else `concatenate`."""
     mask_rate: float = 0.15
     """Encoder only: the share of tokens to predict."""

@@ -65,7 +65,7 @@ class ModelConfig:
     token_types: int = 0
     """Number of token-type (segment) embeddings; 0 is none."""
     sentence_order: bool = False
-    """Encoder only: a head that tells whether two segments are in order (ALBERT's second objective)."""
+    """Encoder only: a head that predicts whether two segments are in order (ALBERT's second objective)."""
     dropout: float = 0.0
     """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
     attention: str = "auto"
@@ -98,7 +98,7 @@ class ModelConfig:
         return self.width // self.heads
 
     def validate(self) -> "ModelConfig":
-        """Returns self, or raises InputError naming the first field that cannot be."""
+        """Returns self, or raises InputError naming the first invalid field."""
         check_types(self, "model")
         choice("model.kind", self.kind, KINDS)
         choice("model.norm", self.norm, NORMS)

@@ -29,7 +29,7 @@ class Config:
     init: InitConfig = field(default_factory=InitConfig)
 
     def validate(self) -> "Config":
-        """Returns self, or raises InputError naming the first field that cannot be."""
+        """Returns self, or raises InputError naming the first invalid field."""
         check_types(self, "config")
         self.model.validate()
         self.data.validate()

@@ -41,7 +41,7 @@ MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "u
 def unrolled(model: Model) -> Model:
     """Returns a model with a block for each unit of depth, equal to this one at unit steps.
 
-    Where the block is told its time or has residuals, that is worked into the weights, in float32.
+    Time modulation and residuals are folded into the weights, in float32.
     """
     config = dataclasses.replace(
         model.config,

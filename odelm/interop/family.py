@@ -42,7 +42,7 @@ class Family:
     architectures: Mapping[str, type]
     """The class of ours for each class of transformers' that can be read."""
     model_config: Callable[[FolderConfig], ModelConfig]
-    """From a folder's config to the body's; the heads are told by the tensors. Raises InputError for options with
+    """From a folder's config to the body's; the tensors show which heads there are. Raises InputError for options with
     no equivalent."""
     folder_config: Callable[[ModelConfig], FolderConfig]
     """The inverse, for a config that `obstacles` lets pass."""

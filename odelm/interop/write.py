@@ -52,7 +52,7 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
         files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
     written = plain.config.groups > model.config.groups
     note = (
-        f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers, for full depth alone"
+        f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers, for full depth only"
         if written
         else ""
     )

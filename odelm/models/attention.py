@@ -54,7 +54,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KeyValues | None]:
         """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
 
-        `view` says where the tokens stand and who sees whom; None is one sequence from position 0, without padding.
+        `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding.
         The deltas are added to the two linear maps.
         """
         view = self._view(x.shape[1]) if view is None else view

@@ -46,7 +46,7 @@ class SharedBlock(nnx.Module):
     Args:
         first: the unit of the model's depth at which the block's time 0 lies.
         start: where its stretch of time begins: 0, but for the later ones of several groups.
-        single: whether it stands for one layer, and so needs no corrections by layer.
+        single: whether it replaces one layer only, and so needs no corrections by layer.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ norms and a gate for each of its branches, after the adaptive norm of diffusion 
 
 - the features are *low* frequencies. With high ones the block is only right at the times it was trained on,
   and a grid between them breaks it; with low ones it is a smooth field that any grid may sample;
-- it depends on `t` alone, so it is computed for a whole grid before the first step (`odelm.ode.make_plan`).
+- it depends on `t` only, so it is computed for a whole grid before the first step (`odelm.ode.make_plan`).
 
 The last layer starts at zero, so a modulated block starts as the plain block.
 """

@@ -4,7 +4,7 @@ A shared matrix `W` becomes `W + A(t) B(t)`, the product of low rank: at the who
 the low-rank residual of the layer that stood there, and between two of them it is interpolated linearly, so that
 the field stays continuous. The vectors (biases, norms) keep their whole residual, which costs next to nothing.
 Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, section 2.3); as a function of time it
-is ours. It depends on `t` alone, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
+is ours. It depends on `t` only, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
 """
 
 from typing import NamedTuple

@@ -31,7 +31,7 @@ INTEGRATORS = ("scan", "diffrax")
 class SharedTransformer(nnx.Module):
     """A Transformer whose core is an interval of time, crossed by `groups` shared blocks in turn.
 
-    Before the core stand `prelude` blocks of their own, after it `coda` ones, each a layer. Subclasses add
+    Before the core there are `prelude` blocks of their own, after it `coda` ones, each a layer. Subclasses add
     `readout(hidden)`; calling the model is `readout(encode(...))`.
     """
 

@@ -1,4 +1,4 @@
-"""What attention has to know of the tokens: where they stand, and which of them a query may attend to.
+"""The view that attention has of the tokens: their positions, and which of them a query may attend to.
 
 It is said once a call and used at every depth. Padding, causality and documents packed in one row are one mask, right
 also where the keys begin with those of a memory, so that there are fewer queries than keys.
@@ -30,7 +30,7 @@ class View:
     segments: tuple[jax.Array, jax.Array] | None = None
     """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
     start: jax.Array | None = None
-    """int32 (), where among the keys of a memory the first query stands; None is no memory: queries and keys agree."""
+    """int32 (), the index of the first query among the keys of a memory; None is no memory: queries and keys agree."""
 
     def allowed(self, queries: int, *, causal: bool) -> jax.Array | None:
         """Returns which keys each query may attend to, bool (B or 1, 1, L or 1, S); None is all.
@@ -94,7 +94,7 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
 
 
 def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length: int) -> jax.Array:
-    """Returns each new token's distance from the first of its segment, which may stand in the memory, int32 (B, L)."""
+    """Returns each new token's distance from the first of its segment, which may be in the memory, int32 (B, L)."""
     places = memory.length + jnp.arange(length, dtype=jnp.int32)
     same = after.segments[:, None, :] == segments[:, :, None]
     filled = jnp.arange(memory.room) < after.length
