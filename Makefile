@@ -20,9 +20,10 @@ test: .venv/.installed-test
 test-all: test
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
 
-# Against torch and transformers, which are large: without them `make test` skips these. Their deprecations are theirs.
+# Against torch and transformers, which are large: without them `make test` skips these. Their deprecations are theirs;
+# gradients are compared as XLA optimises them (see tests/conftest.py).
 test-interop: .venv/.installed-interop-test
-	ODELM_INTEROP=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning -n $(JOBS) --dist=worksteal tests/interop
+	XLA_FLAGS= ODELM_INTEROP=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning -n $(JOBS) --dist=worksteal tests/interop
 
 # Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
 test-beam: .venv/.installed-beam-test
