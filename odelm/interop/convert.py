@@ -20,8 +20,7 @@ from odelm.errors import InputError
 from odelm.models import BlockChain, SharedBlock
 from odelm.models.block import Condition
 from odelm.models.norm import Affine
-from odelm.models.parameters import parameters, with_parameters
-from odelm.models.remake import grafted, remade, shapes_of
+from odelm.models.parameters import abstract_like, like, load_parameters, parameters, with_parameters
 from odelm.models.residual import Delta
 from odelm.models.transformer import SharedTransformer
 
@@ -59,7 +58,7 @@ def unrolled(model: Model) -> Model:
         for inner, part in _parts(block):
             arrays |= {f"blocks/{unit}/{inner}{name}": array for name, array in _at_time(part, t).items()}
     rest = {name: array for name, array in parameters(model).items() if not name.startswith(BLOCKS)}
-    result = shapes_of(model, config)
+    result = abstract_like(model, config)
     return with_parameters(result, _zero_biases(result) | rest | arrays)
 
 
@@ -75,7 +74,7 @@ def flattened(model: Model) -> Model:
             return name
         return "/".join(["blocks", str(int(parts[1]) * inner + int(parts[3])), *parts[4:]])
 
-    return with_parameters(shapes_of(model, config), {renamed(n): array for n, array in parameters(model).items()})
+    return with_parameters(abstract_like(model, config), {renamed(n): array for n, array in parameters(model).items()})
 
 
 def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
@@ -91,7 +90,7 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
     given, size = parameters(model), config.core // config.groups
     if not -size <= init.layer < size:
         raise InputError(f"init.layer is {init.layer}, but a group has {size} layers: expected {-size} to {size - 1}")
-    result = remade(model, config, rngs=rngs)
+    result = like(model, config, rngs=rngs)
     new, sources = parameters(result), [_layer_name(model.config, unit) for unit in range(config.depth)]
     arrays: Arrays = {name: array for name, array in given.items() if not name.startswith(BLOCKS)}
     names = [name.removeprefix("blocks/0/") for name in given if name.startswith("blocks/0/")]
@@ -106,7 +105,7 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
             for key, array in _residual(name, layers - merged, config.layer_rank).items() if config.layer_rank else ():
                 key = f"blocks/{group}/{key}"
                 arrays[key] = _alive(array, new[key]) if key.endswith("/down") else array
-    return grafted(result, arrays)
+    return load_parameters(result, arrays)
 
 
 def summary(before: ModelConfig, after: SharedTransformer, init: InitConfig) -> str:

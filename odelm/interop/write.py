@@ -19,8 +19,7 @@ from odelm.interop.family import Family, FolderConfig, Model
 from odelm.interop.gpt2 import GPT2
 from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.embed import sinusoid_table
-from odelm.models.parameters import parameters, with_parameters
-from odelm.models.remake import shapes_of
+from odelm.models.parameters import abstract_like, parameters, with_parameters
 from odelm.tokenizer import NAMES, check_size
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _completed(model: Model, family: Family) -> Model:
         config = dataclasses.replace(config, token_types=max(config.token_types, 1))
     if family is ALBERT:
         config = dataclasses.replace(config, embed_dim=config.embed_size)
-    complete = shapes_of(model, config)
+    complete = abstract_like(model, config)
     own = parameters(model)
     return with_parameters(
         complete,

@@ -70,8 +70,8 @@ class Classifier(SharedTransformer):
 class Encoder(SharedTransformer):
     """An encoder without a head for its objective, such as a bare `AlbertModel`.
 
-    Calling it gives BERT's pooled first position, float32 (B, D), where it has the pooler (`pooled`), and the hidden
-    states (B, L, D) where it has not.
+    Calling it gives BERT's pooled first position, float32 (B, D), if it has the pooler (`pooled`), else the hidden
+    states (B, L, D).
     """
 
     def __init__(self, config: ModelConfig, *, pooled: bool, rngs: nnx.Rngs):

@@ -10,8 +10,7 @@ from odelm import checkpoint, interop, pretrained, rng
 from odelm.config import OVERRIDABLE, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
 from odelm.models import CausalLM, MaskedLM
-from odelm.models.parameters import parameters
-from odelm.models.remake import grafted, remade
+from odelm.models.parameters import like, load_parameters, parameters
 from odelm.run_directory import TOKENIZER, RunDirectory
 
 
@@ -99,7 +98,7 @@ def init_from_pretrained(config: Config) -> Pretrained:
             f"{init.from_pretrained} was trained with model.time_modulation=True and needs it; set it to True, or "
             "export the run first (that folds the modulation into the weights of separate layers)"
         )
-    model = grafted(remade(model, options, rngs=rngs), parameters(model))
+    model = load_parameters(like(model, options, rngs=rngs), parameters(model))
     file = Path(init.from_pretrained).expanduser() / TOKENIZER
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
     if options.sentence_order:

@@ -236,7 +236,7 @@ def test_a_config_is_frozen_and_a_list_in_it_becomes_a_tuple():
     assert hash(config) == hash(c.from_json(c.to_json(config)))
     assert not c.changed_options(c.from_json(c.to_json(config)), config, frozenset())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.model.width = 3
+        config.model.width = 3  # pyright: ignore
 
 
 def test_a_config_of_another_version_is_read_or_named(monkeypatch):

@@ -11,7 +11,7 @@ from flax import nnx
 
 import odelm
 from odelm import interop
-from odelm.config import InitConfig
+from odelm.config import InitConfig, from_json, to_json
 from odelm.errors import InputError
 from odelm.models import Inputs
 from odelm.models.initialize import branch_scale
@@ -148,6 +148,6 @@ def test_exported_it_comes_back_as_prelude_core_and_coda_layers(make_model, toke
 
 def test_a_config_with_ends_goes_through_json(make_config):
     config = odelm.Config(model=make_config(**ENDS))
-    assert odelm.config.from_json(odelm.config.to_json(dataclasses.replace(
+    assert from_json(to_json(dataclasses.replace(
         config, step_sampling=odelm.StepSamplingConfig(counts=()), train=odelm.TrainConfig(length=16)
     ))).model == config.model  # fmt: skip

@@ -130,6 +130,6 @@ def test_a_changed_file_is_another_corpus(config: Config):
 
 def test_only_the_corpus_is_left(config: Config):
     read(config)
-    folder = find_corpus(config.data).directory
+    folder = find_corpus(config.data).directory  # pyright: ignore
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, ".locks"}
     assert sorted(files_of(folder)) and not any("parts" in name for name in files_of(folder))

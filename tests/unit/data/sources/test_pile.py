@@ -37,7 +37,7 @@ def test_the_name_of_the_set_is_a_feature_and_a_component(config: Config):
     for name in ("Pile-CC", "Github"):
         found = sorted(item.text for split in splits.values() for item in split if item.component == name)
         assert found == sorted(SETS[name])
-    assert "pile_set_name" in find_corpus(config.data)._opened().info.features
+    assert "pile_set_name" in find_corpus(config.data)._opened().info.features  # pyright: ignore
     assert list(prepare(config).train) == ["Books3", "Github", "Pile-CC"]
 
 
