@@ -38,7 +38,7 @@ lint: .venv/.installed-lint
 # __all__ would hide those that it does not list, and pdoc warns of those that it had found already. Annotations are
 # for pyright to check: pdoc cannot read all of those of TFDS and Optax.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(filter-out %__main__.py,$(sort \
-	$(wildcard odelm/*.py odelm/*/*.py))))))
+	$(wildcard odelm/*.py odelm/*/*.py odelm/*/*/*.py))))))
 
 docs: .venv/.installed-docs
 	rm -rf build/docs

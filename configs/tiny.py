@@ -15,5 +15,5 @@ def get_config() -> Config:
         data=DataConfig(corpus="python_source"),
         step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
         optimizer=OptimizerConfig(learning_rate=6e-3, warmup=60),
-        train=TrainConfig(updates=500, batch_size=8, length=128, eval_every=125, eval_batches=16, checkpoint_every=125),
+        train=TrainConfig(updates=500, batch_size=8, length=128, eval_every=250, eval_batches=16, checkpoint_every=125),
     )

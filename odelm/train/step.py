@@ -1,7 +1,9 @@
 """The training state and the one update, a pure function jitted once for each number of depth steps."""
 
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,10 +96,13 @@ def compile_updates(
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-    compiled = {}
-    for count in counts:
-        start = time.perf_counter()
-        grid = jax.ShapeDtypeStruct((count + 1,), jnp.float32)
-        compiled[count] = jitted.lower(state, batch, grid).compile()
-        announce(f"compiled the update of {count} depth steps in {time.perf_counter() - start:.1f} s")
+    if not counts:
+        return {}
+    start = time.perf_counter()
+    lowered = [jitted.lower(state, batch, jax.ShapeDtypeStruct((n + 1,), jnp.float32)) for n in counts]
+    # On a GPU XLA times kernels while it compiles, and another compilation would disturb that.
+    with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
+        compiled = dict(zip(counts, pool.map(jax.stages.Lowered.compile, lowered), strict=True))
+    numbers = ", ".join(map(str, counts))
+    announce(f"compiled the updates of {numbers} depth steps in {time.perf_counter() - start:.1f} s")
     return compiled
