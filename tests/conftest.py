@@ -15,9 +15,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Compiling to fast code would take six times as long, and the shapes are tiny. Set XLA_FLAGS, empty or not, to have it.
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    # JAX 0.11 no longer has the second flag, and XLA ends a process that names an unknown one.
-    fast = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + fast)
+    # XLA ends a process that names a flag which it lacks, as JAX 0.11 does the first of these.
+    known = version("jaxlib").startswith("0.10.")
+    more = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1" if known else ""
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + more)
 
 from collections.abc import Callable
 
