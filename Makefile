@@ -49,12 +49,13 @@ docs: .venv/.installed-docs
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# Python compiles a module when it is first imported; compiling all of them now would take a quarter of a minute.
 .venv/.installed: requirements.txt pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -q --disable-pip-version-check -e .
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e .
 	touch $@
 
 .venv/.installed-%: .venv/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[$*]"
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e ".[$*]"
 	touch $@
 
 clean:

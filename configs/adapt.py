@@ -14,7 +14,7 @@ from odelm.config import Config, DataConfig, OptimizerConfig, StepSamplingConfig
 def get_config() -> Config:
     return Config(
         data=DataConfig(corpus="text"),
-        step_sampling=StepSamplingConfig(kind="random_count", counts=(), anneal=0.4),
+        step_sampling=StepSamplingConfig(kind="random_count", anneal=0.4),
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup=100, decay="linear", final_fraction=0.0),
         train=TrainConfig(
             updates=2000, batch_size=32, length=512, eval_every=500, eval_batches=16, checkpoint_every=500

@@ -13,7 +13,7 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(kind="decoder", vocab_size=32_768, width=1024, heads=16, depth=24, max_length=1024),
         data=DataConfig(corpus="text"),
-        step_sampling=StepSamplingConfig(kind="random_count", counts=(6, 8, 12, 24)),
+        step_sampling=StepSamplingConfig(kind="random_count"),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup=500),
         train=TrainConfig(
             updates=20_000, batch_size=32, length=1024, eval_every=1000, eval_batches=16, checkpoint_every=1000

@@ -14,7 +14,7 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(kind="decoder", vocab_size=16_384, width=768, heads=12, depth=12, max_length=1024),
         data=DataConfig(corpus="text"),
-        step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
+        step_sampling=StepSamplingConfig(kind="random_count"),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup=200),
         train=TrainConfig(
             updates=4000, batch_size=32, length=1024, eval_every=1000, eval_batches=16, checkpoint_every=1000

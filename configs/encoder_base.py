@@ -32,7 +32,7 @@ def get_config() -> Config:
             sentence_order=True,
         ),
         data=DataConfig(corpus="text"),
-        step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
+        step_sampling=StepSamplingConfig(kind="random_count"),
         optimizer=OptimizerConfig(
             learning_rate=5e-4, warmup=1000, decay="linear", final_fraction=0.0, weight_decay=0.01
         ),

@@ -17,6 +17,5 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, width=1024, heads=16, depth=24),
-        step_sampling=dataclasses.replace(base.step_sampling, counts=(6, 8, 12, 24)),
         optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-4),
     )

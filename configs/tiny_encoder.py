@@ -28,7 +28,7 @@ def get_config() -> Config:
             bias=True,
         ),
         data=DataConfig(corpus="python_source"),
-        step_sampling=StepSamplingConfig(kind="random_count", counts=(3, 4, 6, 12)),
+        step_sampling=StepSamplingConfig(kind="random_count"),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100),
         train=TrainConfig(
             updates=600, batch_size=16, length=128, eval_every=150, eval_batches=16, checkpoint_every=150

@@ -17,5 +17,4 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, groups=3),
-        step_sampling=dataclasses.replace(base.step_sampling, counts=(3, 6, 12)),
     )

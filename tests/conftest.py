@@ -1,5 +1,6 @@
 """What the tests share: a CPU platform, tiny models, and parameters at which every part of a model matters."""
 
+import gc
 import os
 import shutil
 from importlib.metadata import version
@@ -13,6 +14,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Where in Python an operation comes from: found for each one, and of use only to who reads the compiled program.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# Users may forbid implicit broadcasting.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compiling to fast code would take six times as long, and the shapes are tiny. Set XLA_FLAGS, empty or not, to have it.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # XLA ends a process that names a flag which it lacks, as JAX 0.11 does the first of these.
@@ -30,6 +33,10 @@ from flax import nnx
 from hypothesis import settings
 
 import odelm
+
+# Traces are full of cycles that live as long as their caches: looking for dead ones at the usual pace takes a
+# twentieth of the time.
+gc.set_threshold(50_000, 20, 20)
 
 # The same examples in every run, so that a failure belongs to the change that shows it; a first example may compile.
 settings.register_profile("odelm", derandomize=True, deadline=None, max_examples=50)

@@ -121,8 +121,9 @@ class ModelConfig:
             )
         divides("model.groups", self.groups, "model.depth" if not self.ends else "the core's depth", self.core)
         within("model.dropout", self.dropout, 0.0, 1.0)
-        if self.norm_eps <= 0:
-            raise InputError(f"model.norm_eps is {self.norm_eps}, expected a positive number such as 1e-6")
+        for name, usual in (("norm_eps", "1e-6"), ("rotary_base", "10000")):
+            if getattr(self, name) <= 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}, expected a positive number such as {usual}")
         for name in ("token_types", "layer_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from odelm.errors import InputError, nearest
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
 """Of the JSON of a whole config. Version 0 wrote none."""
 
 FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
@@ -27,6 +28,7 @@ FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
         "step_sampling.anneal": 0.0,
         "optimizer.learning_rate": 3e-3,
         "optimizer.warmup": 100,
+        "optimizer.warmup_from_zero": True,
         "optimizer.decay": "cosine",
         "optimizer.final_fraction": 0.1,
         "optimizer.b1": 0.9,
@@ -39,11 +41,16 @@ FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
         "train.length": 128,
         "train.seed": 0,
     },
+    1: {"optimizer.warmup_from_zero": True},
 }
 """For each version, what an option meant that a file of that version leaves out, whatever its default is today.
 
 An option that is added later and whose default changes what old runs did gets a line for every version before it.
 """
+
+
+DROPPED_OPTIONS: dict[str, str] = {}
+"""Options that a file may still have, by path, and what became of them: read with a word, and left out."""
 
 
 def to_json(config: Any) -> str:
@@ -85,6 +92,7 @@ def from_json(text: str) -> Config:
         raise InputError(
             f"the config has version {version!r}, but this odelm reads versions 0 to {VERSION}: update odelm"
         )
+    _leave_out_dropped(values)
     if version == 0:
         _keep_former_counts(values)
     for path, value in FORMER_DEFAULTS.get(version, {}).items():
@@ -93,6 +101,15 @@ def from_json(text: str) -> Config:
         if isinstance(options, dict):
             options.setdefault(name, value)
     return from_dict(Config, values).validate()
+
+
+def _leave_out_dropped(values: dict[str, Any]) -> None:
+    for path, why in DROPPED_OPTIONS.items():
+        part, _, name = path.partition(".")
+        options = values.get(part)
+        if isinstance(options, dict) and name in options:
+            del options[name]
+            print(f"the config has {path}, which is no option any more: {why}", file=sys.stderr)
 
 
 def _keep_former_counts(values: dict[str, Any]) -> None:

@@ -28,10 +28,10 @@ class StepSamplingConfig:
     kind: str = "random_count"
     """`fixed`: unit steps. `random_sizes`: sizes i.i.d. U(low, high), scaled to span the depth.
     `random_count`: a count drawn from `counts`, equal steps."""
-    counts: tuple[int, ...] = (3, 4, 6, 12)
-    """Numbers of steps to draw from; each must divide evenly over the groups. Empty is those nearest to full depth, a
-    half, a third and a quarter of it in evaluations; with `anneal`, counts from full depth to a quarter of it, each
-    about a fifth below the last."""
+    counts: tuple[int, ...] = ()
+    """Numbers of steps to draw from, up to full depth; each must divide evenly over the groups. Empty is those nearest
+    to full depth, a half, a third and a quarter of it in evaluations; with `anneal`, counts from full depth to a
+    quarter of it, each about a fifth below the last."""
     weights: tuple[float, ...] = ()
     """Relative probability of each count; empty is uniform."""
     low: float = 0.5
@@ -55,6 +55,11 @@ class StepSamplingConfig:
                 positive("step_sampling.counts", count)
                 divides("model.groups", model.groups, "a count in step_sampling.counts", count)
             counts = self.counts_of(model)
+            if max(counts) > model.core:
+                raise InputError(
+                    f"step_sampling.counts has {max(counts)}, more than full depth, {model.core} steps; leave it empty "
+                    f"for {', '.join(map(str, self.__class__(anneal=self.anneal).counts_of(model)))}"
+                )
             if counts == (model.core,) and not self.counts:
                 raise InputError(
                     f"step_sampling.kind is {self.kind!r}, but {model.groups} groups and a core of {model.core} leave "
@@ -88,7 +93,9 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     """The peak."""
     warmup: int = 100
-    """Updates over which the rate rises from zero."""
+    """Updates over which the rate rises: before the peak it is a `warmup + 1`th part of it more every time."""
+    warmup_from_zero: bool = False
+    """Whether the first update has rate 0, as runs of version 0.1 had it, and so changes nothing."""
     decay: str = "cosine"
     final_fraction: float = 0.1
     """The rate after the last update, as a share of the peak."""
@@ -107,8 +114,9 @@ class OptimizerConfig:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
         for name in ("b1", "b2", "final_fraction"):
             within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
-        if self.weight_decay < 0 or self.warmup < 0:
-            raise InputError("optimizer.weight_decay and optimizer.warmup must be 0 or more")
+        for name in ("weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more")
         return self
 
 

@@ -1,7 +1,7 @@
 """A model made ready to run: parameters in the dtype of the arithmetic, all that depends on time precomputed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
@@ -22,6 +22,7 @@ class Runner:
     model: CausalLM | MaskedLM
     graph: nnx.GraphDef
     params: Any
+    _plans: dict[tuple[int, str, str], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: CausalLM | MaskedLM) -> "Runner":
@@ -29,9 +30,12 @@ class Runner:
         graph, params = nnx.split(model, nnx.Param)
         return cls(model, graph, params)
 
-    def plan(self, steps: int, solver: ode.Solver, integrator: str = "scan") -> DepthPlan:
-        """Returns the precomputed part of an integration in `steps` equal steps."""
-        return self.model.plan(steps=steps, solver=solver, integrator=integrator)
+    def plan(self, steps: int, solver: str, integrator: str = "scan") -> DepthPlan:
+        """Returns the precomputed part of an integration in `steps` equal steps, computed once."""
+        name = (steps, solver, integrator)
+        if name not in self._plans:
+            self._plans[name] = self.model.plan(steps=steps, solver=solver, integrator=integrator)
+        return self._plans[name]
 
 
 def in_compute_dtypes(model: Model) -> Model:

@@ -95,7 +95,8 @@ def attend(
         # It takes a mask only with every query spelled out.
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q.shape[1], k.shape[1]))
     q, k, v = (upcast_float16_on_cpu(part) for part in (q, k, v))
-    context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
+    with jax.numpy_dtype_promotion("standard"):  # its softmax mixes float32 with 16 bits
+        context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
     return context.astype(v.dtype)
 
 
@@ -119,6 +120,7 @@ def choose_implementation(implementation: str, q: jax.Array, k: jax.Array, *, ma
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Turns the pairs (k, k + K/2) of `x` (B, L, H, K) by their positions' angles, in float32; the dtype is kept."""
-    cos, sin = (part[..., None, :] for part in angles)
+    # (1 or B, L, 1, K/2)
+    cos, sin = (part[..., None, :] if part.ndim == 3 else part[None, :, None, :] for part in angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.models.arrays import add, along_last
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
 from odelm.models.memory import KeyValues
@@ -23,6 +24,7 @@ from odelm.models.modulation import Modulation
 from odelm.models.norm import Affine, Norm
 from odelm.models.residual import BlockDelta, LayerDelta
 from odelm.models.view import View
+from odelm.ode.dtypes import at_least_float32
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +50,8 @@ class SharedBlock(nnx.Module):
         start: where its stretch of time begins: 0, but for the later ones of several groups.
         single: whether it replaces one layer only, and so needs no corrections by layer.
     """
+
+    field_class = "odelm.models.BlockField(block)"
 
     def __init__(
         self, config: ModelConfig, *, first: int = 0, start: float = 0.0, single: bool = False, rngs: nnx.Rngs
@@ -90,14 +94,16 @@ class SharedBlock(nnx.Module):
     ) -> tuple[jax.Array, KeyValues | None]:
         """Returns the derivative of the state, and the memory."""
         if self.post_norm:
-            after, memory = self.step(condition, h, 1.0, view=view, key=key, memory=memory)
+            after, memory = self.step(condition=condition, h=h, dt=1.0, view=view, key=key, memory=memory)
             return after - h, memory
         key1, key2 = _split(key)
-        a, memory = self._attend(self.norm1(h, condition.norm1), condition, view, key1, memory)
+        a, memory = self._attend(self.norm1(h, affine=condition.norm1), condition, view, key1, memory)
         a = _scaled(a, condition.gate1)
-        inner = h if self.parallel else (h + a).astype(h.dtype)
+        inner = h if self.parallel else add(h, a).astype(h.dtype)
         assert self.norm2 is not None
-        return a + _scaled(self._feed(self.norm2(inner, condition.norm2), condition, key2), condition.gate2), memory
+        return a + _scaled(
+            self._feed(self.norm2(inner, affine=condition.norm2), condition, key2), condition.gate2
+        ), memory
 
     def step(
         self,
@@ -114,22 +120,23 @@ class SharedBlock(nnx.Module):
         Pre-norm that is `h + dt * increment`; post-norm the branches are scaled inside the norms.
         """
         if not self.post_norm:
-            slope, memory = self.increment(condition, h, view=view, key=key, memory=memory)
+            slope, memory = self.increment(condition=condition, h=h, view=view, key=key, memory=memory)
             return euler(h, slope, dt), memory
         key1, key2 = _split(key)
-        gate1, gate2 = (dt if gate is None else dt * gate for gate in (condition.gate1, condition.gate2))
         a, memory = self._attend(h, condition, view, key1, memory)
-        a = h + gate1 * a
+        a = _moved(h, dt, condition.gate1, a)
         if self.norm2 is None:
-            return self.norm1(a + gate2 * self._feed(h, condition, key2), condition.norm1).astype(h.dtype), memory
-        a = self.norm1(a, condition.norm1).astype(h.dtype)
-        return self.norm2(a + gate2 * self._feed(a, condition, key2), condition.norm2).astype(h.dtype), memory
+            a = _moved(a, dt, condition.gate2, self._feed(h, condition, key2))
+            return self.norm1(a, affine=condition.norm1).astype(h.dtype), memory
+        a = self.norm1(a, affine=condition.norm1).astype(h.dtype)
+        moved = _moved(a, dt, condition.gate2, self._feed(a, condition, key2))
+        return self.norm2(moved, affine=condition.norm2).astype(h.dtype), memory
 
     def __call__(
         self, h: jax.Array, t: jax.Array | float = 0.0, *, view: View | None = None, key: jax.Array | None = None
     ) -> jax.Array:
         """Applies the block once, as a layer of an ordinary stack: a step of size 1 from time `t`."""
-        return self.step(self.condition(jnp.float32(t)), h, 1.0, view=view, key=key)[0]
+        return self.step(condition=self.condition(jnp.float32(t)), h=h, dt=1.0, view=view, key=key)[0]
 
     def _attend(
         self,
@@ -140,22 +147,30 @@ class SharedBlock(nnx.Module):
         memory: KeyValues | None,
     ) -> tuple[jax.Array, KeyValues | None]:
         qkv, out = (None, None) if condition.delta is None else (condition.delta.qkv, condition.delta.out)
-        context, memory = self.attention(x, view, memory, qkv_delta=qkv, out_delta=out)
+        context, memory = self.attention(x, view=view, memory=memory, qkv_delta=qkv, out_delta=out)
         return self.dropout(context, deterministic=key is None, rngs=key), memory
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
         up, down = (None, None) if condition.delta is None else (condition.delta.up, condition.delta.down)
-        return self.dropout(self.feedforward(x, up, down), deterministic=key is None, rngs=key)
+        return self.dropout(self.feedforward(x, up_delta=up, down_delta=down), deterministic=key is None, rngs=key)
 
 
 def euler(h: jax.Array, slope: jax.Array, dt: jax.Array | float) -> jax.Array:
     """Returns `h + dt * slope`, computed in float32, in the dtype of `h`."""
-    return (h + dt * slope.astype(jnp.promote_types(h.dtype, jnp.float32))).astype(h.dtype)
+    wide = at_least_float32(h.dtype)
+    return (h.astype(wide) + jnp.asarray(dt, wide) * slope.astype(wide)).astype(h.dtype)
+
+
+def _moved(h: jax.Array, dt: jax.Array | float, gate: jax.Array | None, branch: jax.Array) -> jax.Array:
+    """Returns `h + dt gate branch`, in float32 or wider: it goes into a norm."""
+    wide = at_least_float32(h.dtype)
+    size = jnp.asarray(dt, wide)
+    return h.astype(wide) + (size if gate is None else along_last(size * gate, h.ndim)) * branch.astype(wide)
 
 
 def _scaled(x: jax.Array, gate: jax.Array | None) -> jax.Array:
     """Returns `gate * x`, multiplied in float32: in 16 bits a gate near 1 would lose what it has learned."""
-    return x if gate is None else (x.astype(gate.dtype) * gate).astype(x.dtype)
+    return x if gate is None else (x.astype(gate.dtype) * along_last(gate, x.ndim)).astype(x.dtype)
 
 
 def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.models.arrays import add
 from odelm.models.block import Condition, SharedBlock, euler
 from odelm.models.view import View
 
+Conditions = dict[str, Condition]
+"""By the number of the inner block. (No tuple: `nnx.tabulate` cannot show one of dataclasses.)"""
 Memories = Any
 """A tuple of `KeyValues`, one for each inner block."""
 
 
 class BlockChain(nnx.Module):
     """Several blocks in turn, called as one `SharedBlock` is, with a condition and a memory for each."""
+
+    field_class = "odelm.models.BlockField(block)"
 
     def __init__(
         self, config: ModelConfig, *, first: int = 0, start: float = 0.0, single: bool = False, rngs: nnx.Rngs
@@ -28,13 +33,13 @@ class BlockChain(nnx.Module):
             ]
         )
 
-    def condition(self, t: jax.Array) -> tuple[Condition, ...]:
+    def condition(self, t: jax.Array) -> Conditions:
         """Returns what each block needs to know of the time `t`."""
-        return tuple(block.condition(t) for block in self.inner)
+        return {str(i): block.condition(t) for i, block in enumerate(self.inner)}
 
     def increment(
         self,
-        condition: tuple[Condition, ...],
+        condition: Conditions,
         h: jax.Array,
         *,
         view: View | None = None,
@@ -43,21 +48,21 @@ class BlockChain(nnx.Module):
     ) -> tuple[jax.Array, Memories | None]:
         """Returns the derivative of the state, the sum of the blocks' increments, each from where the last led."""
         if self.post_norm:
-            after, memory = self.step(condition, h, 1.0, view=view, key=key, memory=memory)
+            after, memory = self.step(condition=condition, h=h, dt=1.0, view=view, key=key, memory=memory)
             return after - h, memory
         h_i, total, memories = h, jnp.zeros((), h.dtype), []
         for i, block in enumerate(self.inner):
             delta, kept = block.increment(
-                condition[i], h_i, view=view, key=_inner_key(key, i), memory=memory and memory[i]
+                condition=condition[str(i)], h=h_i, view=view, key=_inner_key(key, i), memory=memory and memory[i]
             )
-            total = total + delta
-            h_i = (h + total).astype(h.dtype)
+            total = add(total, delta)
+            h_i = add(h, total).astype(h.dtype)
             memories.append(kept)
         return total, memory and tuple(memories)
 
     def step(
         self,
-        condition: tuple[Condition, ...],
+        condition: Conditions,
         h: jax.Array,
         dt: jax.Array | float,
         *,
@@ -67,11 +72,13 @@ class BlockChain(nnx.Module):
     ) -> tuple[jax.Array, Memories | None]:
         """Returns the state after a step: pre-norm along the sum of increments, post-norm block by block."""
         if not self.post_norm:
-            slope, memory = self.increment(condition, h, view=view, key=key, memory=memory)
+            slope, memory = self.increment(condition=condition, h=h, view=view, key=key, memory=memory)
             return euler(h, slope, dt), memory
         memories = []
         for i, block in enumerate(self.inner):
-            h, kept = block.step(condition[i], h, dt, view=view, key=_inner_key(key, i), memory=memory and memory[i])
+            h, kept = block.step(
+                condition=condition[str(i)], h=h, dt=dt, view=view, key=_inner_key(key, i), memory=memory and memory[i]
+            )
             memories.append(kept)
         return h, memory and tuple(memories)
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
+from odelm.models.arrays import along_last, lookup
 from odelm.models.feedforward import activate
 from odelm.models.inputs import Inputs
 from odelm.models.norm import Norm
@@ -16,8 +17,8 @@ from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
 
 def sinusoids(length: int, size: int) -> jax.Array:
     """Returns the fixed position features of Vaswani et al. 2017, section 3.5, float32 (length, size)."""
-    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, size, 2) / size)
-    angles = jnp.arange(length)[:, None] * rates
+    rates = jnp.exp(-math.log(10_000.0) * jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None]
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(length, size)
 
 
@@ -54,11 +55,14 @@ class Embed(nnx.Module):
 
         Positions that the inputs leave out are 0 to L - 1.
         """
-        given = self.tokens[...][inputs.tokens] if inputs.embeddings is None else jnp.asarray(inputs.embeddings)
-        x = given.astype(jnp.float32)
+        if inputs.embeddings is None:
+            x = lookup(self.tokens[...], jnp.asarray(inputs.tokens))
+        else:
+            x = jnp.asarray(inputs.embeddings).astype(jnp.float32)
         if hasattr(self, "types"):
             types = self.types[...]
-            x = x + (types[0] if inputs.token_types is None else types[inputs.token_types])
+            given = inputs.token_types
+            x = x + (types[None, :1] if given is None else lookup(types, jnp.asarray(given)))
         if self.positions != "rotary":
             x = x + self._position_features(inputs)
         if self.norm is not None:
@@ -67,12 +71,14 @@ class Embed(nnx.Module):
         return x if self.project is None else self.project(x)
 
     def _position_features(self, inputs: Inputs) -> jax.Array:
-        """Returns what is added for the positions, float32 (L, E) or (B, L, E)."""
+        """Returns what is added for the positions, float32 (1 or B, L, E)."""
         if self.positions == "learned":
             table = self.learned[...]
         else:
             table = sinusoid_table(self.max_length, self.tokens.shape[1])
-        return table[: inputs.shape[1]] if inputs.positions is None else table[inputs.positions]
+        if inputs.positions is None:
+            return table[None, : inputs.shape[1]]
+        return lookup(table, jnp.asarray(inputs.positions))
 
 
 class Readout(nnx.Module):
@@ -107,4 +113,4 @@ class Readout(nnx.Module):
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
         x, matrix = upcast_float16_on_cpu(x), upcast_float16_on_cpu(matrix.astype(self.dtype))
         logits = jnp.einsum("...e,ve->...v", x, matrix, preferred_element_type=jnp.float32)
-        return logits + self.bias[...] if self.masked else logits
+        return logits + along_last(self.bias[...], logits.ndim) if self.masked else logits

@@ -1,10 +1,13 @@
 """What a call is given, as one value: tokens or embeddings, and what is known of each."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from odelm.config import ModelConfig
 from odelm.errors import InputError
@@ -40,13 +43,31 @@ class Inputs:
         return array.shape[0], array.shape[1]
 
     def checked(self, config: ModelConfig) -> "Inputs":
-        """Returns self; InputError for values that do not fit each other or the model."""
+        """Returns them as arrays, the mask as bool; InputError for values that do not fit each other or the model.
+
+        Values are looked at where they are known, which they are not in traced code: an id there that has no embedding
+        becomes NaN.
+        """
         if (self.tokens is None) == (self.embeddings is None):
             raise InputError("give either tokens or embeddings, and not both")
-        if self.tokens is not None:
-            _check_tokens(self.tokens)
+        if self.token_types is not None and not config.token_types:
+            raise InputError("token_types were given, but model.token_types is 0: the model has no embeddings for them")
+        given = {name: as_array(name, value) for name, value in vars(self).items() if value is not None}
+        inputs = Inputs(**given)
+        if inputs.tokens is not None:
+            _check_tokens(inputs.tokens, config.vocab_size)
         else:
-            _check_embeddings(self.embeddings, config.embed_size)
+            _check_embeddings(inputs.embeddings, config.embed_size)
+        inputs._check_shapes(config)
+        rows = {"token_types": config.token_types, "segments": None, "positions": None}
+        if config.positions != "rotary":
+            rows["positions"] = config.max_length
+        for name, size in rows.items():
+            if name in given:
+                _check_ids(name, given[name], size)
+        return inputs if inputs.mask is None else dataclasses.replace(inputs, mask=_as_mask(inputs.mask))
+
+    def _check_shapes(self, config: ModelConfig) -> None:
         if self.shape[1] > config.max_length:
             raise InputError(
                 f"the tokens are {self.shape[1]} long, but model.max_length is {config.max_length}: "
@@ -59,9 +80,6 @@ class Inputs:
                     f"the {name} are of shape {array.shape}, expected one for each token, {self.shape}: "
                     f"give a row of {name} for each row of tokens"
                 )
-        if self.token_types is not None and not config.token_types:
-            raise InputError("token_types were given, but model.token_types is 0: the model has no embeddings for them")
-        return self
 
 
 def as_inputs(tokens: Array | Inputs, mask: Array | None, token_types: Array | None, segments: Array | None) -> Inputs:
@@ -77,15 +95,65 @@ def positions_within(segments: jax.Array) -> jax.Array:
     """Returns how far each token is from the first of its segment, int32 (B, L)."""
     index = jnp.arange(segments.shape[1], dtype=jnp.int32)
     starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    return index[None] - jax.lax.cummax(jnp.where(starts, index[None], 0), axis=1)
 
 
-def _check_tokens(tokens: Array) -> None:
+def as_array(name: str, value: Any) -> Array:
+    """Returns an array as it is, and numbers in lists as a NumPy array; InputError for anything else."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"the {name} are rows of different lengths: pad them, and give a mask") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"the {name} are {type(value).__name__}, expected an array or lists of numbers")
+    return array.astype(np.int32) if array.dtype.kind in "iu" else array
+
+
+def known(array: Array) -> np.ndarray | None:
+    """Returns the values of an array; None if it is traced, or lies on other processes."""
+    if isinstance(array, np.ndarray):
+        return array
+    return np.asarray(array) if not isinstance(array, Tracer) and array.is_fully_addressable else None
+
+
+def _check_tokens(tokens: Array, size: int) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise InputError(
             f"the tokens are {tokens.dtype} of shape {tokens.shape}, expected whole numbers of shape (batch, length); "
             "embeddings go in as model(Inputs(embeddings=...))"
         )
+    _check_ids("tokens", tokens, size)
+
+
+def _check_ids(name: str, ids: Array, size: int | None) -> None:
+    """Raises InputError for ids that are no whole numbers or, as far as they are known, not from 0 to `size` - 1."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"the {name} are {ids.dtype}, expected whole numbers: give them as int32")
+    values = None if size is None else known(ids)
+    if values is None or size is None:
+        return
+    wrong = np.argwhere((values < 0) | (values >= size))
+    if len(wrong):
+        row, place = wrong[0].tolist()
+        raise InputError(
+            f"the {name} have {values[row, place]} in row {row} at place {place}, expected 0 to {size - 1}: the model "
+            f"has {size} embeddings for them"
+        )
+
+
+def _as_mask(mask: Array) -> Array:
+    """Returns a mask of 0 and 1 as bool; InputError for one that says something else."""
+    if mask.dtype == bool:
+        return mask
+    values = known(mask) if jnp.issubdtype(mask.dtype, jnp.integer) else np.full((), 2)
+    if values is not None and not np.isin(values, (0, 1)).all():
+        raise InputError(
+            f"the mask is {mask.dtype}, expected bool, or whole numbers 0 and 1: True or 1 at real tokens, and nothing "
+            "that is added to attention's logits"
+        )
+    return mask != 0
 
 
 def _check_embeddings(embeddings: Array | None, size: int) -> None:

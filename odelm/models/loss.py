@@ -1,13 +1,14 @@
 """Cross-entropy of next tokens or masked tokens, as sums, so that batches and devices add up exactly."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from odelm.models.arrays import pick
 from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, MaskedLM
 from odelm.models.transformer import DepthPlan
@@ -15,7 +16,9 @@ from odelm.models.transformer import DepthPlan
 Batch = Mapping[str, jax.Array | np.ndarray]
 
 
-class LossSums(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossSums:
     """float32 scalars: nats summed over predicted tokens, and how many there were; the same for sentence order."""
 
     nats: jax.Array
@@ -60,7 +63,7 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
     """Returns the summed loss given the hidden states (B, L, D) of the batch."""
     picked = hidden
     if "positions" in batch:
-        picked = jnp.take_along_axis(hidden, jnp.asarray(batch["positions"])[..., None], axis=1)
+        picked = pick(hidden, jnp.asarray(batch["positions"]))
     nats = optax.softmax_cross_entropy_with_integer_labels(model.readout(picked), jnp.asarray(batch["targets"]))
     weights = jnp.asarray(batch["weights"])
     zero = jnp.zeros(())

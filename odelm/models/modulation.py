@@ -18,6 +18,7 @@ from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
+from odelm.models.arrays import along_last
 
 FREQUENCIES = 4
 HIDDEN = 64
@@ -25,7 +26,8 @@ HIDDEN = 64
 
 def time_features(tau: jax.Array) -> jax.Array:
     """Returns sin and cos of `pi/2 k tau`, k = 1..4, for `tau` in [0, 1]: at most one period, float32 (.., 8)."""
-    angles = jnp.pi / 2 * jnp.arange(1, FREQUENCIES + 1) * jnp.asarray(tau, jnp.float32)[..., None]
+    tau = jnp.asarray(tau, jnp.float32)[..., None]
+    angles = along_last(jnp.pi / 2 * jnp.arange(1, FREQUENCIES + 1, dtype=jnp.float32), tau.ndim) * tau
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -1,16 +1,19 @@
 """LayerNorm and RMSNorm whose scale and shift can be set from outside, which is how time modulates them."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
+from odelm.models.arrays import along_last
 from odelm.models.residual import NormDelta
 
 
-class Affine(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Affine:
     """What is applied after normalising: float32 `scale` (D,) and `shift` (D,) or None."""
 
     scale: jax.Array
@@ -39,9 +42,9 @@ class Norm(nnx.Module):
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """Returns the normalised `x`, shape and dtype unchanged."""
-        scale, shift = self.affine() if affine is None else affine
+        affine = self.affine() if affine is None else affine
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * scale
-        return (y if shift is None else y + shift).astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * along_last(affine.scale, y.ndim)
+        return (y if affine.shift is None else y + along_last(affine.shift, y.ndim)).astype(x.dtype)

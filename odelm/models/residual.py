@@ -7,7 +7,7 @@ Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, sec
 is ours. It depends on `t` only, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,12 @@ from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
+from odelm.models.arrays import along_last
 
 
-class Delta(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Delta:
     """What is added to one linear map: `x @ down @ up + bias`; float32 (I, 2 rank), (2 rank, O) and (O,) or None."""
 
     down: jax.Array
@@ -27,17 +30,21 @@ class Delta(NamedTuple):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns (.., O) of (.., I), in the dtype of `x`."""
         y = x @ self.down.astype(x.dtype) @ self.up.astype(x.dtype)
-        return y if self.bias is None else y + self.bias.astype(x.dtype)
+        return y if self.bias is None else y + along_last(self.bias.astype(x.dtype), y.ndim)
 
 
-class NormDelta(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NormDelta:
     """What is added to the scale (D,) and the bias (D,) of one norm."""
 
     scale: jax.Array
     bias: jax.Array | None
 
 
-class BlockDelta(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockDelta:
     """What is added to each part of a block at one time."""
 
     qkv: Delta
@@ -48,7 +55,9 @@ class BlockDelta(NamedTuple):
     norm2: NormDelta | None
 
 
-class Place(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Place:
     """A time between two layers: their indices, int32, and the weight of the second, float32."""
 
     first: jax.Array
@@ -101,9 +110,16 @@ class LayerDelta(nnx.Module):
         """Returns the residuals at `t`; past the last layer's time they stay as they are there."""
         local = jnp.clip(t - self.start, 0.0, self.layers - 1.0)
         first = jnp.floor(local).astype(jnp.int32)
-        place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first)
-        norm2 = None if self.norm2 is None else self.norm2(place)
-        return BlockDelta(self.qkv(place), self.out(place), self.up(place), self.down(place), self.norm1(place), norm2)
+        place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first.astype(local.dtype))
+        norm2 = None if self.norm2 is None else self.norm2(place=place)
+        return BlockDelta(
+            self.qkv(place=place),
+            self.out(place=place),
+            self.up(place=place),
+            self.down(place=place),
+            self.norm1(place=place),
+            norm2,
+        )
 
 
 def between(table: jax.Array, place: Place) -> jax.Array:

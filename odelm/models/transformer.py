@@ -35,6 +35,8 @@ class SharedTransformer(nnx.Module):
     `readout(hidden)`; calling the model is `readout(encode(...))`.
     """
 
+    field_class = "its blocks: odelm.models.BlockField(model.blocks[0])"
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = dataclasses.replace(config.validate())
         config = self.config
@@ -66,7 +68,7 @@ class SharedTransformer(nnx.Module):
     ) -> jax.Array:
         """Returns `readout(encode(...))`; the arguments are those of `encode`."""
         inputs = as_inputs(tokens, mask, token_types, segments)
-        return self.readout(self.encode(inputs, steps=steps, grid=grid, solver=solver, key=key, plan=plan))
+        return self.readout(self.encode(tokens=inputs, steps=steps, grid=grid, solver=solver, key=key, plan=plan))
 
     def encode(
         self,
@@ -94,8 +96,8 @@ class SharedTransformer(nnx.Module):
             plan: the result of `self.plan(...)`, in place of steps, grid and solver: what depends on time
                 only, computed once and kept from call to call.
         """
-        plan = self.plan(steps=steps, grid=grid, solver=solver) if plan is None else plan
-        return self.run(as_inputs(tokens, mask, token_types, segments), plan, key=key)[0]
+        plan = self._plan(steps, grid, solver) if plan is None else plan
+        return self._run(as_inputs(tokens, mask, token_types, segments), plan, key)[0]
 
     def run(
         self, inputs: Inputs, plan: DepthPlan, *, key: jax.Array | None = None, memory: Memory | None = None
@@ -105,6 +107,14 @@ class SharedTransformer(nnx.Module):
         With a `memory` of this plan (`self.memory`) the inputs are the positions after those that it holds. In traced
         code its length is unknown, so it is for the caller to stop when its room is filled.
         """
+        return self._run(inputs, plan, key, memory)
+
+    # `run` and `plan` under private names, for a call of the model: `nnx.tabulate` shows all that goes in and out of
+    # public methods, and cannot show a tuple of dataclasses.
+
+    def _run(
+        self, inputs: Inputs, plan: DepthPlan, key: jax.Array | None, memory: Memory | None = None
+    ) -> tuple[jax.Array, Memory | None]:
         inputs = inputs.checked(self.config)
         if memory is not None:
             self._check_memory(inputs, plan, memory)
@@ -143,6 +153,17 @@ class SharedTransformer(nnx.Module):
             unroll, remat: as in `odelm.ode.integrate`.
             integrator: "scan", or "diffrax" for `diffrax.diffeqsolve`, which is slower and takes any Diffrax solver.
         """
+        return self._plan(steps, grid, solver, unroll, remat, integrator)
+
+    def _plan(
+        self,
+        steps: int | None,
+        grid: Grid | None,
+        solver: ode.Solver,
+        unroll: int | bool = 1,
+        remat: str | None = None,
+        integrator: str = "scan",
+    ) -> DepthPlan:
         if integrator not in INTEGRATORS:
             raise InputError(f"integrator is {integrator!r}; {nearest(integrator, INTEGRATORS)}")
         grids = self._grids(steps, grid)
@@ -216,7 +237,7 @@ class SharedTransformer(nnx.Module):
 
     def _start(self, inputs: Inputs, key: jax.Array | None) -> jax.Array:
         key = None if key is None else jax.random.fold_in(key, self.config.groups)
-        return self.embed(inputs, key).astype(state_dtype(self.config))
+        return self.embed(inputs=inputs, key=key).astype(state_dtype(self.config))
 
     def _end(self, h: jax.Array) -> jax.Array:
         return h if self.final_norm is None else self.final_norm(h)
@@ -246,8 +267,8 @@ class SharedTransformer(nnx.Module):
         if steps is not None and grid is not None:
             raise InputError(f"both steps={steps} and a grid were given; give one")
         if grid is None:
-            steps = core if steps is None else steps
-            if steps < 1 or steps % groups:
+            steps = core if steps is None else ode.grid.whole("steps", steps)
+            if steps % groups:
                 raise InputError(
                     f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "
                     f"try {max(groups, round(steps / groups) * groups)}"

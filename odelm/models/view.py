@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from odelm.config import ModelConfig
+from odelm.models.arrays import along_last
 from odelm.models.inputs import Inputs, positions_within
 from odelm.models.memory import Memory
 
@@ -56,10 +57,10 @@ class View:
         return allowed
 
 
-def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inputs, View, Memory | None]:
+def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inputs, View | None, Memory | None]:
     """Returns the inputs, the view that attention has of them, and the memory with their places marked.
 
-    The inputs have their positions where these are not 0 to L - 1.
+    The inputs have their positions where these are not 0 to L - 1. The view is None if there is nothing in it.
     """
     positions, real, segments = (
         None if array is None else jnp.asarray(array) for array in (inputs.positions, inputs.mask, inputs.segments)
@@ -70,7 +71,7 @@ def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inp
         positions = positions_within(segments)
     angles = angles_of(jnp.arange(inputs.shape[1]) if positions is None else positions, config)
     view = View(angles, real, None if segments is None else (segments, segments))
-    return dataclasses.replace(inputs, positions=positions), view, None
+    return dataclasses.replace(inputs, positions=positions), view if jax.tree.leaves(view) else None, None
 
 
 def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inputs, View, Memory]:
@@ -97,9 +98,9 @@ def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length:
     """Returns each new token's distance from the first of its segment, which may be in the memory, int32 (B, L)."""
     places = memory.length + jnp.arange(length, dtype=jnp.int32)
     same = after.segments[:, None, :] == segments[:, :, None]
-    filled = jnp.arange(memory.room) < after.length
+    filled = (jnp.arange(memory.room) < after.length)[None, None]
     first = jnp.argmax(same & filled, axis=-1).astype(jnp.int32)
-    return places - first
+    return places[None] - first
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
@@ -108,7 +109,7 @@ def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
     Source: Su et al. 2021, arXiv 2104.09864, section 3.2.
     """
     rates = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = positions[..., None].astype(jnp.float32) * rates
+    angles = positions[..., None].astype(jnp.float32) * along_last(rates, positions.ndim + 1)
     return jnp.cos(angles), jnp.sin(angles)
 
 

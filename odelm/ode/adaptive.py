@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from odelm.errors import InputError
 from odelm.ode.diffrax_path import as_term
-from odelm.ode.plan import Field, rounded_like
+from odelm.ode.plan import Field, as_state, check_field, rounded_like
 from odelm.ode.solver import Solver, full_tableau, get_solver, has_error_estimate
 
 State = TypeVar("State")
@@ -37,7 +37,8 @@ def integrate_adaptive(
     steps too. Raises InputError for a solver without an error estimate, and a RuntimeError (under `jax.jit` its
     subclass `jax.errors.JaxRuntimeError`) when `max_steps` do not reach `t1`.
     """
-    solver = get_solver(solver)
+    check_field(field)
+    solver, h0 = get_solver(solver), as_state(h0)
     _check(solver, tolerance)
     solution = diffrax.diffeqsolve(
         as_term(field, h0),
@@ -51,12 +52,12 @@ def integrate_adaptive(
         max_steps=max_steps,
         throw=False,
     )
-    state = eqx.error_if(
-        rounded_like(jax.tree.map(lambda y: y[-1], solution.ys), h0),
+    end = rounded_like(jax.tree.map(lambda y: y[-1], solution.ys), h0)
+    return eqx.error_if(
+        (end, _evaluations(solution, full_tableau(solver))),
         solution.result != diffrax.RESULTS.successful,
         f"{max_steps} steps did not reach t1 at tolerance {tolerance:g}: raise max_steps or the tolerance",
     )
-    return state, _evaluations(solution, full_tableau(solver))
 
 
 def _check(solver: diffrax.AbstractSolver, tolerance: float) -> None:
@@ -97,4 +98,4 @@ class _CountingController(diffrax.PIDController):
         keep, *times_and_jump, state, result = super().adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, cast(Any, state)
         )
-        return keep, *times_and_jump, (state, attempts + ~accepted, accepted | keep), result
+        return keep, *times_and_jump, (state, jnp.where(accepted, attempts, attempts + 1), accepted | keep), result

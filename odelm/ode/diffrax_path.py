@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from odelm.errors import InputError
-from odelm.ode.plan import Field, Grid, Plan, SteppingField, as_times, rounded_like
+from odelm.ode.plan import Field, Grid, Plan, SteppingField, as_state, as_times, check_field, rounded_like
 from odelm.ode.solver import OwnStep, Solver, Tableau, get_solver, stages_of
 
 State = TypeVar("State")
@@ -41,6 +41,7 @@ def make_diffrax_plan(field: Field, grid: Grid, *, solver: Solver = "euler") -> 
 
     Its conditions are empty, and its times those at which steps start: Diffrax asks the field where it chooses to.
     """
+    check_field(field)
     solver = get_solver(solver)
     grid = as_times(grid)
     times = jnp.broadcast_to(grid[:-1, None], (len(grid) - 1, stages_of(solver)))
@@ -49,7 +50,7 @@ def make_diffrax_plan(field: Field, grid: Grid, *, solver: Solver = "euler") -> 
 
 def follow_diffrax(field: Field, h0: State, plan: Plan) -> State:
     """Integrates `h0` along a plan of `make_diffrax_plan`."""
-    starts = plan.times[:, 0]
+    h0, starts = as_state(h0), plan.times[:, 0]
     grid = jnp.append(starts, starts[-1] + plan.sizes[-1])
     return _walk(field, h0, grid, plan.solver.solver)
 
@@ -59,7 +60,8 @@ def integrate_diffrax(field: Field, h0: State, grid: Grid, *, solver: Solver = "
 
     A state below float32 is rounded where the field sees it and at the end, not once a step.
     """
-    return _walk(field, h0, as_times(grid), get_solver(solver))
+    check_field(field)
+    return _walk(field, as_state(h0), as_times(grid), get_solver(solver))
 
 
 def as_term(field: Field, h0: Any) -> diffrax.ODETerm:

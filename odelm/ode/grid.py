@@ -7,6 +7,7 @@ the caller makes from (seed, update), so that every process draws the same grid 
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ Times = Sequence[float] | np.ndarray
 
 def equal(depth: float, steps: int) -> np.ndarray:
     """Returns `steps` equal steps from 0 to `depth`, shape (steps + 1,)."""
-    _check_whole("steps", steps)
+    steps = whole("steps", steps)
     return _exact_end(np.arange(steps + 1) * (depth / steps), depth)
 
 
@@ -115,13 +116,15 @@ def _numbers(values: Times) -> np.ndarray:
         raise InputError(f"a grid is {values!r:.100}, expected numbers such as [0, 4, 12]") from error
 
 
-def _check_whole(name: str, value: int) -> None:
+def whole(name: str, value: Any) -> int:
+    """Returns a whole number of at least 1, such as `np.int64(3)`, as an int; InputError for anything else."""
     try:
-        good = operator.index(value) >= 1
+        number = operator.index(value)
     except TypeError:
-        good = False
-    if not good:
-        raise InputError(f"{name} is {value}, expected a whole number of at least 1")
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} is {value}, expected a whole number of at least 1, known when the code is traced")
+    return number
 
 
 def _pinned(times: np.ndarray, depth: float, groups: int) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 from jax.core import Tracer
 
 from odelm.errors import InputError, nearest
+from odelm.ode.dtypes import at_least_float32
 from odelm.ode.grid import Times, increasing
 from odelm.ode.solver import EULER, Solver, Tableau, get_solver, get_tableau, is_own_step
 
@@ -102,13 +103,14 @@ def make_plan(
         unroll: that of `lax.scan`; True unrolls all steps.
         remat: the name of one of `jax.checkpoint_policies`; None saves every intermediate for the gradient.
     """
+    check_field(field)
     solver = get_solver(solver)
     tableau, own_step = get_tableau(solver), is_own_step(solver) and isinstance(field, SteppingField)
     if remat is not None:
         _policy(remat)
     grid = as_times(grid)
     sizes = jnp.diff(grid)
-    times = grid[:-1, None] + sizes[:, None] * jnp.asarray(tableau.c, grid.dtype)
+    times = grid[:-1, None] + sizes[:, None] * jnp.asarray(tableau.c, grid.dtype)[None]
     condition = field.condition if isinstance(field, ConditionedField) else lambda t: t
     conditions = jax.vmap(jax.vmap(condition))(times)
     return Plan(sizes, times, conditions, None, tableau, own_step, unroll, remat)
@@ -120,6 +122,7 @@ def follow(field: Field, h0: State, plan: Plan, memory: Memory = None) -> tuple[
     `memory` is that of a `RememberingField`, each leaf with leading axes (N, R); None is no memory, and is returned.
     Arithmetic is float32 inside a step; the state keeps the dtype it came in, rounded once a step.
     """
+    h0 = as_state(h0)
     step = _step_function(field, plan, remembering=memory is not None)
 
     def body(h: State, xs: tuple[jax.Array, Condition, Memory]) -> tuple[State, Memory]:
@@ -143,8 +146,9 @@ def integrate(
     """Integrates `dh/dt = field(t, h)` over a fixed grid of times, and returns `h` at the last.
 
     Args:
-        field: any callable `field(t, h)`; `t` is a float32 scalar, `h` any pytree of arrays.
-        h0: the state at `grid[0]`.
+        field: any callable `field(t, h)`; `t` is a float32 scalar, `h` any pytree of arrays. A block of a model is a
+            field with what it sees beside the state: `odelm.models.BlockField(block)`.
+        h0: the state at `grid[0]`; numbers in it become arrays, and whole numbers floats.
         grid: increasing times, (N + 1,), InputError for others; made float32, because bfloat16 times lose steps.
         solver: a name in `odelm.ode.SOLVERS`, or any explicit Runge-Kutta instance of Diffrax.
         unroll: steps unrolled in the scan; True unrolls all.
@@ -160,9 +164,29 @@ def as_times(grid: Grid) -> jax.Array:
     """
     if any(isinstance(time, Tracer) for time in jax.tree.leaves(grid)):
         grid = jnp.asarray(grid)
-        return grid.astype(jnp.promote_types(grid.dtype, jnp.float32))
-    dtype = jnp.promote_types(getattr(grid, "dtype", np.float64), jnp.float32)
-    return jnp.asarray(increasing(cast(Times, grid), jax.dtypes.canonicalize_dtype(dtype)))
+        return grid.astype(at_least_float32(grid.dtype))
+    dtype = at_least_float32(jax.dtypes.canonicalize_dtype(getattr(grid, "dtype", np.float64)))
+    return jnp.asarray(increasing(cast(Times, grid), dtype))
+
+
+def as_state(h0: Any) -> Any:
+    """Returns a state whose leaves are arrays of floats, as they are while it is integrated."""
+
+    def as_floats(leaf: Any) -> jax.Array:
+        array = jnp.asarray(leaf)
+        return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+    return jax.tree.map(as_floats, h0)
+
+
+def check_field(field: Any) -> None:
+    """Raises InputError for what is no field, but knows which field it belongs to (`field_class`)."""
+    made = getattr(field, "field_class", None)
+    if made is not None:
+        raise InputError(
+            f"a {type(field).__name__} is no field of (t, h): its calls take more than a time and a state; integrate "
+            f"{made}"
+        )
 
 
 def rounded_like(value: State, like: State) -> State:
@@ -215,9 +239,9 @@ def _advanced(h: State, dt: jax.Array, weights: tuple[float, ...], ks: list[Stat
         return h
 
     def advance(y: jax.Array, *slopes: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(y.dtype, jnp.float32)
+        wide = at_least_float32(y.dtype)
         slope = sum(weight * k.astype(wide) for (weight, _), k in zip(used, slopes, strict=True))
-        return (y + dt * slope).astype(y.dtype)
+        return (y.astype(wide) + dt.astype(wide) * slope).astype(y.dtype)
 
     return jax.tree.map(advance, h, *(k for _, k in used))
 

@@ -20,7 +20,8 @@ def schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
             after = optax.linear_schedule(peak, final, rest)
         case _:
             after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
+    first = 0.0 if config.warmup_from_zero else peak / (warmup + 1)
+    return optax.join_schedules([optax.linear_schedule(first, peak, max(warmup, 1)), after], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:

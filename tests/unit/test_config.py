@@ -6,7 +6,7 @@ import json
 import pytest
 
 from odelm import config as c
-from odelm.config.serialize import FORMER_DEFAULTS
+from odelm.config.serialize import DROPPED_OPTIONS, FORMER_DEFAULTS
 from odelm.errors import InputError
 from odelm.files import fingerprint
 
@@ -88,7 +88,14 @@ WRONG = [
     (dict(init__merge="layer"), r"init\.merge is 'layer', but init\.groups is None"),
     (dict(init__rank=0), r"init\.rank is 0, expected a positive"),
     (dict(step_sampling__counts=(3, 0)), r"step_sampling\.counts is 0, expected a positive"),
-    (dict(model__groups=2), r"model\.groups is 2, which does not divide a count in step_sampling\.counts \(3\)"),
+    (dict(model__groups=2, step_sampling__counts=(3,)), r"model\.groups is 2, .*divide a count in .*counts \(3\)"),
+    (
+        dict(step_sampling__counts=(6, 13)),
+        r"counts has 13, more than full depth, 12 steps; leave it empty for 12, 6, 4, 3",
+    ),
+    (dict(model__depth=8, step_sampling__counts=(3, 4, 6, 12)), r"counts has 12, more than full depth, 8 steps"),
+    (dict(model__rotary_base=0.0), r"model\.rotary_base is 0\.0, expected a positive"),
+    (dict(model__rotary_base=-1.0), r"model\.rotary_base is -1\.0, expected a positive"),
     (dict(model__groups=12, step_sampling__counts=()), "12 groups and a core of 12 leave no other count.*init.groups"),
     (dict(step_sampling__weights=(1.0,)), r"step_sampling\.weights has 1 entries, expected .* 4 counts"),
     (dict(step_sampling__weights=(1.0, -1.0, 1.0, 1.0)), r"step_sampling\.weights is .*non-negative"),
@@ -240,9 +247,9 @@ def test_a_config_is_frozen_and_a_list_in_it_becomes_a_tuple():
 
 
 def test_a_config_of_another_version_is_read_or_named(monkeypatch):
-    assert json.loads(c.to_json(c.Config()))["version"] == 1
-    with pytest.raises(InputError, match="the config has version 2, but this odelm reads versions 0 to 1"):
-        c.from_json('{"version": 2}')
+    assert json.loads(c.to_json(c.Config()))["version"] == 2
+    with pytest.raises(InputError, match="the config has version 3, but this odelm reads versions 0 to 2"):
+        c.from_json('{"version": 3}')
     with pytest.raises(InputError, match="the config has version '1'"):
         c.from_json('{"version": "1"}')
 
@@ -257,10 +264,33 @@ def test_a_config_without_a_version_keeps_the_defaults_that_it_had(monkeypatch):
     assert (new.optimizer.warmup, new.step_sampling.jitter) == (c.OptimizerConfig().warmup, 0.0)
 
 
-def test_the_former_defaults_are_those_of_today_until_one_changes():
+CHANGED = {"step_sampling.counts": (), "optimizer.warmup_from_zero": False}
+"""The options whose defaults are not those of version 0 any more, and what they are."""
+
+
+def test_the_former_defaults_are_those_of_today_but_for_those_that_changed():
     for path, value in FORMER_DEFAULTS[0].items():
         part, name = path.split(".")
-        assert getattr(getattr(c.Config(), part), name) == value, path
+        assert getattr(getattr(c.Config(), part), name) == CHANGED.get(path, value), path
+    assert c.from_json("{}").step_counts == (3, 4, 6, 12)
+    assert c.from_json("{}").optimizer.warmup_from_zero
+    assert c.from_json('{"version": 1}').optimizer.warmup_from_zero
+    assert not c.from_json('{"version": 2}').optimizer.warmup_from_zero
+
+
+def test_counts_follow_the_depth():
+    for depth in (6, 12, 24):
+        config = c.replace(c.Config(), {"model.depth": depth}).validate()
+        assert config.step_counts[0] == depth and min(config.step_counts) <= depth // 3
+
+
+def test_an_option_that_was_dropped_is_read_with_a_word(monkeypatch, capsys):
+    monkeypatch.setitem(DROPPED_OPTIONS, "model.colour", "it was never used")
+    config = c.from_json('{"version": 1, "model": {"colour": "red", "width": 64}}')
+    assert config.model.width == 64
+    assert capsys.readouterr().err == "the config has model.colour, which is no option any more: it was never used\n"
+    with pytest.raises(InputError, match="colours is not an option"):
+        c.from_json('{"model": {"colours": "red"}}')
 
 
 def test_a_config_without_a_version_keeps_the_counts_that_were_left_to_us():

@@ -14,6 +14,7 @@ from odelm.models import Inputs
 from odelm.models.parameters import parameters
 
 ATOL = 3 * 200 * 6e-8
+ZEROS = np.zeros((1, 2), np.int32)
 
 
 @pytest.mark.parametrize("options", [dict(positions="learned"), dict(embed_dim=8, embed_norm=True, token_types=2)])
@@ -63,11 +64,78 @@ def test_an_inputs_and_arguments_are_the_same_call(make_model, tokens):
         (dict(embeddings=np.zeros((1, 2, 16), np.int32)), "the embeddings are int32"),
         (dict(tokens=np.zeros((1, 2), np.int32), mask=np.ones((2,), bool)), r"the mask are of shape \(2,\)"),
         (dict(tokens=np.zeros((1, 2), np.int32), positions=np.ones((1, 3), np.int32)), r"the positions .* \(1, 3\)"),
+        (dict(tokens=np.array([[0, 1], [12, 13]])), "the tokens have 13 in row 1 at place 1, expected 0 to 12"),
+        (dict(tokens=jnp.array([[-1, 0]])), "the tokens have -1 in row 0 at place 0, expected 0 to 12"),
+        (dict(tokens=ZEROS, positions=np.array([[0, 16]])), "the positions have 16 in row 0 at place 1.* 0 to 15"),
+        (dict(tokens=ZEROS, positions=np.zeros((1, 2))), "the positions are float64, expected whole numbers"),
+        (dict(tokens=ZEROS, token_types=np.array([[0, 2]])), "the token_types have 2 .* expected 0 to 1"),
+        (dict(tokens=ZEROS, token_types=np.zeros((1, 2), bool)), "the token_types are bool"),
+        (dict(tokens=ZEROS, segments=np.zeros((1, 2))), "the segments are float64"),
+        (dict(tokens=ZEROS, mask=np.zeros((1, 2))), "the mask is float64, expected bool.*nothing that is added"),
+        (dict(tokens=ZEROS, mask=np.array([[0, -9999]])), "the mask is int64, expected bool, or whole numbers 0 and 1"),
+        (dict(tokens=[[1, 2], [3]]), "the tokens are rows of different lengths: pad them"),
+        (dict(tokens="text"), "the tokens are str, expected an array or lists of numbers"),
     ],
 )
 def test_what_does_not_fit_is_named(make_model, inputs, message):
     with pytest.raises(InputError, match=message):
-        make_model()(Inputs(**inputs))
+        make_model(kind="encoder", token_types=2, positions="learned")(Inputs(**inputs))
+
+
+def test_lists_and_masks_of_whole_numbers_are_taken(make_model, tokens):
+    model = make_model(kind="encoder")
+    mask = np.array([[1, 1, 1, 1, 0, 0], [1] * 6])
+    expected = model(tokens, mask=mask.astype(bool))
+    for given in (mask, mask.astype(np.uint8), jnp.asarray(mask), mask.tolist()):
+        np.testing.assert_array_equal(model(tokens.tolist(), mask=given), expected)
+    graph, params = nnx.split(model)
+    traced = jax.jit(lambda params, mask: nnx.merge(graph, params)(tokens, mask=mask))(params, mask)
+    np.testing.assert_allclose(traced, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("name", ["tokens", "token_types", "positions"])
+def test_an_id_without_an_embedding_is_nan_in_traced_code(make_model, tokens, name):
+    """As in `nnx.Embed`; its row alone, and never a neighbour's embedding."""
+    graph, params = nnx.split(make_model(kind="encoder", token_types=2, positions="learned"))
+    run = jax.jit(lambda params, inputs: nnx.merge(graph, params)(inputs))
+    given = dict(tokens=tokens, token_types=tokens % 2, positions=np.tile(np.arange(6, dtype=np.int32), (2, 1)))
+    assert np.isfinite(run(params, Inputs(**given))).all()
+    for wrong in (-1, 16):
+        changed = given[name].copy()
+        changed[1, 2] = wrong
+        logits = run(params, Inputs(**given | {name: changed}))
+        assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
+
+
+@pytest.mark.parametrize("steps", [np.int64(2), jnp.int32(2), np.array(2)])
+def test_steps_may_be_a_number_of_any_kind(make_model, tokens, steps):
+    np.testing.assert_array_equal(make_model()(tokens, steps=steps), make_model()(tokens, steps=2))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, "2", np.array([2])])
+def test_steps_that_are_no_count_are_named(make_model, tokens, steps):
+    with pytest.raises(InputError, match="steps is .*, expected a whole number of at least 1"):
+        make_model()(tokens, steps=steps)
+    with pytest.raises(InputError, match="steps is .*known when the code is traced"):
+        jax.jit(lambda steps: make_model()(tokens, steps=steps))(2)
+
+
+TABULATED = [
+    dict(),
+    dict(kind="encoder", norm_placement="post", positions="learned", token_types=2),
+    dict(groups=2, layer_rank=2, activation="swiglu"),
+    dict(depth=6, prelude=1, coda=1, embed_dim=8, bias=True),
+    dict(inner_blocks=2),
+]
+
+
+@pytest.mark.parametrize("options", TABULATED, ids=["decoder", "encoder", "groups", "ends", "chain"])
+def test_a_model_is_tabulated(make_model, tokens, options):
+    model = make_model(**options)
+    before = model(tokens)
+    table = nnx.tabulate(model, tokens, mask=np.ones_like(tokens), console_kwargs=dict(width=200))
+    assert type(model).__name__ in table and "SharedBlock" in table and "Attention" in table
+    np.testing.assert_array_equal(model(tokens), before)
 
 
 @pytest.mark.parametrize("options", [dict(), dict(norm_placement="post", groups=2, depth=6, prelude=1, coda=1)])

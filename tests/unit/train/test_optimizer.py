@@ -12,26 +12,36 @@ from odelm.train.optimizer import decayed, make_optimizer, schedule
 PEAK, FINAL, WARMUP, UPDATES = 3e-3, 0.1, 4, 20
 
 
-def expected(decay: str, update: int) -> float:
+def expected(decay: str, update: int, from_zero: bool) -> float:
     if update < WARMUP:
-        return PEAK * update / WARMUP
+        return PEAK * update / WARMUP if from_zero else PEAK * (update + 1) / (WARMUP + 1)
     done = (update - WARMUP) / (UPDATES - WARMUP)
     share = {"cosine": (1 + np.cos(np.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[decay]
     return PEAK * (share if decay == "constant" else FINAL + (1 - FINAL) * share)
 
 
+@pytest.mark.parametrize("from_zero", [False, True])
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
-def test_schedule_is_its_closed_form(decay):
-    config = OptimizerConfig(learning_rate=PEAK, warmup=WARMUP, decay=decay, final_fraction=FINAL)
+def test_schedule_is_its_closed_form(decay, from_zero):
+    config = OptimizerConfig(
+        learning_rate=PEAK, warmup=WARMUP, decay=decay, final_fraction=FINAL, warmup_from_zero=from_zero
+    )
     rate = schedule(config, UPDATES)
     for update in (0, 1, WARMUP, WARMUP + 1, 11, UPDATES):
         # float32 of numbers of size PEAK, with a cosine: a few roundings.
-        assert float(rate(update)) == pytest.approx(expected(decay, update), rel=1e-5, abs=1e-9)
+        assert float(rate(update)) == pytest.approx(expected(decay, update, from_zero), rel=1e-5, abs=1e-9)
 
 
 def test_warmup_longer_than_the_run_rises_to_its_end():
     rate = schedule(OptimizerConfig(learning_rate=PEAK, warmup=100), 10)
-    assert float(rate(5)) == pytest.approx(PEAK / 2)
+    assert float(rate(5)) == pytest.approx(PEAK * 6 / 11)
+
+
+def test_every_update_has_a_rate():
+    for decay in ("cosine", "linear", "constant"):
+        for warmup in (0, 1, 3, 100):
+            rate = schedule(OptimizerConfig(warmup=warmup, decay=decay, final_fraction=0.0), 10)
+            assert min(float(rate(update)) for update in range(10)) > 0
 
 
 def test_no_warmup_starts_at_the_peak():

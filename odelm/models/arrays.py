@@ -1,0 +1,42 @@
+"""What every module does with arrays, spelled out so that no shape, dtype or layout is left to a rule of JAX's.
+
+Models are then right where its user has forbidden these rules: under `jax_numpy_rank_promotion="raise"`, under
+`jax_numpy_dtype_promotion="strict"`, and on a mesh whose axes are `Explicit` (the default of `jax.make_mesh`), where an
+operation must say how its result is laid out if its operands leave that open.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from odelm.ode.dtypes import wider
+
+
+def along_last(vector: jax.Array, ndim: int) -> jax.Array:
+    """Returns (D,) with axes of size 1 in front, so that it spreads over an array of `ndim` axes."""
+    return vector.reshape((1,) * (ndim - vector.ndim) + vector.shape)
+
+
+def add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns the sum in the wider dtype of the two, also where JAX is told not to choose one."""
+    wide = wider(a.dtype, b.dtype)
+    return a.astype(wide) + b.astype(wide)
+
+
+def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns the rows (.., E) of `table` (V, E) at `index` (..); NaN for an index that is not from 0 to V - 1."""
+    spread = _spread(index, 1)
+    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=spread)
+
+
+def pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns `x[b, index[b, p]]`, (B, P, D) of (B, L, D) and (B, P): the places of each row that it names."""
+    rows = jnp.arange(x.shape[0], dtype=index.dtype)[:, None]
+    return x.at[rows, index].get(out_sharding=_spread(index, x.ndim - 2))
+
+
+def _spread(index: jax.Array, more: int) -> NamedSharding | None:
+    """Returns the layout of what is gathered at `index`, with `more` axes behind; None where the compiler chooses."""
+    sharding = jax.typeof(index).sharding
+    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *(None,) * more)) if explicit else None
