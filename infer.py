@@ -30,12 +30,17 @@ INTEGRATOR = flags.DEFINE_enum(
     "integrator", "scan", ["scan", "diffrax"], "What integrates over the depth; diffrax takes any solver."
 )
 BATCH = flags.DEFINE_integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
-LENGTH = flags.DEFINE_integer("length", 128, "Tokens a sequence, timed and evaluated.", lower_bound=1)
+LENGTH = flags.DEFINE_integer(
+    "length", None, "Tokens a sequence, timed and evaluated; default: as in training, or 128.", lower_bound=1
+)
 DTYPE = flags.DEFINE_string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
 TOLERANCE = flags.DEFINE_float("adaptive_tolerance", None, "Also let the solver choose its steps, to this tolerance.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each setting.", lower_bound=1)
 EVAL_BATCHES = flags.DEFINE_integer(
-    "eval_batches", 8, "Held-out batches of 32 sequences; 0 skips the losses.", lower_bound=0
+    "eval_batches",
+    None,
+    "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8.",
+    lower_bound=0,
 )
 PROMPT = flags.DEFINE_string("prompt", None, "Generate a continuation of this text instead.")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)

@@ -23,9 +23,10 @@ from odelm import sharding
 from odelm.config import Config, StepSamplingConfig
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
+from odelm.models.loss import mean_loss
 from odelm.ode import grid
-from odelm.train.draws import draw_grid, possible_counts
-from odelm.train.evaluate import make_loss, mean_loss
+from odelm.train.draws import draw_grid
+from odelm.train.evaluate import make_loss
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
 TURN = 5.0
@@ -56,7 +57,7 @@ class Run:
         self.batches = (sharding.place_batch(b, mesh) for b in train_batches(self.prepared, config))
         first = next(self.batches)
         self.batches = itertools.chain([first], self.batches)
-        counts = possible_counts(config)
+        counts = config.trained_counts
         update = make_update(config, graph, optimizer)
         self.updates = compile_updates(update, self.state, first, counts, mesh, lambda line: print(f"{name}: {line}"))
         self.loss = make_loss(graph)
@@ -77,7 +78,10 @@ class Run:
 
     def evaluate(self) -> None:
         depth = self.config.model.depth
-        losses = {n: mean_loss(self.loss, self.state.params, self.held_out, grid.equal(depth, n)) for n in EVALUATED}
+        losses = {}
+        for n in EVALUATED:
+            times = jnp.asarray(grid.equal(depth, n))
+            losses[n] = mean_loss([self.loss(self.state.params, batch, times) for batch in self.held_out]).loss
         self.curve.append({"seconds": self.spent, "updates": self.step, "loss": losses})
         shown = "  ".join(f"{n}: {loss:.4f}" for n, loss in losses.items())
         print(f"{self.name:7} {self.spent:6.1f} s  {self.step:5} updates  {shown}", flush=True)

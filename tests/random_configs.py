@@ -53,7 +53,7 @@ def models(draw) -> c.ModelConfig:
 
 @st.composite
 def samplings(draw, model: c.ModelConfig) -> c.StepSamplingConfig:
-    counts = st.integers(1, 2 * model.core // model.groups).map(lambda each: each * model.groups)
+    counts = st.integers(1, model.core // model.groups).map(lambda each: each * model.groups)
     # Where unit steps are the only count that the depth offers, random ones have to be named.
     least = 1 if model.core == model.groups else 0
     chosen = tuple(draw(st.lists(counts, min_size=least, max_size=4, unique=True)))

@@ -40,6 +40,9 @@ class DataConfig:
     """Vocabulary of a trained tokenizer; None is model.vocab_size."""
     valid_fraction: float = 0.02
     """Share of documents held out, chosen by a stable hash of each document."""
+    valid_source: str = ""
+    """A file, folder or glob of text of your own (.txt and .jsonl, as for `text`) to evaluate on, in place of the
+    held-out share of the corpus, which stays out of training all the same."""
     tokenizer_bytes: int = 20_000_000
     """How much text, in bytes, the tokenizer is trained on."""
     packing: str = "auto"

@@ -62,6 +62,15 @@ class Config:
         return self.step_sampling.counts_of(self.model)
 
     @property
+    def trained_counts(self) -> tuple[int, ...]:
+        """Every step count that training can draw, ascending: one executable is compiled for each."""
+        if self.step_sampling.kind == "fixed":
+            return (self.model.core,)
+        counts, weights = self.step_counts, self.step_sampling.weights
+        drawn = {count for count, weight in zip(counts, weights, strict=True) if weight} if weights else set(counts)
+        return tuple(sorted(drawn))
+
+    @property
     def eval_steps(self) -> tuple[int, ...]:
         """The step counts to evaluate at, full depth first."""
         if self.train.eval_steps:

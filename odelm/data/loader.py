@@ -13,7 +13,7 @@ from odelm import rng
 from odelm.config import Config
 from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.tokens import Prepared, Split, Stream
-from odelm.data.windows import DocumentWindows, JoinedWindows, StreamWindows, Windows, joined
+from odelm.data.windows import DocumentWindows, JoinedWindows, Spans, StreamWindows, Windows, joined
 from odelm.errors import InputError
 from odelm.tokenizer import special_id
 
@@ -152,26 +152,60 @@ def train_dataset(
     )
 
 
-def eval_batches(
-    prepared: Prepared, config: Config, *, length: int | None = None, batch_size: int | None = None, limit: int = 0
-) -> Iterator[Batch]:
-    """Returns the batches of the held-out split, each token once, `limit` of them at most (0: all).
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows of the held-out split, each token of it in one: all of them, or a random sample, always the same one.
 
-    `length` and `batch_size` default to those of training. The keys are those of `train_batches`; all batches
-    have one shape: a short last window is padded, and so is the last batch with rows, at weight 0. Masks are
-    a fixed function of (seed, row). The order is that of the split; of several components, a fixed mixture, so that
-    the first batches contain each. Raises InputError if the split holds no token to predict.
+    The first documents of a split would be a poor sample: they come from few sources, and so does their loss.
+    """
+
+    windows: Spans
+    order: np.ndarray
+    """Which windows, in the order in which they are read, int64 (rows,)."""
+    rows: NextTokenRows | MaskedRows
+    ends: np.ndarray
+    """Where each document of the split ends, int64 (documents,)."""
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def documents(self) -> int:
+        """How many documents the rows have tokens of."""
+        starts, stops = self.windows.spans(self.order)
+        first, last = (np.searchsorted(self.ends, places, side="right") for places in (starts, stops - 1))
+        seen = np.zeros(len(self.ends) + 1, np.int64)
+        np.add.at(seen, first, 1)
+        np.add.at(seen, np.minimum(last + 1, len(self.ends)), -1)
+        return int((np.cumsum(seen)[:-1] > 0).sum())
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yields them in batches of one shape: a short window is padded, and so is the last batch with rows, at weight
+        0. The keys are those of `train_batches`; masks are a fixed function of (seed, row)."""
+        for number, start in enumerate(range(0, len(self), size)):
+            indices = self.order[start : start + size]
+            yield _batch(number, indices, windows=self.windows, rows=self.rows, size=size)
+
+
+def held_out_rows(prepared: Prepared, config: Config, *, length: int | None = None, limit: int = 0) -> HeldOutRows:
+    """Returns `limit` rows of the held-out split at most (0: all), of `length` tokens (by default as in training).
+
+    Raises InputError if the split holds no token to predict.
     """
     rows = _rows(prepared, config, length=length or config.train.length, stream="eval_mask")
     _check_enough(prepared.validation, 2, "validation")
+    stream = joined(prepared.validation)
+    windows = _windows(stream, rows, config, whole=False)
+    order = rng.host(0, "eval_order").permutation(len(windows))
+    return HeldOutRows(windows, order[: limit or None], rows, np.cumsum(stream.lengths))
+
+
+def eval_batches(
+    prepared: Prepared, config: Config, *, length: int | None = None, batch_size: int | None = None, limit: int = 0
+) -> Iterator[Batch]:
+    """Returns `limit` batches of `held_out_rows` at most (0: all); `length` and `batch_size` default to training's."""
     size = batch_size or config.train.batch_size
-    windows = _windows(joined(prepared.validation), rows, config, whole=False)
-    order = np.arange(len(windows))
-    if len(prepared.validation) > 1:
-        order = rng.host(0, "eval_order").permutation(order)
-    count = -(-len(windows) // size)
-    numbers = range(min(count, limit or count))
-    return (_batch(k, order[k * size : (k + 1) * size], windows=windows, rows=rows, size=size) for k in numbers)
+    return held_out_rows(prepared, config, length=length, limit=limit * size).batches(size)
 
 
 def _batch(
@@ -191,7 +225,7 @@ def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> Ne
     return masked_rows(prepared.tokenizer, config, length=length, stream=stream)
 
 
-def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Windows:
+def _windows(stream: Stream, rows: NextTokenRows | MaskedRows, config: Config, *, whole: bool) -> Spans:
     if config.packing == "documents":
         # A masked row already ends with [SEP]; a decoder predicts a document's first token from the end token before.
         reach = {"before": 1} if isinstance(rows, NextTokenRows) else {"after": -1}

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,15 +69,22 @@ def prepare(
     prepared = open_prepared(directory, tokenizer)
     if made:
         print(_summary(config, prepared, time.perf_counter() - since), file=sys.stderr)
-    return prepared
+    return _with_validation(prepared, config.data.valid_source) if config.data.valid_source else prepared
 
 
-def read_text(source: str, tokenizer: Tokenizer) -> Prepared:
+def _with_validation(prepared: Prepared, source: str) -> Prepared:
+    """Returns the tokens with the documents of other files as the held-out split."""
+    own = read_text(source, prepared.tokenizer, option="data.valid_source")
+    digest = sha256(prepared.digest + own.digest)
+    return replace(prepared, validation=own.validation, bytes_per_token=own.bytes_per_token, digest=digest)
+
+
+def read_text(source: str, tokenizer: Tokenizer, *, option: str = "the text") -> Prepared:
     """Returns the documents of text files as the validation split, tokenised in memory; the other split is empty.
 
     `source` is as `config.data.source`. Raises InputError if there is no text.
     """
-    files = text_files(source, option="the text")
+    files = text_files(source, option=option)
     texts = [document.text for file in files for document in checked(text_documents(file))]
     if not texts:
         raise InputError(f"{source} has no text: expected files with at least one document")

@@ -19,7 +19,7 @@ class Windows(Protocol):
         ...
 
 
-class _Spans(ABC):
+class Spans(ABC):
     """Base class of windows given by where they start and stop."""
 
     def __init__(self, tokens: TokenArray, size: int):
@@ -29,18 +29,18 @@ class _Spans(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the windows of `indices` (B,) start and stop in the stream."""
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        starts, stops = self._spans(indices)
+        starts, stops = self.spans(indices)
         window = np.zeros((len(indices), self._size), np.int32)
         for row, start, stop in zip(window, starts.tolist(), stops.tolist(), strict=True):
             row[: stop - start] = self._tokens[start:stop]
         return {"window": window, "count": stops - starts}
 
 
-class StreamWindows(_Spans):
+class StreamWindows(Spans):
     """Windows of `size` tokens, `stride` apart, that cover all of a stream (n,), documents or not.
 
     The last window is cut short, or with `whole` begins early enough to be of full size.
@@ -54,12 +54,12 @@ class StreamWindows(_Spans):
     def __len__(self) -> int:
         return max(0, -(-(self._total - (self._size - self._stride)) // self._stride))
 
-    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         starts = np.minimum(indices * self._stride, self._last_start)
         return starts, np.minimum(starts + self._size, self._total)
 
 
-class DocumentWindows(_Spans):
+class DocumentWindows(Spans):
     """Windows of `size` tokens, `stride` apart, that cover each document of a stream on its own.
 
     Each document's last window is cut short. `before` and `after` say how many tokens the windows reach beyond the
@@ -79,7 +79,7 @@ class DocumentWindows(_Spans):
     def __len__(self) -> int:
         return int(self._counted[-1]) if len(self._counted) else 0
 
-    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         documents = np.searchsorted(self._counted, indices, side="right")
         numbers = indices - np.where(documents > 0, self._counted[documents - 1], 0)
         starts = self._starts[documents] + numbers * self._stride

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ from tokenizers import Tokenizer
 
 from odelm import pretrained
 from odelm.config import Config, DataConfig, TrainConfig
-from odelm.data.loader import Batch, eval_batches
+from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
 from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import settings, sweep
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, MaskedLM
+from odelm.models.loss import Batch
 from odelm.run_directory import TOKENIZER
 
 EVAL_SEQUENCES, EVAL_TOKENS = 32, 4096
 """Sequences in a batch of `Comparison.eval_batches`, whatever the batch of training, so that losses of a folder and of
 runs can be compared; and the tokens that are in memory at once, which changes no loss."""
+LENGTH, EVAL_BATCHES = 128, 8
+"""Of a comparison that is no run's own."""
 
 Loaded = tuple[Any, Config, Tokenizer | None]
 
@@ -37,10 +40,12 @@ class Comparison:
     tolerance: float | None = None
     """Also lets the solver choose its steps, to this tolerance."""
     batch: int = 1
-    length: int = 128
-    """Tokens in a sequence, timed and evaluated."""
+    length: int | None = None
+    """Tokens in a sequence, timed and evaluated; None is the length that a run was trained with, and 128 for others."""
     repeats: int = 30
-    eval_batches: int = 8
+    eval_batches: int | None = None
+    """Held-out batches of 32 sequences. None takes the sequences on which a run was evaluated while it was trained, so
+    that the losses are the same, and 8 batches of a text; 0 skips the losses."""
     text: str | None = None
     """Files to measure the losses on; None takes the held-out split of a run's own corpus."""
 
@@ -67,26 +72,25 @@ def compare(
     cannot be written, whose table is then printed.
     """
     model, config, tokenizer = loaded
-    if options.length > config.model.max_length:
-        raise InputError(
-            f"--length is {options.length}, past the model's {config.model.max_length} positions; "
-            f"try --length={config.model.max_length}"
-        )
+    length = _length(config, options, run=step is not None)
     runner = Runner.of(model)
     chosen = settings(runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator)
-    batches = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
+    rows = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
+    batches = [] if rows is None else list(rows.batches(_batch_size(len(rows), length)))
     baseline = _adapted_from(config, adjust) if batches else None
-    rows = sweep(
+    measured = sweep(
         runner,
         chosen,
         batch=options.batch,
-        length=options.length,
+        length=length,
         held_out=batches,
         repeats=options.repeats,
         before=None if baseline is None else Runner.of(baseline),
     )
     out = source / "infer" if out is None else out
-    _publish(make_report(config.model, rows, step=step), out)
+    text = None if rows is None else _text(rows, batches, config, options)
+    trained = (config.model.core,) if step is None else config.trained_counts
+    _publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
     return out
 
 
@@ -102,30 +106,65 @@ def _publish(report: dict[str, Any], out: Path) -> None:
         print_table(report, console)
 
 
-def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> list[Batch]:
-    """Returns the batches to measure losses on: of the given text, else of the run whose tokenizer is given.
+def _length(config: Config, options: Comparison, *, run: bool) -> int:
+    limit = config.model.max_length
+    if options.length is None:
+        return config.train.length if run else min(LENGTH, limit)
+    if options.length > limit:
+        raise InputError(f"--length is {options.length}, past the model's {limit} positions; try --length={limit}")
+    return options.length
 
-    There are none, and a line on standard error says why, for a folder without a text, and for models without a loss.
+
+def _batch_size(rows: int, length: int) -> int:
+    """Returns how many sequences to compute at once: as many as fit, and no padding if that can be."""
+    sizes = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * length <= EVAL_TOKENS]
+    return next((size for size in sizes if rows % size == 0 and size * 4 > sizes[0]), sizes[0])
+
+
+def _text(rows: HeldOutRows, batches: Sequence[Batch], config: Config, options: Comparison) -> dict[str, Any]:
+    """Returns what is said of the text in a report."""
+    source = options.text or config.data.valid_source or config.data.source or config.data.corpus
+    tokens = int(sum(batch["weights"].sum() for batch in batches))
+    return {"source": source, "tokens": tokens, "documents": rows.documents}
+
+
+def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutRows | None:
+    """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
+
+    There are none, and a line on standard error says why, for a folder without a text, for models without a loss, and
+    for a run whose text is not on this machine.
     """
     model, config, tokenizer = loaded
-    if not options.eval_batches:
-        return []
+    if options.eval_batches == 0:
+        return None
     if not isinstance(model, CausalLM | MaskedLM):
         print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
-        return []
+        return None
     if options.text is not None:
         prepared = read_text(options.text, needed(tokenizer))
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
         seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
         config = dataclasses.replace(config, data=DataConfig(), train=seed)
     elif tokenizer_file is not None:
-        prepared = prepare(config, tokenizer_file=tokenizer_file)
+        try:
+            prepared = prepare(config, tokenizer_file=tokenizer_file)
+        except InputError as error:
+            print(
+                f"no losses: the run's text is not here ({error}); --text=FILE measures them on another",
+                file=sys.stderr,
+            )
+            return None
     else:
         print("no losses: give --text=FILE to measure them", file=sys.stderr)
-        return []
-    size = next(size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * options.length <= EVAL_TOKENS)
-    limit = options.eval_batches * EVAL_SEQUENCES // size
-    return list(eval_batches(prepared, config, length=options.length, batch_size=size, limit=limit))
+        return None
+    own = options.eval_batches is None and options.text is None
+    limit = (
+        config.train.eval_batches * config.train.batch_size
+        if own
+        else EVAL_SEQUENCES * (options.eval_batches or EVAL_BATCHES)
+    )
+    length = _length(config, options, run=tokenizer_file is not None)
+    return held_out_rows(prepared, config, length=length, limit=limit)
 
 
 def needed(tokenizer: Tokenizer | None) -> Tokenizer:

@@ -17,8 +17,18 @@ from odelm.files import write_text
 from odelm.models.precision import compute_dtype
 
 
-def make_report(model: ModelConfig, rows: Sequence[Row], *, step: int | None = None) -> dict[str, Any]:
-    """Returns the report as plain values: the device, the dtype, the model, and the rows of a sweep."""
+def make_report(
+    model: ModelConfig,
+    rows: Sequence[Row],
+    *,
+    step: int | None = None,
+    text: dict[str, Any] | None = None,
+    trained: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Returns the report as plain values: the device, the dtype, the model, the text, and the rows of a sweep.
+
+    `trained` are the counts of Euler steps that the model was trained with; rows of others say so.
+    """
     shape = {
         name: getattr(model, name) for name in ("kind", "width", "heads", "depth", "groups", "vocab_size", "embed_size")
     }
@@ -27,7 +37,8 @@ def make_report(model: ModelConfig, rows: Sequence[Row], *, step: int | None = N
         "dtype": compute_dtype(model).name,
         "jax": jax.__version__,
         "model": {**shape, "norm_placement": model.norm_placement, "trained_updates": step},
-        "rows": list(rows),
+        "text": text,
+        "rows": [row | {"trained": row["solver"] == "euler" and row["steps"] in trained} for row in rows],
     }
 
 
@@ -45,7 +56,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         table.add_column(name, justify="right")
     for row in report["rows"]:
         table.add_row(
-            _label(row),
+            _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
             f"{row['evaluations']:g}" if _finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
@@ -57,6 +68,14 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             *(_number(row["loss_before"], ".4f") for _ in adapted),
         )
     console.print(table)
+    text = report["text"]
+    if text is not None and first["loss_stderr"] is not None:
+        of = f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
+        console.print(f"losses on {of}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True)
+    if not all(row["trained"] for row in report["rows"]):
+        console.print(
+            "* no count of steps, or no solver, that the model was trained with: see docs/method.md", soft_wrap=True
+        )
 
 
 def write_report(report: dict[str, Any], directory: Path) -> None:
@@ -79,32 +98,62 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     rows = [row for row in report["rows"] if _finite(row["loss"])]
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    axes.plot(*zip(*((row["latency_ms"]["median"], row["loss"]) for row in rows), strict=True), "o-")
+    for line in dict.fromkeys(_line(row) for row in rows):
+        points = sorted((row["latency_ms"]["median"], row["loss"]) for row in rows if _line(row) == line)
+        axes.plot(*zip(*points, strict=True), "o-", label=line)
     past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if _finite(row.get("loss_before"))]
     if past:
         axes.plot(*zip(*past, strict=True), "s--", color="grey", label="before adaptation")
+    full = report["rows"][0]["loss"]
+    if _finite(full):
+        axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
+    losses = [row["loss"] for row in rows] + [loss for _, loss in past]
+    spread = max(max(losses) - min(losses), 0.06 * max(losses))
+    axes.set_ylim(min(losses) - 0.8 * spread, max(losses) + 0.8 * spread)
+    axes.set_xlim(0, 1.15 * max(row["latency_ms"]["median"] for row in rows))
+    axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
+    axes.set_ylabel("held-out loss, nats/token")
+    axes.legend(loc="lower left", fontsize=8)
+    _label_points(axes, rows)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _line(row: Row) -> str:
+    """Returns the name of the line that a row is a point of."""
+    if row["steps"] is None:
+        return f"{row['solver']}, by tolerance"
+    return row["solver"] + (", diffrax" if row["integrator"] == "diffrax" else "")
+
+
+def _label_points(axes: Any, rows: Sequence[Row]) -> None:
+    """Writes steps and speed-up at each point, as near to it as leaves the labels apart and inside."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    points = axes.transData.transform([(row["latency_ms"]["median"], row["loss"]) for row in rows])
+    placed = [axes.get_legend().get_window_extent(renderer), *(Bbox([point - 5, point + 5]) for point in points)]
     for row in rows:
-        axes.annotate(
+        text = axes.annotate(
             f"{_label(row)} steps\n{row['speedup']:.1f}x",
             (row["latency_ms"]["median"], row["loss"]),
             textcoords="offset points",
             xytext=(0, 8),
             ha="center",
             fontsize=8,
+            arrowprops=dict(arrowstyle="-", lw=0.4, color="grey"),
         )
-    full = report["rows"][0]["loss"]
-    if _finite(full):
-        axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
-    losses = [row["loss"] for row in rows] + [loss for _, loss in past]
-    spread = max(max(losses) - min(losses), 0.06 * max(losses))
-    axes.set_ylim(min(losses) - 0.5 * spread, max(losses) + 0.8 * spread)
-    axes.set_xlim(0, 1.12 * max(row["latency_ms"]["median"] for row in rows))
-    axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
-    axes.set_ylabel("held-out loss, nats/token")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        text.set_in_layout(False)
+        tries = [(x, y) for y in (8, -28, 32, -52, 56, -76, 80, -100, 104) for x in (0, -44, 44, -88, 88, -132)]
+        for offset in tries:
+            text.set_position(offset)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line to the point
+            if axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max) and not any(map(box.overlaps, placed)):
+                break
+        placed.append(Text.get_window_extent(text, renderer))
 
 
 def _finite(value: float | None) -> bool:

@@ -17,7 +17,7 @@ from odelm import ode
 from odelm.errors import InputError
 from odelm.infer.latency import Latency, measure
 from odelm.infer.runner import Runner, make_adaptive, make_forward
-from odelm.models.loss import Batch, inputs_of, loss_sums, sums_from_hidden
+from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
 
 Row = dict[str, Any]
 
@@ -36,8 +36,8 @@ class Setting:
 class Measured:
     latency: Latency
     evaluations: float
-    loss: float | None
-    before: float | None = None
+    loss: MeanLoss | None
+    before: MeanLoss | None = None
     """The loss of the model that this one was adapted from."""
 
 
@@ -104,7 +104,7 @@ def sweep(
     rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
     if before is not None:
         for row, m in zip(rows, measured, strict=True):
-            row["loss_before"] = m.before
+            row["loss_before"] = None if m.before is None else m.before.loss
     return rows
 
 
@@ -169,30 +169,28 @@ def _evaluations(runner: Runner, setting: Setting) -> float:
     return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver, setting.integrator))
 
 
-def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[float | None, float]:
-    """Returns nats a predicted token over the held-out batches, and the mean evaluations of adaptive steps."""
+def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[MeanLoss | None, float]:
+    """Returns the loss over the held-out batches, and the mean evaluations of adaptive steps."""
     if not held_out:
         return None, math.nan
     plan = None if setting.steps is None else runner.plan(setting.steps, setting.solver, setting.integrator)
 
     @jax.jit
-    def losses(params: Any, plan: Any, data: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def losses(params: Any, plan: Any, data: Batch) -> tuple[LossSums, jax.Array]:
         model = nnx.merge(runner.graph, params)
         if plan is not None:
-            sums = loss_sums(model, data, plan=plan)
-            return sums.nats, sums.tokens, jnp.int32(0)
+            return loss_sums(model, data, plan=plan), jnp.int32(0)
         hidden, evaluations = model.encode_adaptive(
             inputs_of(data), tolerance=_tolerance(setting), solver=setting.solver
         )
-        sums = sums_from_hidden(model, hidden, data)
-        return sums.nats, sums.tokens, evaluations
+        return sums_from_hidden(model, hidden, data), evaluations
 
-    results = np.array([jax.device_get(losses(runner.params, plan, data)) for data in held_out], np.float64)
-    return float(results[:, 0].sum() / results[:, 1].sum()), float(results[:, 2].mean())
+    results = [jax.device_get(losses(runner.params, plan, data)) for data in held_out]
+    return mean_loss(sums for sums, _ in results), float(np.mean([evaluations for _, evaluations in results]))
 
 
 def _row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:
-    loss = measured.loss
+    loss = None if measured.loss is None else measured.loss.loss
     return {
         "steps": setting.steps,
         "tolerance": setting.tolerance,
@@ -205,6 +203,7 @@ def _row(setting: Setting, measured: Measured, full: Measured, batch: int, lengt
         "tokens_per_s": batch * length / measured.latency.median * 1e3,
         "speedup": full.latency.median / measured.latency.median,
         "loss": loss,
+        "loss_stderr": None if measured.loss is None else measured.loss.stderr,
         "perplexity": None if loss is None else math.exp(min(loss, 700.0)),
-        "loss_increase": None if loss is None or full.loss is None else loss / full.loss - 1,
+        "loss_increase": None if loss is None or full.loss is None else loss / full.loss.loss - 1,
     }

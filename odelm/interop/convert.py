@@ -193,7 +193,8 @@ def _with_delta(arrays: Arrays, name: str, delta: Delta) -> Arrays:
 def _gated(arrays: Arrays, name: str, gate: jax.Array | None) -> Arrays:
     if gate is None:
         return {}
-    return {key: arrays[key] * gate for key in (f"{name}/kernel", f"{name}/bias") if key in arrays}
+    names = [key for key in (f"{name}/kernel", f"{name}/bias") if key in arrays]
+    return {key: arrays[key] * np.broadcast_to(gate, arrays[key].shape) for key in names}
 
 
 def _residual(name: str, layers: np.ndarray, rank: int) -> Arrays:

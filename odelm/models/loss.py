@@ -1,6 +1,7 @@
 """Cross-entropy of next tokens or masked tokens, as sums, so that batches and devices add up exactly."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -25,6 +26,8 @@ class LossSums:
     tokens: jax.Array
     order_nats: jax.Array
     orders: jax.Array
+    squares: jax.Array
+    """float32 (4,), summed over rows with n tokens and x nats: x², x n, n² and 1; what a standard error takes."""
 
     @property
     def loss(self) -> jax.Array:
@@ -35,6 +38,28 @@ class LossSums:
     def objective(self) -> jax.Array:
         """What training minimises: the token loss, plus the sentence-order loss where there is one (ALBERT)."""
         return self.loss + self.order_nats / jnp.maximum(self.orders, 1)
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """Nats a predicted token over some rows of text, and the standard error of that as a sample of all such rows."""
+
+    loss: float
+    stderr: float
+    """By rows, which are the units that were drawn (Cochran 1977, Sampling Techniques, section 2.11: the ratio of two
+    means); nan for a single row."""
+    tokens: int
+
+
+def mean_loss(batches: Iterable[LossSums]) -> MeanLoss:
+    """Returns the mean over batches in which each token weighs the same."""
+    sums = [jax.device_get(batch) for batch in batches]
+    nats, tokens = (sum(float(getattr(batch, name)) for batch in sums) for name in ("nats", "tokens"))
+    xx, xn, nn, rows = map(float, np.stack([batch.squares for batch in sums]).astype(np.float64).sum(axis=0))
+    mean = nats / tokens
+    spread = xx - 2 * mean * xn + mean**2 * nn
+    stderr = math.sqrt(max(spread, 0.0) * rows / (rows - 1)) / tokens if rows > 1 else math.nan
+    return MeanLoss(mean, stderr, int(tokens))
 
 
 def loss_sums(
@@ -51,6 +76,11 @@ def loss_sums(
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
     return sums_from_hidden(model, hidden, data)
+
+
+def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
+    x, n = nats.sum(axis=1), weights.sum(axis=1)
+    return jnp.stack([jnp.square(x).sum(), (x * n).sum(), jnp.square(n).sum(), (n > 0).sum().astype(x.dtype)])
 
 
 def inputs_of(batch: Batch) -> Inputs:
@@ -73,4 +103,4 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
         logits = model.readout_order(hidden)
         order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(batch["order"])) * rows).sum()
         orders = rows.sum()
-    return LossSums((nats * weights).sum(), weights.sum(), order_nats, orders)
+    return LossSums((nats * weights).sum(), weights.sum(), order_nats, orders, _squares(nats * weights, weights))

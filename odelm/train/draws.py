@@ -7,15 +7,6 @@ from odelm.config import Config
 from odelm.ode import grid
 
 
-def possible_counts(config: Config) -> tuple[int, ...]:
-    """Returns every step count that training can draw, ascending: one executable is compiled for each."""
-    if config.step_sampling.kind == "fixed":
-        return (config.model.core,)
-    counts, weights = config.step_counts, config.step_sampling.weights
-    drawn = {count for count, weight in zip(counts, weights, strict=True) if weight} if weights else set(counts)
-    return tuple(sorted(drawn))
-
-
 def draw_grid(config: Config, update: int) -> np.ndarray:
     """Returns the grid of an update, float32 (N + 1,), the same on every process."""
     generator = rng.host(config.train.seed, "steps", update)

@@ -1,6 +1,6 @@
 """Held-out loss at several step counts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from odelm import sharding
 from odelm.config import Config
-from odelm.data.loader import eval_batches
+from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.tokens import Prepared
-from odelm.models.loss import Batch, LossSums, loss_sums
+from odelm.models.loss import Batch, LossSums, MeanLoss, loss_sums, mean_loss
 from odelm.ode import grid
 from odelm.train.log import Log
 
-LossFunction = Callable[[Any, Batch, jax.Array], LossSums]
+LossFunction = Callable[[Any, Batch, Any], LossSums]
 
 
 class HeldOut:
@@ -31,8 +31,8 @@ class HeldOut:
     def evaluate(self, step: int, params: Any) -> dict[int, float]:
         """Returns the losses after update `step` by number of steps, full depth first, and records them."""
         losses = evaluate(self._loss, params, self._batches, self._config)
-        self._log.evaluation(step, losses, self._config.train.eval_batches)
-        return losses
+        self._log.evaluation(step, losses, batches=self._config.train.eval_batches, documents=self._rows.documents)
+        return {steps: mean.loss for steps, mean in losses.items()}
 
     def recorded(self, step: int) -> dict[int, float]:
         """Returns the losses after update `step` if all were recorded before, else {}: the same on every process."""
@@ -52,11 +52,16 @@ class HeldOut:
         return self.evaluate(0, params) if not losses and step == 0 else losses
 
     @cached_property
+    def _rows(self) -> HeldOutRows:
+        options = self._config.train
+        return held_out_rows(self._prepared, self._config, limit=options.eval_batches * options.batch_size)
+
+    @cached_property
     def _batches(self) -> list[Batch]:
         """The evaluated batches, split over the processes like those of training."""
         rows = self._config.train.batch_size // jax.process_count()
         mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-        batches = eval_batches(self._prepared, self._config, limit=self._config.train.eval_batches)
+        batches = self._rows.batches(self._config.train.batch_size)
         return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self._mesh) for b in batches]
 
 
@@ -71,14 +76,10 @@ def make_loss(graph: nnx.GraphDef, *, solver: str = "euler") -> LossFunction:
     return loss
 
 
-def mean_loss(loss: LossFunction, params: Any, batches: Iterable[Batch], times: Any) -> float:
-    """Returns nats a predicted token over all batches, each token weighing the same."""
-    sums = [loss(params, batch, times) for batch in batches]
-    return float(sum(float(s.nats) for s in sums) / sum(float(s.tokens) for s in sums))
-
-
-def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: Config) -> dict[int, float]:
+def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: Config) -> dict[int, MeanLoss]:
     """Returns the held-out loss for each of the config's evaluated step counts, full depth first."""
-    return {
-        steps: mean_loss(loss, params, batches, grid.equal(config.model.core, steps)) for steps in config.eval_steps
-    }
+
+    def mean(times: np.ndarray) -> MeanLoss:
+        return mean_loss([loss(params, batch, times) for batch in batches])
+
+    return {steps: mean(grid.equal(config.model.core, steps)) for steps in config.eval_steps}

@@ -1,6 +1,7 @@
 """The log of a run: `metrics.jsonl`, TensorBoard events and a progress bar. Only the first process writes."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from odelm.models.loss import MeanLoss
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -61,14 +64,21 @@ class Log:
         )
         self._write({"step": step, **metrics}, {f"train/{name}": value for name, value in metrics.items()})
 
-    def evaluation(self, step: int, losses: dict[int, float], batches: int) -> None:
+    def evaluation(self, step: int, losses: dict[int, MeanLoss], *, batches: int, documents: int) -> None:
         """Records held-out losses by number of depth steps, over so many batches (0: the whole split)."""
-        shown = "  ".join(f"{steps} steps {loss:.4f}" for steps, loss in losses.items())
-        self.print(f"update {step}: held-out loss  {shown}")
-        self._write(
-            {"step": step, "eval_loss": {str(n): loss for n, loss in losses.items()}, "eval_batches": batches},
-            {f"eval/loss_{steps}_steps": loss for steps, loss in losses.items()},
-        )
+        full = next(iter(losses.values()))
+        shown = "  ".join(f"{steps} steps {mean.loss:.4f}" for steps, mean in losses.items())
+        of = f"± {full.stderr:.4f} on {full.tokens:,} tokens of {documents:,} documents"
+        self.print(f"update {step}: held-out loss  {shown}  ({of})")
+        record = {
+            "step": step,
+            "eval_loss": {str(steps): mean.loss for steps, mean in losses.items()},
+            "eval_stderr": {str(steps): _finite(mean.stderr) for steps, mean in losses.items()},
+            "eval_batches": batches,
+            "eval_tokens": full.tokens,
+            "eval_documents": documents,
+        }
+        self._write(record, {f"eval/loss_{steps}_steps": mean.loss for steps, mean in losses.items()})
 
     def comparison(self, before: dict[int, float], after: dict[int, float]) -> None:
         """Prints a line for each step count that was evaluated before and after training."""
@@ -83,7 +93,8 @@ class Log:
         path = self._workdir / METRICS
         lines = path.read_text().splitlines() if path.exists() else []
         records = [json.loads(line) for line in lines if _step_of(line) == step]
-        found = [record["eval_loss"] for record in records if record.get("eval_batches") == batches]
+        # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
+        found = [r["eval_loss"] for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
         return {int(steps): loss for steps, loss in found[-1].items()} if found else {}
 
     def _write(self, record: dict, scalars: dict[str, float]) -> None:
@@ -125,6 +136,10 @@ class Window:
             "tokens_per_s": len(metrics) * tokens / seconds,
             "data_wait": waited / seconds,
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from odelm.checkpoint import Checkpoints
 from odelm.config import Config
-from odelm.train.draws import draw_grid, possible_counts
+from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
 from odelm.train.log import Log, Window
 from odelm.train.optimizer import schedule
@@ -61,7 +61,7 @@ class Loop:
         held-out losses on the way."""
         options, step = self.config.train, int(state.step)
         batch = self.batches.next()
-        compiled = compile_updates(self.update, state, batch, possible_counts(self.config), self.mesh, self.log.print)
+        compiled = compile_updates(self.update, state, batch, self.config.trained_counts, self.mesh, self.log.print)
         self.batches.waited()
         window, losses = Window(), {}
         while step < options.updates and not stop.requested:

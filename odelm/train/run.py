@@ -15,7 +15,6 @@ from odelm.data.prepare import prepare
 from odelm.data.tokens import Prepared
 from odelm.errors import InputError
 from odelm.run_directory import RunDirectory
-from odelm.train.draws import possible_counts
 from odelm.train.evaluate import HeldOut
 from odelm.train.log import Log
 from odelm.train.loop import Loop, Result
@@ -117,7 +116,7 @@ def _print_summary(log: Log, config: Config, state: TrainState, prepared: Prepar
         f"groups {model.groups}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
     )
     log.print(f"{prepared.train_tokens:,} training tokens; depth steps drawn: {config.step_sampling.kind}")
-    if model.core not in possible_counts(config):
+    if model.core not in config.trained_counts:
         log.print(f"full depth, {model.core} steps, is never drawn: the model will not be trained at it")
     if int(state.step):
         log.print(f"resumed after update {int(state.step)}")

@@ -59,6 +59,57 @@ def test_comparison_writes_its_report(kind, request, call, tmp_path):
     assert (tmp_path / "report.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_training_and_inference_find_the_same_loss_on_the_same_text(kind, request, call, tmp_path):
+    workdir = request.getfixturevalue(kind)
+    done = call("infer.py", f"--workdir={workdir}", f"--out={tmp_path}", "--repeats=1", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    report = report_of(tmp_path)
+    *_, logged = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    text = report["text"]
+    assert (text["tokens"], text["documents"]) == (logged["eval_tokens"], logged["eval_documents"])
+    assert f"{text['tokens']:,} tokens of {text['documents']:,} documents" in done.stdout
+    for row in report["rows"]:
+        assert row["length"] == 16
+        # Sums of a hundred float32 terms in batches of other sizes.
+        assert row["loss"] == pytest.approx(logged["eval_loss"][str(row["steps"])], rel=1e-6)
+        assert row["loss_stderr"] == pytest.approx(logged["eval_stderr"][str(row["steps"])], rel=1e-3)
+        assert 0 < row["loss_stderr"] < 1
+
+
+def test_a_run_whose_text_is_elsewhere_is_timed(call, decoder, tmp_path):
+    workdir = shutil.copytree(decoder, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"] = "/elsewhere/texts"
+    (workdir / "config.json").write_text(json.dumps(config))
+    done = call("infer.py", f"--workdir={workdir}", "--steps=2", "--repeats=1")
+    assert done.returncode == 0, done.stderr
+    assert "no losses: the run's text is not here" in done.stderr and "/elsewhere/texts" in done.stderr
+    report = report_of(workdir / "infer")
+    assert report["text"] is None and all(row["loss"] is None for row in report["rows"])
+    text = tmp_path / "notes.txt"
+    text.write_text("word1 and word2 and word3 " * 9)
+    done = call("infer.py", f"--workdir={workdir}", "--steps=2", "--repeats=1", f"--text={text}")
+    assert done.returncode == 0 and report_of(workdir / "infer")["text"]["documents"] == 1, done.stderr
+
+
+def test_a_text_of_ones_own_is_held_out(call, small, tmp_path):
+    lines = [json.dumps({"text": f"word{i} and word{i + 1} and"}) for i in range(7)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    options = [f"--config.data.valid_source={tmp_path / 'own.jsonl'}", "--config.train.updates=1"]
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *small, *options)
+    assert done.returncode == 0, done.stderr
+    *_, logged = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert logged["eval_documents"] == 7
+    done = call("infer.py", f"--workdir={tmp_path / 'run'}", "--steps=4", "--repeats=1")
+    text = report_of(tmp_path / "run" / "infer")["text"]
+    assert text == {"source": str(tmp_path / "own.jsonl"), "tokens": logged["eval_tokens"], "documents": 7}
+    missing = "--config.data.valid_source=/nowhere.txt"
+    done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'other'}", *small, missing)
+    refused(done, "data.valid_source", "/nowhere.txt")
+    assert not (tmp_path / "other").exists()
+
+
 def test_other_solver_and_dtype(decoder, call, tmp_path):
     done = call(
         "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--steps=2", "--solver=heun", "--dtype=bfloat16",
@@ -171,7 +222,8 @@ def wait_for_update(running, workdir, seconds: float = 120) -> None:
 
 def refused(done, *words: str) -> None:
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if line]
+    # Whichever test comes first prepares the text.
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("prepared text:")]
     assert len(lines) == 1 and lines[0].startswith("error:"), done.stderr
     for word in words:
         assert word in lines[0], done.stderr

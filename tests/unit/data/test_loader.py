@@ -8,7 +8,8 @@ import pytest
 from small_corpus import each_window, flat, split_of
 
 from odelm.config import Config, replace
-from odelm.data.loader import eval_batches, train_batches
+from odelm.data.loader import eval_batches, held_out_rows, train_batches
+from odelm.data.tokens import Stream
 from odelm.data.windows import StreamWindows
 from odelm.errors import InputError
 
@@ -125,13 +126,13 @@ def test_masks_are_new_every_epoch(shared):
 
 
 @pytest.mark.parametrize("count", [2, 17, 65, 66, 100])
-def test_evaluation_counts_each_token_once_in_order(shared, count: int):
+def test_evaluation_counts_each_token_once(shared, count: int):
     prepared, config = shared[0], config_of(shared, "decoder")
     tokens = flat(prepared.validation)[:count]
     batches = list(eval_batches(shorten(prepared, validation=tokens), config))
     assert {batch["tokens"].shape for batch in batches} == {(4, 16)}
     counted = np.concatenate([batch["targets"][batch["weights"] == 1] for batch in batches])
-    np.testing.assert_array_equal(counted, tokens[1:])
+    np.testing.assert_array_equal(np.sort(counted), np.sort(tokens[1:]))
     assert all(batch["weights"].any() for batch in batches)
 
 
@@ -144,16 +145,48 @@ def test_evaluation_of_an_encoder_covers_the_split_with_fixed_masks(shared):
     text = []
     for batch in first:
         text.extend(row[mask][1:-1] for row, mask in zip(restored(batch), batch["mask"], strict=True))
-    np.testing.assert_array_equal(np.concatenate(text), flat(prepared.validation))
+    np.testing.assert_array_equal(np.sort(np.concatenate(text)), np.sort(flat(prepared.validation)))
 
 
 def test_evaluation_limit_length_and_batch_size(shared):
     prepared, config = shared[0], config_of(shared, "decoder")
     batches = list(eval_batches(prepared, config, length=8, batch_size=3, limit=2))
     assert [batch["tokens"].shape for batch in batches] == [(3, 8), (3, 8)]
-    np.testing.assert_array_equal(
-        np.concatenate([b["targets"].ravel() for b in batches]), flat(prepared.validation)[1:49]
-    )
+    whole = np.concatenate([batch["targets"] for batch in eval_batches(prepared, config, length=8, batch_size=1)])
+    np.testing.assert_array_equal(np.concatenate([batch["targets"] for batch in batches]), whole[:6])
+
+
+def test_a_sample_of_the_held_out_split_is_random_and_always_the_same(shared):
+    """Not its first documents: those of a few sources would stand for all."""
+    prepared = shared[0]
+    tokens = np.arange(1000, 1000 + 16 * 200 + 1).astype(np.uint16)
+    split = shorten(prepared, validation=tokens)
+    starts = []
+    for seed in (0, 1):
+        config = replace(config_of(shared, "decoder"), {"train.seed": seed})
+        rows = held_out_rows(split, config, limit=50)
+        assert len(rows) == 50
+        starts.append(np.concatenate([batch["tokens"][:, 0] for batch in rows.batches(10)]))
+    np.testing.assert_array_equal(*starts)
+    assert len(set(starts[0])) == 50
+    # The mean of 50 of 200 places is within 3 standard errors, 8 each, of the middle; the first 50 would be 75 off.
+    assert abs((starts[0].mean() - 1000) / 16 - 100) < 24
+    # A larger sample contains a smaller one.
+    more = held_out_rows(split, config, limit=70)
+    np.testing.assert_array_equal(more.order[:50], rows.order)
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "documents"])
+def test_a_sample_counts_the_documents_that_it_reads(shared, packing):
+    config = replace(config_of(shared, "decoder"), {"data.packing": packing, "data.corpus": "text"})
+    lengths = np.array([3, 40, 1, 1, 20, 64, 2, 5])
+    stream = Stream(np.zeros(lengths.sum(), np.uint16) + 5, lengths)
+    prepared = dataclasses.replace(shared[0], validation={"a": stream})
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    for limit in (0, 1, 2, 3, 5):
+        rows = held_out_rows(prepared, config, limit=limit)
+        places = [np.arange(*span) for span in zip(*rows.windows.spans(rows.order), strict=True)]
+        assert rows.documents == len(np.unique(owner[np.concatenate(places)]))
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])

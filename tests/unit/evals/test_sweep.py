@@ -6,16 +6,18 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
 from rich.console import Console
 
 import odelm
 from odelm.errors import InputError
 from odelm.evals import sweep as sweeps
-from odelm.evals.report import make_report, print_table, write_report
+from odelm.evals.report import make_report, plot, print_table, write_report
 from odelm.evals.sweep import Setting, settings, sweep
 from odelm.infer.latency import Latency
 from odelm.infer.runner import Runner
-from odelm.models.loss import loss_sums
+from odelm.models.loss import MeanLoss, loss_sums, mean_loss
 
 KEYS = "steps solver evaluations batch length latency_ms tokens_per_s speedup loss perplexity loss_increase".split()
 
@@ -85,13 +87,18 @@ def test_rows_compare_with_full_depth(runner, held_out, fixed_latencies, tmp_pat
         # float32 sums of about twenty terms.
         assert row["loss"] == pytest.approx(wanted, rel=1e-5)
         assert row["perplexity"] == pytest.approx(np.exp(wanted), rel=1e-4)
+        mean = mean_loss(sums)
+        assert (row["loss"], row["loss_stderr"]) == pytest.approx((mean.loss, mean.stderr), rel=1e-4)
     assert coarse["loss"] != full["loss"]
     assert coarse["loss_increase"] == pytest.approx(coarse["loss"] / full["loss"] - 1)
 
-    write_report(make_report(runner.model.config, rows, step=7), tmp_path / "infer")
+    text = {"source": "here", "tokens": 20, "documents": 3}
+    write_report(make_report(runner.model.config, rows, step=7, text=text, trained=(2, 4)), tmp_path / "infer")
     report = json.loads((tmp_path / "infer" / "report.json").read_text())
     assert {"device", "dtype", "model", "rows"} <= set(report)
     assert report["model"]["depth"] == 4 and report["model"]["trained_updates"] == 7
+    trained = [row.pop("trained") for row in report["rows"]]
+    assert trained == [True, True, False] and report["text"] == text
     assert report["rows"] == rows and all(set(KEYS) <= set(row) for row in rows)
     assert (tmp_path / "infer" / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -134,7 +141,8 @@ def strict(path) -> dict:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_losses_that_are_not_finite_are_null_and_not_drawn(runner, tmp_path, lost, value):
     losses = [value if i in lost else 2.0 + i for i in range(3)]
-    measured = [sweeps.Measured(Latency(8.0 / 2**i, 9.0), 4, loss) for i, loss in enumerate(losses)]
+    means = [MeanLoss(loss, 0.1 * loss, 20) for loss in losses]
+    measured = [sweeps.Measured(Latency(8.0 / 2**i, 9.0), 4, mean) for i, mean in enumerate(means)]
     rows = [sweeps._row(Setting("euler", 4 // 2**i), one, measured[0], 2, 6) for i, one in enumerate(measured)]
     for row in rows:
         row["loss_before"] = row["loss"]
@@ -153,3 +161,45 @@ def test_a_report_without_losses_takes_the_plot_of_the_last_one_away(runner, fix
     rows = sweep(runner, settings(runner, (4,)), batch=1, length=6, held_out=[])
     write_report(make_report(runner.model.config, rows), tmp_path)
     assert not (tmp_path / "report.png").exists()
+
+
+def row_of(steps: int, loss: float, *, solver: str = "euler", ms: float, tolerance: float | None = None) -> dict:
+    setting = Setting(solver, None if tolerance else steps, tolerance)
+    mean = MeanLoss(loss, 0.02, 4096)
+    one = sweeps.Measured(Latency(ms, ms), steps, mean)
+    return sweeps._row(setting, one, one, 2, 6)
+
+
+def test_what_the_model_was_not_trained_with_is_marked(runner):
+    rows = [
+        row_of(12, 3.0, ms=8), row_of(5, 3.1, ms=4), row_of(4, 3.2, ms=3), row_of(4, 3.9, solver="heun", ms=6),
+        row_of(9, 4.9, solver="bosh3", ms=9, tolerance=0.1),
+    ]  # fmt: skip
+    text = {"source": "notes.txt", "tokens": 4096, "documents": 17}
+    report = make_report(runner.model.config, rows, step=7, text=text, trained=(3, 4, 6, 12))
+    assert [row["trained"] for row in report["rows"]] == [True, False, True, False, False]
+    printed = io.StringIO()
+    print_table(report, Console(file=printed, width=100))
+    marked = [line.split()[0] for line in printed.getvalue().splitlines() if " * " in line]
+    assert marked == ["5", "4", "tol"]
+    assert "4,096 tokens of 17 documents of notes.txt; standard error 0.0200" in printed.getvalue()
+    assert "* no count of steps, or no solver, that the model was trained with" in printed.getvalue()
+
+
+def test_each_solver_is_a_line_of_its_own_and_labels_lie_apart(runner, tmp_path, monkeypatch):
+    """Eight points close together, which labels above each point would cover."""
+    rows = [row_of(12 - i, 3.0 + 0.001 * i, ms=8 + 0.05 * i) for i in range(5)]
+    rows += [row_of(4 - i, 3.01 + 0.001 * i, solver="heun", ms=8.1 + 0.05 * i) for i in range(3)]
+    rows.append(row_of(9, 3.02, solver="bosh3", ms=8.3, tolerance=0.1))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    plot(make_report(runner.model.config, rows), tmp_path / "report.png")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    lines = {line.get_label(): len(line.get_xdata()) for line in axes.get_lines()}
+    assert lines == {"euler": 5, "heun": 3, "bosh3, by tolerance": 1}
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert len(boxes) == len(rows)
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in box.corners())

@@ -27,7 +27,7 @@ def make_block(request, make_config, randomise):
 def test_pre_norm_increment(make_block):
     block, t = make_block("pre"), jnp.float32(1.5)
     condition = block.condition(t)
-    gate1, gate2 = (1 if gate is None else gate for gate in (condition.gate1, condition.gate2))
+    gate1, gate2 = (1 if gate is None else gate[None, None] for gate in (condition.gate1, condition.gate2))
     a = block.attention(block.norm1(H0, condition.norm1))[0] * gate1
     expected = a + block.feedforward(block.norm2(H0 if block.parallel else H0 + a, condition.norm2)) * gate2
     np.testing.assert_allclose(block.increment(condition, H0)[0], expected, rtol=0, atol=ATOL)
@@ -38,7 +38,7 @@ def test_pre_norm_increment(make_block):
 def test_post_norm_projection(make_block, dt):
     block, t = make_block("post"), jnp.float32(1.5)
     condition = block.condition(t)
-    gate1, gate2 = (1 if gate is None else gate for gate in (condition.gate1, condition.gate2))
+    gate1, gate2 = (1 if gate is None else gate[None, None] for gate in (condition.gate1, condition.gate2))
     a = H0 + dt * gate1 * block.attention(H0)[0]
     if block.parallel:
         expected = block.norm1(a + dt * gate2 * block.feedforward(H0), condition.norm1)

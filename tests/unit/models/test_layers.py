@@ -96,7 +96,11 @@ def test_rotation_depends_on_the_distance_only():
     q, k = np.random.default_rng(0).standard_normal((2, K)).astype(np.float32)
     angles = rotary_angles(np.arange(12), K, 10_000.0)
     one = jnp.ones((1, 12, 1, 1))
-    scores = np.einsum("lk,sk->ls", rotate(one * q, angles)[0, :, 0], rotate(one * k, angles)[0, :, 0])
+    scores = np.einsum(
+        "lk,sk->ls",
+        rotate(one * q[None, None, None], angles)[0, :, 0],
+        rotate(one * k[None, None, None], angles)[0, :, 0],
+    )
     for distance in range(11):
         diagonal = np.diagonal(scores, -distance)
         # Angles up to 11 are rounded to about 1e-6, which moves a score of order 5 by as much.

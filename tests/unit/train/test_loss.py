@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from odelm.models.loss import LossSums, loss_sums
-from odelm.train.evaluate import evaluate, make_loss, mean_loss
+from odelm.models.loss import LossSums, loss_sums, mean_loss
+from odelm.train.evaluate import evaluate, make_loss
 
 # float32 sums of a dozen terms of size 1 to 10, in another order.
 TOLERANCE = dict(rtol=2e-5)
@@ -66,10 +66,47 @@ def test_every_token_weighs_the_same_across_batches(make_config, make_model, dec
     graph, params = nnx.split(make_model(), nnx.Param)
     loss = make_loss(graph)
     grid = np.arange(5, dtype=np.float32)
-    together = mean_loss(loss, params, [decoder_batch], grid)
-    assert mean_loss(loss, params, [small, large], grid) == pytest.approx(together, rel=1e-5)
-    first, second = (mean_loss(loss, params, [part], grid) for part in (small, large))
-    assert abs((first + second) / 2 - together) > 1e-3 * together, "the batches must differ for this to test anything"
+    whole, *parts = (loss(params, batch, grid) for batch in (decoder_batch, small, large))
+    together, apart = mean_loss([whole]), mean_loss(parts)
+    assert apart.loss == pytest.approx(together.loss, rel=1e-5)
+    assert apart.stderr == pytest.approx(together.stderr, rel=1e-3)
+    assert apart.tokens == together.tokens
+    first, second = (mean_loss([part]).loss for part in parts)
+    difference = abs((first + second) / 2 - together.loss)
+    assert difference > 1e-3 * together.loss, "the batches must differ for this to test anything"
+
+
+def sums_of(nats: np.ndarray, tokens: np.ndarray) -> LossSums:
+    """Returns the sums of rows with so many nats and tokens."""
+    squares = np.array([(nats**2).sum(), (nats * tokens).sum(), (tokens**2).sum(), (tokens > 0).sum()], np.float32)
+    zero = jnp.float32(0)
+    return LossSums(jnp.float32(nats.sum()), jnp.float32(tokens.sum()), zero, zero, jnp.asarray(squares))
+
+
+def test_the_standard_error_is_that_of_means_over_many_samples():
+    """Rows of different lengths, whose losses scatter by 0.5 around 3: samples of 100 of them, drawn 400 times."""
+    rng = np.random.default_rng(0)
+    means, errors = [], []
+    for _ in range(400):
+        tokens = rng.integers(1, 128, 100).astype(np.float64)
+        mean = mean_loss([sums_of(tokens * rng.normal(3, 0.5, 100), tokens)])
+        means.append(mean.loss)
+        errors.append(mean.stderr)
+    # A spread over 400 samples is itself known to a twenty-fifth.
+    assert np.std(means) == pytest.approx(np.mean(errors), rel=0.15)
+    assert np.mean(means) == pytest.approx(3, abs=0.01)
+
+
+def test_a_single_row_has_no_standard_error():
+    mean = mean_loss([sums_of(np.array([6.0, 0.0]), np.array([2.0, 0.0]))])
+    assert (mean.loss, mean.tokens) == (3.0, 2) and np.isnan(mean.stderr)
+
+
+def test_the_rows_of_a_batch_are_what_its_sums_say(make_model, decoder_batch):
+    sums = loss_sums(make_model(), decoder_batch)
+    rows = [loss_sums(make_model(), {name: a[i : i + 1] for name, a in decoder_batch.items()}) for i in range(2)]
+    nats, tokens = (np.array([float(getattr(row, name)) for row in rows]) for name in ("nats", "tokens"))
+    np.testing.assert_allclose(sums.squares, sums_of(nats, tokens).squares, rtol=1e-5)
 
 
 def test_evaluation_takes_the_configured_step_counts(make_config):
@@ -79,8 +116,9 @@ def test_evaluation_takes_the_configured_step_counts(make_config):
 
     def loss(params, batch, grid):
         seen.append(np.asarray(grid).tolist())
-        return LossSums(jnp.float32(len(grid)), jnp.float32(2), jnp.float32(0), jnp.float32(0))
+        return sums_of(np.array([len(grid), 0.0]) / 2, np.ones(2))
 
     config = Config(model=make_config(), train=TrainConfig(eval_steps=(1, 2)))
-    assert evaluate(loss, None, [{}], config) == {4: 2.5, 2: 1.5, 1: 1.0}
+    losses = evaluate(loss, None, [{}], config)
+    assert {steps: mean.loss for steps, mean in losses.items()} == {4: 1.25, 2: 0.75, 1: 0.5}
     assert seen == [[0, 1, 2, 3, 4], [0, 2, 4], [0, 4]]
