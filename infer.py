@@ -100,7 +100,7 @@ def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
     from odelm.infer.generate import continue_text
     from odelm.infer.runner import Runner
 
-    model, _, tokenizer = loaded
+    model, config, tokenizer = loaded
     runner = Runner.of(model)
     for count in steps:
         text = continue_text(
@@ -112,6 +112,7 @@ def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
             temperature=TEMPERATURE.value,
             top_k=TOP_K.value,
             seed=SEED.value,
+            end_token=config.data.end_token,
         )
         if len(steps) > 1:
             print(f"--- {count} steps")

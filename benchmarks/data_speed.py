@@ -77,7 +77,7 @@ def tokenising(some: Some, tokenizer: Tokenizer, repeats: int) -> dict[str, floa
     size = sum(len(text.encode()) for text in texts) / 1e6
     alone, written = [], []
     with tempfile.TemporaryDirectory() as folder:
-        (shard,) = token_shards(some, SPLITS[0], tokenizer, Path(folder))
+        (shard,) = token_shards(some, SPLITS[0], tokenizer, "", Path(folder))
         for _ in range(repeats):
             # A new one, as every shard has: a tokenizer keeps the words that it met.
             new = Tokenizer.from_str(tokenizer.to_str())

@@ -1,6 +1,8 @@
 """A byte-level BPE tokenizer, trained or loaded, and the ids of its special tokens."""
 
 import itertools
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ NAMES = {
 
 _LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
 """No word: training takes time in the square of a run's length, and learns nothing of it."""
+PIECE = 1 << 16
+"""Characters after which a long document is cut at the next end of a word."""
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -88,6 +92,19 @@ def special_id(tokenizer: Tokenizer, role: str) -> int:
     return number
 
 
+def end_id(tokenizer: Tokenizer, name: str = "") -> int:
+    """Returns the id of the token that ends a document: of that name, or if it is empty of the role "end".
+
+    Raises InputError if the tokenizer lacks it.
+    """
+    if not name:
+        return special_id(tokenizer, "end")
+    number = tokenizer.token_to_id(name)
+    if number is None:
+        raise InputError(f"the tokenizer has no token {name!r}, which data.end_token says ends a document")
+    return number
+
+
 def special_ids(tokenizer: Tokenizer) -> np.ndarray:
     """Returns the sorted ids, int64 (n,), of all tokens that do not represent text."""
     marked = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -101,20 +118,47 @@ def find_id(tokenizer: Tokenizer, role: str) -> int | None:
     return next((number for number in numbers if number is not None), None)
 
 
-def encode(tokenizer: Tokenizer, documents: Iterable[str], *, batch_bytes: int = 1 << 22) -> Iterator[np.ndarray]:
+def encode(
+    tokenizer: Tokenizer, documents: Iterable[str], *, end: str = "", batch_bytes: int = 1 << 22
+) -> Iterator[np.ndarray]:
     """Yields the token ids of `documents`, uint32, each followed by the end token, in runs of bounded size.
 
-    Text that spells a special token is text. Long documents are encoded in pieces cut where a word ends, so
-    that memory is bounded; byte-level BPE never joins a word with the space after it, so the tokens are those of
-    the whole.
+    `end` is the name of that token, as in `end_id`. Text that spells a special token is text. A long document is
+    encoded in pieces cut where a word ends, so that memory is bounded, if the tokenizer is known to treat what comes
+    before and after such a place apart (`cuts_at_words`); else as a whole. Either way its tokens are the tokenizer's.
     """
-    end = np.array([special_id(tokenizer, "end")], np.uint32)
+    last_token = np.array([end_id(tokenizer, end)], np.uint32)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.encode_special_tokens = True
-    for pieces, ends in _batches(documents, batch_bytes, _spelled(tokenizer)):
+    size = PIECE if cuts_at_words(tokenizer) else None
+    for pieces, ends in _batches(documents, batch_bytes, _spelled(tokenizer), size):
         encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        parts = ((np.array(item.ids, np.uint32), end[:last]) for item, last in zip(encodings, ends, strict=True))
+        parts = ((np.array(item.ids, np.uint32), last_token[:last]) for item, last in zip(encodings, ends, strict=True))
         yield np.concatenate([part for pair in parts for part in pair])
+
+
+def cuts_at_words(tokenizer: Tokenizer) -> bool:
+    """Returns whether text may be cut between a word and the space after it, and each part encoded on its own.
+
+    Proved for normalisers that change one character at a time, and for pre-tokenisers that end a piece at every such
+    place whatever stands before it: that of GPT-2, whose pieces may begin with a space but not end with one unless they
+    are nothing else, and those that drop spaces. Added tokens that are no special ones might span the place.
+    """
+    settings = json.loads(tokenizer.to_str())
+    normalizer, pre = settings["normalizer"] or {}, settings["pre_tokenizer"] or {}
+    gpt2 = pre.get("type") == "ByteLevel" and pre["use_regex"] and not pre["add_prefix_space"]
+    plain = all(token["special"] for token in settings["added_tokens"])
+    by_character = normalizer.get("type") in (None, "BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents")
+    return plain and by_character and (gpt2 or pre.get("type") in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"))
+
+
+def decode_after(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
+    """Returns the text of `tokens` as what continues the text of `prompt`.
+
+    Decoded alone they may lose their first space, or the bytes of a character that both share.
+    """
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
+    return whole[len(os.path.commonprefix([before, whole])) :]
 
 
 def _spelled(tokenizer: Tokenizer) -> re.Pattern[str] | None:
@@ -129,12 +173,12 @@ def _spelled(tokenizer: Tokenizer) -> re.Pattern[str] | None:
 
 
 def _batches(
-    documents: Iterable[str], size: int, spelled: re.Pattern[str] | None
+    documents: Iterable[str], size: int, spelled: re.Pattern[str] | None, piece_size: int | None
 ) -> Iterator[tuple[list[str], list[bool]]]:
     """Groups pieces of documents to about `size` characters, with a flag at the last piece of each document."""
     pieces, ends, total = [], [], 0
     for document in documents:
-        for piece, last in _pieces(document):
+        for piece, last in [(document, True)] if piece_size is None else _pieces(document, piece_size):
             # Cut within what spells a special token, so that it is text.
             cuts = [0, *(found.start() + 1 for found in spelled.finditer(piece)), len(piece)] if spelled else [0, None]
             parts = [piece[start:stop] for start, stop in itertools.pairwise(cuts)]
@@ -148,7 +192,7 @@ def _batches(
         yield pieces, ends
 
 
-def _pieces(text: str, size: int = 1 << 16) -> Iterator[tuple[str, bool]]:
+def _pieces(text: str, size: int = PIECE) -> Iterator[tuple[str, bool]]:
     start = 0
     while cut := _WORD_END.search(text, start + size):
         yield text[start : cut.end()], False

@@ -18,8 +18,9 @@ class DataConfig:
     """`python_source` (the standard library of the running interpreter), `text` (your own files), `openwebtext`,
     `pile`, or `tfds:NAME` for one of the TFDS catalogue."""
     source: str = ""
-    """A file, folder or glob. For `text`: .txt and .jsonl, each plain, .gz, .xz or .zst. For `openwebtext`: its
-    archive, unpacked or not, or .jsonl. For `pile`: its .jsonl.zst shards. For `tfds:NAME`: the folder of TFDS."""
+    """A file, folder or glob. For `text`: .txt, .jsonl and .ndjson, each plain, .gz, .xz or .zst, .json of lines if it
+    is compressed, and .parquet; what is hidden is passed over, and links are followed. For `openwebtext`: its archive,
+    unpacked or not, or .jsonl. For `pile`: its .jsonl.zst shards. For `tfds:NAME`: the folder of TFDS."""
     components: tuple[str, ...] = ()
     """The parts of the corpus to use, by name: for `pile` its sets, for `text` the names of the .jsonl files and of
     the folders of .txt files. Empty is all."""
@@ -30,12 +31,16 @@ class DataConfig:
     its own rate. Empty takes every window once an epoch. Evaluation takes each held-out window once in either case."""
     on_bad_record: str = "error"
     """What to do with a record that cannot be read: `error` names it and stops, `skip` leaves it out and counts."""
+    text_field: str = "text"
+    """For `text`: the field of JSON lines, or the column of Parquet, that holds the text."""
     text_feature: str = "text"
     """For `tfds:NAME`: the feature that holds the text."""
     data_dir: str = "~/.cache/odelm"
     """Where prepared corpora, tokenizers and tokens are kept and found again."""
     tokenizer: str = ""
     """Path of a `tokenizer.json` to use; empty trains a byte-level BPE on the corpus."""
+    end_token: str = ""
+    """The token of the tokenizer that ends a document; empty finds it by its usual names (`odelm.tokenizer.NAMES`)."""
     vocab_size: int | None = None
     """Vocabulary of a trained tokenizer; None is model.vocab_size."""
     valid_fraction: float = 0.02

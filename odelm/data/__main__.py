@@ -79,6 +79,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="", help="the file, folder or glob that it is made from")
     parser.add_argument("--data_dir", default=DEFAULTS.data_dir, help="where it is kept (%(default)s)")
     parser.add_argument("--tokenizer", default="", help="a tokenizer.json; else a byte-level BPE is trained")
+    parser.add_argument("--end_token", default="", help="its token that ends a document, if not one of the usual names")
     parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="of a trained tokenizer (%(default)s)")
     parser.add_argument(
         "--tokenizer_bytes", type=int, default=DEFAULTS.tokenizer_bytes, help="text that it is trained on"
@@ -87,6 +88,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--components", default=(), type=_list(str), help="parts of the corpus to use: A,B")
     parser.add_argument("--exclude", default=(), type=_list(str), help="parts of the corpus to leave out: A,B")
     parser.add_argument("--on_bad_record", default=DEFAULTS.on_bad_record, choices=ON_BAD_RECORD)
+    parser.add_argument("--text_field", default=DEFAULTS.text_field, help="of JSON lines and Parquet (%(default)s)")
     parser.add_argument("--text_feature", default=DEFAULTS.text_feature, help="of tfds:NAME")
     parser.add_argument("--workers", type=_natural, default=0, help="processes; 0 is this one, tokenising on all cores")
 
@@ -113,7 +115,7 @@ def _show(options: argparse.Namespace) -> None:
         shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in batch.items())
         print(f"\n{options.split} batch {number}: {shapes}")
         for row in range(len(batch["tokens"])):
-            print(f"{row}: {summary.row_text(prepared.tokenizer, batch, row)}")
+            print(f"{row}: {summary.row_text(prepared.tokenizer, batch, row, end_token=config.data.end_token)}")
     if number < options.start and options.batches:
         raise InputError(f"the {options.split} split has no batch {options.start}: give a lower --start")
 

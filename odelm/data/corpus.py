@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import platform
 import re
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from odelm.config import DataConfig
 from odelm.data.shards import as_os_error, run_jobs
 from odelm.data.sources.catalogue import PREFIX, open_catalogue
-from odelm.data.sources.corpora import BUILDERS
+from odelm.data.sources.corpora import BUILDERS, Text
 from odelm.data.sources.document_shards import (
     DocumentShard,
     Reading,
@@ -76,6 +77,8 @@ def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None
     builder = BUILDERS[config.corpus]
     sources = builder.sources(config.source)
     chosen = [config.components, config.exclude, config.on_bad_record, config.valid_fraction]
+    if config.text_field != "text":
+        chosen.append(config.text_field)
     key = fingerprint(FORMAT, stats(sorted({source.path for source in sources})), *chosen)
     prefix = config.corpus
     if config.corpus == "python_source":
@@ -134,7 +137,8 @@ class FileCorpus:
     def _settings(self, folder: Path, *, workers: int, with_beam: bool) -> CorpusConfig:
         """Returns the settings of the builder, with the files read into shards unless Beam is to read them."""
         config, groups = self.config, group(self.sources)
-        reading = Reading(self.builder.read, config.components, config.exclude, config.on_bad_record == "skip")
+        read = functools.partial(Text.read, field=config.text_field) if config.corpus == "text" else self.builder.read
+        reading = Reading(read, config.components, config.exclude, config.on_bad_record == "skip")
         settings = CorpusConfig(name=self.name, valid_fraction=config.valid_fraction)
         if with_beam:
             return dataclasses.replace(settings, groups=tuple(groups), reading=reading)

@@ -15,7 +15,7 @@ from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.tokens import Prepared, Split, Stream
 from odelm.data.windows import DocumentWindows, JoinedWindows, Spans, StreamWindows, Windows, joined
 from odelm.errors import InputError
-from odelm.tokenizer import special_id
+from odelm.tokenizer import end_id
 
 Batch = dict[str, np.ndarray]
 
@@ -221,7 +221,9 @@ def _batch(
 
 def _rows(prepared: Prepared, config: Config, *, length: int, stream: str) -> NextTokenRows | MaskedRows:
     if config.model.kind == "decoder":
-        return NextTokenRows(length, special_id(prepared.tokenizer, "end"), segments=config.packing == "segments")
+        return NextTokenRows(
+            length, end_id(prepared.tokenizer, config.data.end_token), segments=config.packing == "segments"
+        )
     return masked_rows(prepared.tokenizer, config, length=length, stream=stream)
 
 

@@ -15,7 +15,7 @@ from odelm import rng
 from odelm.config import Config
 from odelm.data.spans import MaskUnit, make_unit
 from odelm.errors import InputError
-from odelm.tokenizer import NAMES, find_id, special_id, special_ids
+from odelm.tokenizer import NAMES, end_id, find_id, special_id, special_ids
 
 MASKED, RANDOM = 0.8, 0.1
 
@@ -192,7 +192,7 @@ def masked_rows(tokenizer: Tokenizer, config: Config, *, length: int, stream: st
         sep=special_id(tokenizer, "sep"),
         pad=special_id(tokenizer, "pad"),
         mask=special_id(tokenizer, "mask"),
-        end=find_id(tokenizer, "end"),
+        end=end_id(tokenizer, config.data.end_token) if config.data.end_token else find_id(tokenizer, "end"),
         ordinary=ordinary,
         maskable=np.isin(np.arange(vocabulary[-1] + 1), ordinary),
         sentence_order=config.model.sentence_order,

@@ -56,8 +56,9 @@ def prepare(
     if not path:
         path = _trained_tokenizer(config, corpus, workers=workers, beam=beam)
     tokenizer = tokenizers.check_size(tokenizers.load(path), config.model.vocab_size)
-    tokenizers.special_id(tokenizer, "end")
-    key = fingerprint(FORMAT, corpus.name, tokenizer.to_str())
+    end = config.data.end_token
+    tokenizers.end_id(tokenizer, end)
+    key = fingerprint(FORMAT, corpus.name, tokenizer.to_str(), *([end] if end else []))
     name = config.data.corpus.replace(":", "-").replace("/", "-")
     directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{name}-{key}"
     made = not directory.is_dir()
@@ -65,31 +66,31 @@ def prepare(
         corpus.prepare(workers=workers, beam=beam)
         with resumed(directory) as partial:
             if partial is not None:
-                _write(corpus, tokenizer, partial, workers=workers)
+                _write(corpus, tokenizer, end, partial, workers=workers)
     prepared = open_prepared(directory, tokenizer)
     if made:
         print(_summary(config, prepared, time.perf_counter() - since), file=sys.stderr)
-    return _with_validation(prepared, config.data.valid_source) if config.data.valid_source else prepared
+    return _with_validation(prepared, config.data.valid_source, end) if config.data.valid_source else prepared
 
 
-def _with_validation(prepared: Prepared, source: str) -> Prepared:
+def _with_validation(prepared: Prepared, source: str, end: str) -> Prepared:
     """Returns the tokens with the documents of other files as the held-out split."""
-    own = read_text(source, prepared.tokenizer, option="data.valid_source")
+    own = read_text(source, prepared.tokenizer, end=end, option="data.valid_source")
     digest = sha256(prepared.digest + own.digest)
     return replace(prepared, validation=own.validation, bytes_per_token=own.bytes_per_token, digest=digest)
 
 
-def read_text(source: str, tokenizer: Tokenizer, *, option: str = "the text") -> Prepared:
+def read_text(source: str, tokenizer: Tokenizer, *, end: str = "", option: str = "the text") -> Prepared:
     """Returns the documents of text files as the validation split, tokenised in memory; the other split is empty.
 
-    `source` is as `config.data.source`. Raises InputError if there is no text.
+    `source` is as `config.data.source`, `end` as `config.data.end_token`. Raises InputError if there is no text.
     """
     files = text_files(source, option=option)
     texts = [document.text for file in files for document in checked(text_documents(file))]
     if not texts:
         raise InputError(f"{source} has no text: expected files with at least one document")
-    tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts)))
-    lengths = np.diff(np.flatnonzero(tokens == tokenizers.special_id(tokenizer, "end")), prepend=-1)
+    tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts, end=end)))
+    lengths = np.diff(np.flatnonzero(tokens == tokenizers.end_id(tokenizer, end)), prepend=-1)
     size = sum(len(text.encode()) for text in texts)
     digest = hashlib.sha256(tokens.tobytes()).hexdigest()
     return Prepared(tokenizer, {}, {"text": Stream(tokens, lengths)}, size / len(tokens), Path(source), digest)
@@ -105,6 +106,8 @@ class TokenShard:
     stop: int
     tokenizer: str
     """As JSON, which is what another process can be given."""
+    end: str
+    """The name of the token that ends a document, empty for the usual one."""
     path: Path
 
     @property
@@ -113,14 +116,14 @@ class TokenShard:
         return self.path.with_suffix(".json")
 
 
-def token_shards(corpus: Corpus, split: str, tokenizer: Tokenizer, directory: Path) -> list[TokenShard]:
+def token_shards(corpus: Corpus, split: str, tokenizer: Tokenizer, end: str, directory: Path) -> list[TokenShard]:
     """Returns the shards of a split, which depend on the corpus only."""
     documents, size = corpus.size(split)
     count = max(1, min(-(-size // SHARD_BYTES), MAX_SHARDS, documents))
     cuts = [documents * number // count for number in range(count + 1)]
     text, corpus = tokenizer.to_str(), corpus.reader()
     return [
-        TokenShard(corpus, split, start, stop, text, directory / split / f"{number:05d}.array_record")
+        TokenShard(corpus, split, start, stop, text, end, directory / split / f"{number:05d}.array_record")
         for number, (start, stop) in enumerate(itertools.pairwise(cuts))
     ]
 
@@ -132,7 +135,7 @@ def write_token_shard(shard: TokenShard) -> None:
     for document in shard.corpus.documents(shard.split, shard.start, shard.stop):
         texts.setdefault(document.component, []).append(document.text)
     texts = {name: texts[name] for name in sorted(texts)}
-    tokens, ends = _encoded(tokenizer, texts)
+    tokens, ends = _encoded(tokenizer, texts, shard.end)
     stops = [0, *(int(ends[count - 1]) for count in np.cumsum([len(documents) for documents in texts.values()]))]
     pieces = dict(zip(texts, itertools.pairwise(stops), strict=True))
     with writing(shard.path) as partial, record_writer(partial, compress=False) as writer:
@@ -151,10 +154,10 @@ def write_token_shard(shard: TokenShard) -> None:
         partial.write_text(json.dumps(report) + "\n")
 
 
-def _encoded(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(tokenizer: Tokenizer, texts: Mapping[str, list[str]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens of all texts, one component after the other, and where each text's tokens end."""
-    dtype, end = _dtype_of(tokenizer), tokenizers.special_id(tokenizer, "end")
-    runs = tokenizers.encode(tokenizer, itertools.chain.from_iterable(texts.values()))
+    dtype, end = _dtype_of(tokenizer), tokenizers.end_id(tokenizer, name)
+    runs = tokenizers.encode(tokenizer, itertools.chain.from_iterable(texts.values()), end=name)
     tokens = np.concatenate([np.empty(0, dtype), *runs]).astype(dtype)
     ends = np.flatnonzero(tokens == end) + 1
     if len(ends) != sum(len(documents) for documents in texts.values()):
@@ -191,10 +194,10 @@ def _trained_tokenizer(
     return directory / TOKENIZER
 
 
-def _write(corpus: Corpus, tokenizer: Tokenizer, partial: Path, *, workers: int) -> None:
+def _write(corpus: Corpus, tokenizer: Tokenizer, end: str, partial: Path, *, workers: int) -> None:
     """Writes the token shards of both splits, the tokenizer and the index into `partial`/result."""
     result = partial / "result"
-    by_split = {split: token_shards(corpus, split, tokenizer, result) for split in SPLITS}
+    by_split = {split: token_shards(corpus, split, tokenizer, end, result) for split in SPLITS}
     every = [shard for split in SPLITS for shard in by_split[split]]
     missing = [shard for shard in every if not shard.report.exists()]
     run_jobs(write_token_shard, missing, workers=workers, what="tokenising", total=len(every))

@@ -44,7 +44,7 @@ def left_out(prepared: Prepared) -> list[str]:
     return [f"left out: {left[name]} {what}" for name, what in LEFT_OUT if left.get(name)] + left["bad"]
 
 
-def row_text(tokenizer: Tokenizer, batch: Batch, row: int) -> str:
+def row_text(tokenizer: Tokenizer, batch: Batch, row: int, *, end_token: str = "") -> str:
     """Returns a row of a batch as one line: what is to be predicted as [word->shown], documents parted by a bar.
 
     Of a decoder, what follows the bar counts as a new document only with segments. Padding is counted, not shown.
@@ -52,7 +52,7 @@ def row_text(tokenizer: Tokenizer, batch: Batch, row: int) -> str:
     tokens = batch["tokens"][row].tolist()
     predicted = _predicted(batch, row) if "positions" in batch else {}
     real = int(batch["mask"][row].sum()) if "mask" in batch else _real(batch, row)
-    end = tokenizers.special_id(tokenizer, "end")
+    end = tokenizers.end_id(tokenizer, end_token)
     text, run = "", []
     for place, token in enumerate(tokens[:real]):
         if place in predicted or token == end:

@@ -141,10 +141,11 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
         print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
         return None
     if options.text is not None:
-        prepared = read_text(options.text, needed(tokenizer))
+        end = config.data.end_token
+        prepared = read_text(options.text, needed(tokenizer), end=end)
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
         seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
-        config = dataclasses.replace(config, data=DataConfig(), train=seed)
+        config = dataclasses.replace(config, data=DataConfig(end_token=end), train=seed)
     elif tokenizer_file is not None:
         try:
             prepared = prepare(config, tokenizer_file=tokenizer_file)
@@ -171,7 +172,7 @@ def needed(tokenizer: Tokenizer | None) -> Tokenizer:
     """Returns the tokenizer; InputError if there is none."""
     if tokenizer is None:
         raise InputError(
-            "the model has no tokenizer.json, which text needs: save one in its folder "
+            "the model has no tokenizer.json that fits it, which text needs: save one in its folder "
             "(a fast tokenizer's save_pretrained in transformers)"
         )
     return tokenizer

@@ -13,7 +13,7 @@ from odelm import rng
 from odelm.errors import InputError
 from odelm.infer.runner import Runner
 from odelm.models.transformer import DepthPlan
-from odelm.tokenizer import special_id
+from odelm.tokenizer import decode_after, end_id, find_id
 
 
 def continue_text(
@@ -26,19 +26,24 @@ def continue_text(
     temperature: float = 0.8,
     top_k: int = 40,
     seed: int = 0,
+    end_token: str = "",
 ) -> str:
-    """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`."""
+    """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
+
+    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text.
+    """
+    given = tokenizer.encode(prompt, add_special_tokens=False).ids
     tokens = generate(
         runner,
-        tokenizer.encode(prompt, add_special_tokens=False).ids,
+        given,
         plan=plan,
         new_tokens=new_tokens,
         temperature=temperature,
         top_k=top_k,
         seed=seed,
-        end=special_id(tokenizer, "end"),
+        end=end_id(tokenizer, end_token) if end_token else find_id(tokenizer, "end"),
     )
-    return prompt + tokenizer.decode(tokens)
+    return prompt + decode_after(tokenizer, given, tokens)
 
 
 def generate(

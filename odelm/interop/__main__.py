@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging
 
 from odelm import checkpoint, interop
+from odelm.config import Config
 from odelm.errors import InputError
 
 
@@ -26,22 +27,20 @@ def main(arguments: list[str]) -> int:
     # Orbax warns of what is normal here.
     logging.set_verbosity(logging.ERROR)
     try:
-        model, tokenizer = _load(Path(options.workdir).expanduser(), options.step)
-        print(interop.export(model, options.to, tokenizer=tokenizer))
+        model, config, tokenizer = _load(Path(options.workdir).expanduser(), options.step)
+        print(interop.export(model, options.to, tokenizer=tokenizer, end_token=config.data.end_token))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
-def _load(path: Path, step: int | None) -> tuple[Any, Any]:
+def _load(path: Path, step: int | None) -> tuple[Any, Config, Any]:
     if not interop.is_folder(path):
-        model, _, tokenizer = checkpoint.load(path, step=step)
-    elif step is None:
-        model, _, tokenizer = interop.load(path)
-    else:
+        return checkpoint.load(path, step=step)
+    if step is not None:
         raise InputError(f"--step={step} was given, but {path} is a Hugging Face folder, which has no checkpoints")
-    return model, tokenizer
+    return interop.load(path)
 
 
 if __name__ == "__main__":

@@ -15,29 +15,29 @@ CONFIG, TENSORS, INDEX, TOKENIZER = (
     "model.safetensors.index.json",
     "tokenizer.json",
 )
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FLOATS_ONLY = f"expected one of {', '.join(FLOATS)}: save the model without quantisation"
 BUFFERS = ("position_ids", "token_type_ids", "attn.bias", "attn.masked_bias")
 """Ends of the names of tensors that are no parameters, which may be of any dtype."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MISSING_LIBRARY = 'Hugging Face folders need the safetensors library: pip install "odelm[interop]"'
 
 
 def is_folder(path: str | Path) -> bool:
-    """Tells whether `path` looks like a Hugging Face folder, by its config.json; reads nothing else."""
-    file = Path(path) / CONFIG
-    if not file.is_file():
+    """Returns whether `path` looks like a Hugging Face folder: by its config.json, damaged or not, or its weights."""
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
         return False
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(values, dict) and "model_type" in values
+    text = (folder / CONFIG).read_bytes()
+    if b'"model_type"' in text:
+        return True
+    weights = any((folder / name).is_file() for name in (TENSORS, INDEX))
+    return weights and not (folder / "checkpoints").is_dir()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns config.json as plain values."""
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / INDEX).is_file():
         raise InputError(_why_no_tensors(folder))
     tensors: dict[str, np.ndarray] = {}
-    places = _read_json(folder / INDEX).get("weight_map")
+    places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{folder / INDEX} has no weight_map of tensors to files: copy the folder again")
     for name in sorted(set(places.values())):
@@ -67,7 +67,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
     """Writes a folder's files, the weights in one safetensors file; `texts` are further files by name."""
-    save_file = _safetensors_numpy().save_file
+    from safetensors.numpy import save_file
+
     # transformers asks for this mark of which framework's layout the tensors have.
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(contiguous, str(folder / TENSORS), metadata={"format": "pt"})
@@ -76,19 +77,21 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
         (folder / name).write_text(text)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}): copy the folder again") from error
+        raise InputError(
+            f"{path}, of a Hugging Face folder, cannot be read as JSON ({error}): copy the folder again"
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+        raise InputError(f"{path}, of a Hugging Face folder, holds a {type(values).__name__}, expected a JSON object")
     return values
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    load_file = _safetensors_numpy().load_file
     from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     try:
         tensors = load_file(str(path))
@@ -100,14 +103,6 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         if tensor.dtype.name not in FLOATS and not name.endswith(BUFFERS):
             raise InputError(f"{name} in {path} is {tensor.dtype.name}; {FLOATS_ONLY}")
     return tensors
-
-
-def _safetensors_numpy():
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise InputError(MISSING_LIBRARY) from error
-    return safetensors.numpy
 
 
 def _why_no_tensors(folder: Path) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {family.model_type: family for family in (ALBERT, BERT, GPT2)}
 Tensors = dict[str, np.ndarray]
+WRAPPERS = {"module.": "torch's DataParallel", "_orig_mod.": "torch.compile", "_fsdp_wrapped_module.": "torch's FSDP"}
+"""What the names of tensors begin with if a model was saved inside something else."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class Folder:
 
     model: Model
     tokenizer: "Tokenizer | None"
-    """None where the folder has no tokenizer.json."""
+    """None where the folder has no tokenizer.json, or one with more tokens than the model."""
     unused: tuple[str, ...]
     """Tensors of heads that the folder's architecture has no use for."""
+    end_token: str = ""
+    """The token that ends a text, as the folder says; empty if it does not."""
 
 
 def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
@@ -75,8 +79,9 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
     device = jax.local_devices()[0]
     model = with_parameters(model, {name: jax.device_put(array, device) for name, array in arrays.items()})
     file = path / files.TOKENIZER
-    tokenizer = tokenizers.check_size(tokenizers.load(file), made.vocab_size) if file.is_file() else None
-    return Folder(model, tokenizer, unused)
+    tokenizer = _fitting(file, made.vocab_size) if file.is_file() else None
+    end = "" if tokenizer is None or made.kind != "decoder" else _end_token(path, config, tokenizer)
+    return Folder(model, tokenizer, unused, end)
 
 
 def load(path: str | Path, *, options: ModelConfig | None = None) -> tuple[Model, Config, "Tokenizer | None"]:
@@ -87,11 +92,41 @@ def load(path: str | Path, *, options: ModelConfig | None = None) -> tuple[Model
     model, file = found.model.config, Path(path) / files.TOKENIZER
     config = Config(
         model=model,
-        data=DataConfig(tokenizer=str(file) if found.tokenizer else ""),
+        data=DataConfig(tokenizer=str(file) if found.tokenizer else "", end_token=found.end_token),
         step_sampling=StepSamplingConfig(kind="fixed", counts=()),
         train=TrainConfig(length=min(TrainConfig.length, model.max_length)),
     )
     return found.model, config.validate(), found.tokenizer
+
+
+def _fitting(file: Path, size: int) -> "Tokenizer | None":
+    """Returns the tokenizer; None, and a line on standard error, if it has ids that the model does not."""
+    tokenizer = tokenizers.load(file)
+    try:
+        return tokenizers.check_size(tokenizer, size)
+    except InputError as error:
+        print(f"{file} is left out, so that no text can be read or written: {error}", file=sys.stderr)
+        return None
+
+
+def _end_token(path: Path, config: FolderConfig, tokenizer: "Tokenizer") -> str:
+    """Returns the `eos_token` of the tokenizer's own settings, else the token that is the config's `eos_token_id`.
+
+    Empty if there is none, and if it is the one that is found by its name.
+    """
+    said = _said_end(path, config, tokenizer)
+    return "" if tokenizer.token_to_id(said) == tokenizers.find_id(tokenizer, "end") else said
+
+
+def _said_end(path: Path, config: FolderConfig, tokenizer: "Tokenizer") -> str:
+    for name in (files.TOKENIZER_CONFIG, files.SPECIAL_TOKENS):
+        said = files.read_json(path / name).get("eos_token") if (path / name).is_file() else None
+        token = said.get("content") if isinstance(said, dict) else said
+        if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
+            return token
+    number = config.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return (tokenizer.id_to_token(number) or "") if isinstance(number, int) and number >= 0 else ""
 
 
 def _family(config: FolderConfig, path: Path) -> Family:
@@ -105,6 +140,12 @@ def _named(family: Family, config: FolderConfig, tensors: Tensors, *, tied: bool
     """Returns the tensors under the names that the entries use: no prefix, nothing twice, nothing without effect."""
     plain = {}
     for given, tensor in tensors.items():
+        wrapped = next((prefix for prefix in WRAPPERS if given.startswith(prefix)), None)
+        if wrapped:
+            raise InputError(
+                f"the tensor {given} begins with {wrapped!r}: the model was saved inside {WRAPPERS[wrapped]}; save the "
+                "model that is within (model.module, or model._orig_mod), or take the prefix off the names"
+            )
         name = given.removeprefix(family.prefix)
         # The oldest folders call the parts of a norm by the names that TensorFlow had for them.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

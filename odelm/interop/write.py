@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNKNOWN = ("[UNK]", "<unk>", "<|unk|>")
 
 
-def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = None) -> str:
+def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = None, end_token: str = "") -> str:
     """Writes the folder, whole or not at all, and returns one sentence on what it is.
 
     A post-norm encoder becomes ALBERT, or BERT if it shares nothing and does not project its embeddings; a pre-norm
@@ -42,13 +42,15 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     if tokenizer is not None:
         check_size(tokenizer, model.config.vocab_size)
     architecture = _architecture(family, plain)
-    config = family.folder_config(plain.config) | _named_ids(plain, tokenizer) | {"architectures": [architecture]}
+    config = (
+        family.folder_config(plain.config) | _named_ids(plain, tokenizer, end_token) | {"architectures": [architecture]}
+    )
     if isinstance(plain, Classifier):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.head.out.out_features)}
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
     tensors = _tensors(family, plain, prefix="" if architecture.endswith("Model") else family.prefix)
     with publish(folder, option="folder") as partial:
-        files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer))
+        files.write(partial, config, tensors, _tokenizer_files(plain, tokenizer, end_token))
     written = plain.config.groups > model.config.groups
     note = (
         f"; its {model.config.groups} shared blocks are written as {plain.config.groups} layers, for full depth only"
@@ -125,7 +127,7 @@ def _architecture(family: Family, model: Model) -> str:
     return pretraining if model.config.sentence_order else masked
 
 
-def _special(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
+def _special(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> dict[str, str]:
     """Returns the special tokens by the names that transformers has for them, as far as the tokenizer has them.
 
     What begins and ends a text is the class and separator token to an encoder, the end-of-text token to a decoder.
@@ -134,30 +136,31 @@ def _special(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
         return {}
     begin, end = ("end", "end") if isinstance(model, CausalLM) else ("cls", "sep")
     roles = {"pad": "pad", "bos": begin, "eos": end, "cls": "cls", "sep": "sep", "mask": "mask"}
-    names = {name: NAMES[role] for name, role in roles.items()} | {"unk": UNKNOWN}
+    own = {"end": (end_token,)} if end_token else {}
+    names = {name: (NAMES | own)[role] for name, role in roles.items()} | {"unk": UNKNOWN}
     held = {
         name: [token for token in tokens if tokenizer.token_to_id(token) is not None] for name, tokens in names.items()
     }
     return {name: tokens[0] for name, tokens in held.items() if tokens}
 
 
-def _named_ids(model: Model, tokenizer: "Tokenizer | None") -> FolderConfig:
+def _named_ids(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> FolderConfig:
     """Returns the ids of the special tokens, which transformers would otherwise take from its defaults."""
-    tokens = _special(model, tokenizer)
+    tokens = _special(model, tokenizer, end_token)
     return {
         f"{name}_token_id": tokenizer.token_to_id(tokens[name]) if tokenizer and name in tokens else None
         for name in ("pad", "bos", "eos")
     }
 
 
-def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None") -> dict[str, str]:
+def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> dict[str, str]:
     """Returns tokenizer.json, with the special tokens of an encoder put around its texts, and what names them."""
     if tokenizer is None:
         return {}
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer, tokens = Tokenizer.from_str(tokenizer.to_str()), _special(model, tokenizer)
+    tokenizer, tokens = Tokenizer.from_str(tokenizer.to_str()), _special(model, tokenizer, end_token)
     typed = not isinstance(model, CausalLM) and model.config.token_types > 1
     if not isinstance(model, CausalLM) and tokenizer.post_processor is None and {"cls", "sep"} <= set(tokens):
         cls, sep, second = tokens["cls"], tokens["sep"], int(typed)

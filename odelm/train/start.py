@@ -21,6 +21,8 @@ class Pretrained:
     model: CausalLM | MaskedLM
     tokenizer: Path | None
     """The tokenizer.json beside it."""
+    end_token: str
+    """What its folder says ends a text; empty for the usual names."""
     summary: str
     """One sentence: the model's source, its shape, and how its layers were shared."""
 
@@ -48,11 +50,20 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
     resumes = saved is not None and saved.init == config.init and checkpoint.has_checkpoint(directory.path)
     if saved is not None and saved.init == config.init:
         config = dataclasses.replace(config, model=inherit_options(config.model, saved.model))
+        config = _with_end_token(config, saved.data.end_token)
     if not resumes:
         found = init_from_pretrained(config)
         config = dataclasses.replace(config, model=found.model.config)
+        config = _with_end_token(config, found.end_token)
     config.validate()
     return Start(config, found, _tokenizer(config, found, directory))
+
+
+def _with_end_token(config: Config, name: str) -> Config:
+    """Returns the config with the end token of the tokenizer that comes with a model, unless it has its own."""
+    if config.data.tokenizer or config.data.end_token:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, end_token=name))
 
 
 def _tokenizer(config: Config, found: Pretrained | None, directory: RunDirectory) -> Path | None:
@@ -81,7 +92,7 @@ def init_from_pretrained(config: Config) -> Pretrained:
     trained. Raises InputError for a source that cannot be read or is not a language model.
     """
     init = config.init
-    source, _, _ = pretrained.load(init.from_pretrained)
+    source, described, _ = pretrained.load(init.from_pretrained)
     if not isinstance(source, CausalLM | MaskedLM):
         raise InputError(
             f"{init.from_pretrained} is a {type(source).__name__}, which lacks the head of a language model, so its "
@@ -103,7 +114,8 @@ def init_from_pretrained(config: Config) -> Pretrained:
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
     if options.sentence_order:
         kind += ", its second head trained on the order of segments"
-    return Pretrained(model, file if file.is_file() else None, f"starts from {init.from_pretrained} ({kind}{shared})")
+    summary = f"starts from {init.from_pretrained} ({kind}{shared})"
+    return Pretrained(model, file if file.is_file() else None, described.data.end_token, summary)
 
 
 def _shares(init: InitConfig, source: ModelConfig) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_corpus import documents
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from odelm import tokenizer as tokenizers
 from odelm.errors import InputError
@@ -121,3 +121,110 @@ def test_a_unigram_does_not_read_special_tokens_in_text():
     assert (ids == numbers[0]).sum() == 0 and (ids == numbers[1]).sum() == 2 and ids[-1] == numbers[1]
     shown = tokenizer.decode(ids.tolist(), skip_special_tokens=False).replace(" ", "").replace("\u2581", "")
     assert shown == "the</s>field<pad></s></s>adepth</s>"
+
+
+def foreign(pre, normalizer=None, *, extra: str = "") -> Tokenizer:
+    """Returns a BPE of single bytes or characters, so that every character of the text can be seen in its tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<|endoftext|>", *alphabet, *extra])}, []))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    if pre is not None:
+        tokenizer.pre_tokenizer = pre
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+LLAMA = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+FOREIGN = {
+    "GPT-2": (foreign(BYTES), True),
+    "GPT-2, lower case": (foreign(BYTES, normalizers.Lowercase()), True),
+    "BERT": (foreign(pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()), True),
+    "words": (foreign(pre_tokenizers.WhitespaceSplit()), True),
+    "a space in front": (foreign(pre_tokenizers.ByteLevel(add_prefix_space=True)), False),
+    "without words": (foreign(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)), False),
+    "Metaspace": (foreign(pre_tokenizers.Metaspace(), extra="▁\n"), False),
+    "Llama": (foreign(None, LLAMA, extra="▁\n"), False),
+    "Strip": (foreign(BYTES, normalizers.Strip()), False),
+    "NFKC": (foreign(BYTES, normalizers.NFKC()), False),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_long_document_has_the_tokens_that_its_tokenizer_gives_it(name):
+    tokenizer, in_pieces = FOREIGN[name]
+    assert tokenizers.cuts_at_words(tokenizer) == in_pieces
+    for text in ("word " * 14_000, "word\n" * 14_000, " a  b\n\n c's\t" * 8_000, "Σας  ΣΑΣ \u00a0x" * 8_000):
+        assert flat(tokenizer, [text])[:-1] == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_added_tokens_may_span_a_cut():
+    tokenizer = foreign(BYTES)
+    tokenizer.add_tokens(["word word"])
+    assert not tokenizers.cuts_at_words(tokenizer)
+    text = "word " * 30_000
+    assert flat(tokenizer, [text])[:-1] == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_the_end_token_may_have_any_name():
+    tokenizer = foreign(BYTES)
+    tokenizer.add_special_tokens(["[STOP]"])
+    stop = tokenizer.token_to_id("[STOP]")
+    ids = [number for run in tokenizers.encode(tokenizer, ["ab", "c"], end="[STOP]") for number in run]
+    assert [place for place, number in enumerate(ids) if number == stop] == [2, 4]
+    assert tokenizers.end_id(tokenizer, "[STOP]") == stop and tokenizers.end_id(tokenizer) == 0
+    with pytest.raises(InputError, match="no token '\\[END\\]', which data.end_token says"):
+        tokenizers.end_id(tokenizer, "[END]")
+
+
+def wordpiece() -> Tokenizer:
+    vocab = ["[UNK]", "the", "field", "##s", "grow", "##n", ",", "."]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    pieces = [
+        ("<unk>", 0.0),
+        ("▁the", -1.0),
+        ("▁field", -1.0),
+        ("s", -1.0),
+        ("▁grow", -1.0),
+        ("▁", -2.0),
+        ("field", -3.0),
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tokenizer
+
+
+def fallback() -> Tokenizer:
+    """Llama's: characters that are in no token become their bytes."""
+    vocab = {"<unk>": 0} | {f"<0x{i:02X}>": i + 1 for i in range(256)} | {"▁": 257, "a": 258, "b": 259}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = LLAMA
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+CONTINUED = {
+    "WordPiece": (wordpiece(), "the field", "the fields grown", "s grown"),
+    "Metaspace": (unigram(), "the field", "the field grows", " grows"),
+    "bytes": (train(), "na", "naïve ✓", "ïve ✓"),
+    "fallback": (fallback(), "a b", "a b aß", " aß"),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_continuation_is_decoded_after_its_prompt(name):
+    tokenizer, prompt, whole, expected = CONTINUED[name]
+    given = tokenizer.encode(prompt, add_special_tokens=False).ids
+    ids = tokenizer.encode(whole, add_special_tokens=False).ids
+    assert ids[: len(given)] == given, "the prompt is the beginning for this to test anything"
+    assert prompt + tokenizers.decode_after(tokenizer, given, ids[len(given) :]) == whole
+    assert tokenizers.decode_after(tokenizer, given, ids[len(given) :]) == expected
+    if name in ("WordPiece", "Metaspace", "fallback"):
+        assert tokenizer.decode(ids[len(given) :]) != expected, "decoded alone it is another text"

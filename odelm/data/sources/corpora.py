@@ -24,9 +24,9 @@ class PythonSource(CorpusBuilder):
 
 
 class Text(CorpusBuilder):
-    """The user's own .txt and .jsonl files."""
+    """The user's own files of text."""
 
-    description = "Text files, a document each, and JSON lines with a field `text`, a document a line."
+    description = "Text files, a document each, and JSON lines and Parquet with a field of text, a document a line."
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"The directory holds the files, in folders or not: {', '.join(ENDINGS)}."
 
     @staticmethod
@@ -34,8 +34,8 @@ class Text(CorpusBuilder):
         return whole(text_files(source))
 
     @staticmethod
-    def read(source: Source) -> Records:
-        return text_documents(source.path)
+    def read(source: Source, field: str = "text") -> Records:
+        return text_documents(source.path, field)
 
 
 class OpenWebText(CorpusBuilder):

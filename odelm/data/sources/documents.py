@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from odelm.data.sources.files import JSONL_ENDINGS, open_file, shown, stem
+from odelm.data.sources.files import JSONL_ENDINGS, PARQUET_ENDINGS, as_system_failure, open_file, shown, stem
 from odelm.errors import InputError, SystemFailure
 
 
@@ -60,24 +60,53 @@ def python_documents(path: Path, component: str) -> Records:
         yield Document(text, component)
 
 
-def text_documents(path: Path) -> Records:
-    """Yields the documents of a .txt or .jsonl file, compressed or not; blank ones are left out.
+def text_documents(path: Path, field: str = "text") -> Records:
+    """Yields the documents of a .txt, JSON lines or Parquet file, compressed or not; blank ones are left out.
 
-    The component is the file's name without its endings for .jsonl, its folder's for .txt. What is not UTF-8, not a
-    JSON object or has no "text" is a bad record that names the file and the line; a file that ends early raises
-    InputError once its whole documents were given.
+    The component is the file's name without its endings, of .txt its folder's. What is not UTF-8, not a JSON object or
+    lacks the `field` is a bad record that names the file and the line; a file that ends early raises InputError once
+    its whole documents were given.
     """
-    if path.name.endswith(JSONL_ENDINGS):
-        name = stem(path)
-        yield from _lines(path, lambda value, place: name)
+    name = path.name.lower()
+    if name.endswith(JSONL_ENDINGS):
+        component = stem(path)
+        yield from _lines(path, lambda value, place: component, field)
+    elif name.endswith(PARQUET_ENDINGS):
+        yield from parquet_documents(path, field)
     else:
         with open_file(path) as file:
             yield from whole_file(file.read(), str(path), shown(path.parent.name))
 
 
+def parquet_documents(path: Path, field: str) -> Records:
+    """Yields the texts of a column of a Parquet file; a row without one is a bad record."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{path} needs the library pyarrow: pip install pyarrow") from error
+    number = 0
+    with as_system_failure(path):
+        try:
+            file = parquet.ParquetFile(path)
+            if field not in file.schema_arrow.names:
+                raise InputError(
+                    f"{path} has no column {field!r}, but {', '.join(file.schema_arrow.names)}: set data.text_field"
+                )
+            for batch in file.iter_batches(1024, columns=[field]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    if not isinstance(text, str):
+                        yield BadRecord(f"{path}, row {number}: {field!r} is {type(text).__name__}, expected a text")
+                    elif text.strip():
+                        yield Document(text, stem(path))
+        except pyarrow.ArrowInvalid as error:
+            raise InputError(f"{path} cannot be read to its end ({error}); copy or make it again") from error
+
+
 def pile_documents(path: Path) -> Records:
     """Yields the documents of a shard of the Pile, the component being its `meta.pile_set_name`."""
-    yield from _lines(path, _pile_set_name)
+    yield from _lines(path, _pile_set_name, "text")
 
 
 def labelled(records: Records, component: str) -> Records:
@@ -108,14 +137,14 @@ def is_held_out(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _lines(path: Path, component_of: Callable[[dict, str], str]) -> Records:
+def _lines(path: Path, component_of: Callable[[dict, str], str], field: str) -> Records:
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"
             try:
-                value = _json_object(line, place)
-                if value is not None and value["text"].strip():
-                    yield Document(value["text"], component_of(value, place))
+                value = _json_object(line, place, field)
+                if value is not None and value[field].strip():
+                    yield Document(value[field], component_of(value, place))
             except InputError as error:
                 yield BadRecord(str(error))
 
@@ -141,20 +170,26 @@ def _decode(data: bytes, place: str) -> str:
         ) from error
 
 
-def _json_object(line: bytes, place: str) -> dict | None:
-    """Returns the object of one line, which has a string "text"; None for a blank line."""
+def _json_object(line: bytes, place: str, field: str) -> dict | None:
+    """Returns the object of one line, which has a string `field`; None for a blank line."""
     decoded = _decode(line, place)
     if not decoded.strip():
         return None
     try:
         value = json.loads(decoded)
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{place} is not JSON ({error}); expected one object a line, {{"text": ...}}') from error
-    text = value.get("text") if isinstance(value, dict) else None
+        raise InputError(f'{place} is not JSON ({error}); expected one object a line, {{"{field}": ...}}') from error
+    text = value.get(field) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        raise InputError(f'{place} has no string "text"; expected one object a line, {{"text": "..."}}')
+        there = f", but {', '.join(value)}" if isinstance(value, dict) and value else ""
+        raise InputError(
+            f'{place} has no string "{field}"{there}; expected one object a line, {{"{field}": "..."}}, or the name of '
+            "its text in data.text_field"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f'{place}: "text" is not UTF-8 (an unpaired surrogate); write the character whole') from error
+        raise InputError(
+            f'{place}: "{field}" is not UTF-8 (an unpaired surrogate); write the character whole'
+        ) from error
     return value

@@ -6,9 +6,11 @@ import gzip
 import io
 import lzma
 import os
+import sys
 import sysconfig
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -16,40 +18,115 @@ import zstandard
 
 from odelm.errors import InputError, SystemFailure
 
-KINDS = (".txt", ".jsonl")
 COMPRESSIONS = ("", ".gz", ".xz", ".zst")
-ENDINGS = tuple(kind + compression for kind in KINDS for compression in COMPRESSIONS)
-JSONL_ENDINGS = tuple(f".jsonl{compression}" for compression in COMPRESSIONS)
+TXT_ENDINGS = tuple(f".txt{compression}" for compression in COMPRESSIONS)
+JSONL_ENDINGS = (
+    *(f"{kind}{compression}" for kind in (".jsonl", ".ndjson") for compression in COMPRESSIONS),
+    # What is called .json and not compressed is mostly one object, such as a folder's settings.
+    *(f".json{compression}" for compression in COMPRESSIONS[1:]),
+)
+PARQUET_ENDINGS = (".parquet",)
+ENDINGS = (*TXT_ENDINGS, *JSONL_ENDINGS, *PARQUET_ENDINGS)
 NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 def text_files(source: str, *, option: str = "data.source") -> list[Path]:
-    """Returns the .txt and .jsonl files of `source`: `find_files` with the endings of text."""
+    """Returns the text files of `source`: `find_files` with `ENDINGS`."""
     return find_files(source, ENDINGS, option=option)
 
 
 def find_files(source: str, endings: tuple[str, ...], *, option: str = "data.source") -> list[Path]:
     """Returns the files of `source` (a file, a folder, a glob) with one of the endings, sorted by path.
 
-    In a folder (searched recursively) and a glob, files of other kinds are passed over. Raises InputError
-    if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` is what it
-    calls the source.
+    In a folder (searched recursively) and a glob, what is hidden, is no regular file or has another ending is passed
+    over, and a line on standard error says so. Links are followed, and what they lead to is taken once. Raises
+    InputError if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` is
+    what it calls the source.
     """
     path = Path(source).expanduser()
+    passed = _PassedOver()
     if path.is_file():
         found = [path]
     elif path.is_dir():
-        found = _walk(path)
+        found = _visible(path, passed)
     elif glob.has_magic(str(path)):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
+        found = _matching(path, passed)
         if not found:
             raise InputError(f"{option} {source!r} matches no file; try the folder itself, or quote the pattern")
+    elif path.exists():
+        raise InputError(f"{option} {source!r} is no regular file; expected a file, a folder or a glob")
     else:
         raise InputError(f"{option} {source!r} does not exist; expected a file, a folder or a glob")
-    files = sorted(file.absolute() for file in found if file.name.endswith(endings))
+    files = [file for file in found if file.name.lower().endswith(endings)]
     if not files:
         raise InputError(f"{option} {source!r} has no file with a supported ending; expected {', '.join(endings)}")
+    passed.of_other_kinds = _once(sorted(set(found) - set(files)))
+    files = _once(files)
+    passed.tell(source)
+    return [file.absolute() for file in files]
+
+
+@dataclass
+class _PassedOver:
+    """What of a source is not read."""
+
+    hidden: list[Path] = field(default_factory=list)
+    irregular: list[Path] = field(default_factory=list)
+    of_other_kinds: list[Path] = field(default_factory=list)
+
+    def tell(self, source: str) -> None:
+        said = [
+            f"{len(paths)} {what} ({', '.join(shown(path.name) for path in paths[:3])}{', ...' if paths[3:] else ''})"
+            for paths, what in (
+                (self.hidden, "hidden"),
+                (self.irregular, "not regular files"),
+                (self.of_other_kinds, "of other kinds"),
+            )
+            if paths
+        ]
+        if said:
+            print(f"passed over in {source}: {'; '.join(said)}", file=sys.stderr)
+
+
+def _visible(root: Path, passed: _PassedOver) -> list[Path]:
+    """Returns the regular files under `root` that are not hidden, sorted; each folder is entered once."""
+    found, entered = [], {os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, onerror=_unlisted, followlinks=True):
+        hidden = sorted(name for name in (*folders, *names) if name.startswith("."))
+        passed.hidden += [Path(folder, name) for name in hidden]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
+        # A folder that is also linked to is entered by its own name.
+        folders[:] = [name for name in folders if real[name] not in entered]
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        for name in list(folders):
+            if real[name] in entered:
+                folders.remove(name)
+            entered.add(real[name])
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return _regular(found, passed)
+
+
+def _matching(pattern: Path, passed: _PassedOver) -> list[Path]:
+    """Returns the regular files that match a glob, sorted; hidden ones only if the pattern itself names a dot."""
+    return _regular([Path(name) for name in glob.glob(str(pattern), recursive=True)], passed)
+
+
+def _regular(paths: list[Path], passed: _PassedOver) -> list[Path]:
+    paths = sorted(path for path in paths if not path.is_dir())
+    # A broken link is kept, so that it is named when it is read.
+    files = [path for path in paths if path.is_file() or not path.exists()]
+    passed.irregular += _once(sorted(set(paths) - set(files)))
     return files
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """Returns the files without those that are others by a link, sorted; a file's own path goes before links to it,
+    and of these the shortest first."""
+    by_place: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: (os.path.realpath(file) != str(file.absolute()), len(file.parts), file)):
+        by_place.setdefault(os.path.realpath(file), file)
+    return sorted(by_place.values())
 
 
 def python_files() -> list[Path]:
@@ -96,8 +173,8 @@ def stem(path: Path) -> str:
     """Returns a file's name without the endings that say its kind and compression."""
     name = shown(path.name)
     for ending in sorted((*ENDINGS, *COMPRESSIONS[1:]), key=len, reverse=True):
-        if name.endswith(ending):
-            return name.removesuffix(ending)
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
     return name
 
 
@@ -133,13 +210,14 @@ def as_input_error(path: Path) -> Iterator[None]:
 
 
 def _decompressed(path: Path) -> BinaryIO:
-    if path.suffix in COMPRESSIONS[1:] and path.stat().st_size == 0:
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS[1:] and path.stat().st_size == 0:
         raise EOFError("it is empty")
-    if path.suffix == ".gz":
+    if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return cast(BinaryIO, lzma.open(path, "rb"))
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         return cast(BinaryIO, io.BufferedReader(_ZstdFile(path), 1 << 16))
     return path.open("rb")
 

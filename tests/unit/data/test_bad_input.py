@@ -337,7 +337,7 @@ def test_a_broken_link_is_named(tmp_path: Path):
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl", documents(5))
 
-    def unlisted(root, onerror):
+    def unlisted(root, onerror, **_):
         onerror(PermissionError(13, "Permission denied", f"{root}/below"))
         return iter(())
 

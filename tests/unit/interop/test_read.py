@@ -136,14 +136,15 @@ def test_what_is_left_out_is_told(albert, change, capsys):
     assert "left out of" in (told := capsys.readouterr().err) and "pooler.bias" in told
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(albert, make_model, tmp_path):
+def test_a_tokenizer_larger_than_the_vocabulary_is_left_out(albert, make_model, tmp_path, capsys):
     from odelm import tokenizer as tokenizers
     from tests.unit.interop.conftest import ALBERT
 
     trained = tokenizers.train(["some words"], vocab_size=270, max_bytes=100)
     trained.save(str(albert / "tokenizer.json"))
-    with pytest.raises(odelm.InputError, match="more than model.vocab_size 13"):
-        odelm.load(albert)
+    _, config, tokenizer = odelm.load(albert)
+    assert tokenizer is None and config.data.tokenizer == ""
+    assert "tokenizer.json is left out, so that no text can be read" in capsys.readouterr().err
     with pytest.raises(odelm.InputError, match="more than model.vocab_size 13"):
         interop.export(make_model(**ALBERT), tmp_path / "out", tokenizer=trained)
     assert not (tmp_path / "out").exists()
@@ -168,8 +169,65 @@ def test_a_folder_of_no_known_kind_is_told_so(albert):
     config = json.loads(path.read_text())
     del config["model_type"]
     path.write_text(json.dumps(config))
-    with pytest.raises(odelm.InputError, match="a Hugging Face folder would have a model_type"):
+    with pytest.raises(odelm.InputError, match="is of model_type None, which has no equivalent"):
         odelm.load(albert)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"model_type": "albert", "hidden', "config.json, of a Hugging Face folder, cannot be read as JSON"),
+        ("{", "config.json, of a Hugging Face folder, cannot be read as JSON"),
+        ('["model_type"]', "config.json, of a Hugging Face folder, holds a list"),
+        ("[" * 200_000, "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_config_is_that_of_a_folder(albert, text, says):
+    (albert / "config.json").write_text(text)
+    with pytest.raises(odelm.InputError, match=says):
+        odelm.load(albert)
+
+
+def test_a_byte_order_mark_changes_nothing(albert):
+    expected = odelm.load(albert)[0].config
+    path = albert / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert odelm.load(albert)[0].config == expected
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_model_saved_inside_another_is_named(albert, prefix):
+    from safetensors.numpy import load_file, save_file
+
+    file = str(albert / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(odelm.InputError, match=f"begins with '{prefix}': the model was saved inside torch"):
+        interop.read(albert)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"eos_token_id": 0}),
+        ("config.json", {"eos_token_id": [0, 5]}),
+        ("tokenizer_config.json", {"eos_token": "[EOS]"}),
+        ("tokenizer_config.json", {"eos_token": {"content": "[EOS]"}}),
+        ("special_tokens_map.json", {"eos_token": "[EOS]"}),
+    ],
+)
+def test_the_end_token_is_what_a_decoders_folder_says(make_model, tmp_path, name, values):
+    from tokenizers import Tokenizer, models
+
+    vocab = {"[EOS]": 0} | {chr(97 + i): i + 1 for i in range(12)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[EOS]"))
+    plain = dict(norm="layernorm", positions="learned", qk_norm=False, bias=True, time_modulation=False)
+    interop.export(make_model(**plain), tmp_path / "gpt2", tokenizer=tokenizer)
+    path = tmp_path / "gpt2" / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+    assert odelm.load(tmp_path / "gpt2")[1].data.end_token == "[EOS]"
+    interop.export(make_model(**plain), tmp_path / "again", tokenizer=tokenizer, end_token="[EOS]")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == 0
+    assert odelm.load(tmp_path / "again")[1].data.end_token == "[EOS]"
 
 
 def test_a_copy_that_differs_from_what_it_is_tied_to_is_refused(albert, change):
@@ -286,8 +344,8 @@ def test_damaged_and_missing_files_are_named(albert):
     (albert / "config.json").write_text("[" * 200_000)
     assert not interop.is_folder(albert)
     (albert / "config.json").write_text("{")
-    assert not interop.is_folder(albert)
-    with pytest.raises(odelm.InputError, match="config.json cannot be read as JSON"):
+    assert not interop.is_folder(albert), "nothing is left that says so"
+    with pytest.raises(odelm.InputError, match="config.json, of a Hugging Face folder, cannot be read as JSON"):
         interop.read(albert)
 
 

@@ -148,8 +148,8 @@ def test_training_traces_once_for_each_step_count(traces, tmp_path, monkeypatch)
     )  # fmt: skip
     original = log.Log.evaluation
 
-    def evaluation(*arguments) -> None:
-        original(*arguments)
+    def evaluation(*arguments, **options) -> None:
+        original(*arguments, **options)
         traces.append("-- evaluated")
 
     monkeypatch.setattr(log.Log, "evaluation", evaluation)

@@ -3,13 +3,16 @@
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 
+import pyarrow
 import pytest
 import zstandard
+from pyarrow import parquet
 
-from odelm.data.sources.documents import checked, text_documents
-from odelm.data.sources.files import ENDINGS, text_files
+from odelm.data.sources.documents import BadRecord, Document, checked, text_documents
+from odelm.data.sources.files import ENDINGS, JSONL_ENDINGS, PARQUET_ENDINGS, text_files
 from odelm.errors import InputError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -35,12 +38,19 @@ def error_of(path: Path) -> str:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_every_ending_is_read(tmp_path: Path, ending: str):
-    if "jsonl" in ending:
+    if ending in PARQUET_ENDINGS:
+        path, expected = tmp_path / "a.parquet", TEXTS
+        parquet.write_table(pyarrow.table({"text": TEXTS, "other": range(len(TEXTS))}), path)
+    elif ending in JSONL_ENDINGS:
         lines = [json.dumps({"text": text}) for text in TEXTS]
         path, expected = write(tmp_path / f"a{ending}", "\n\n".join(lines).encode()), TEXTS
     else:
         path, expected = write(tmp_path / f"a{ending}", TEXTS[0].encode()), TEXTS[:1]
     assert texts_of(path) == expected
+    capital = path.with_name(path.name.upper())
+    path.rename(capital)
+    assert texts_of(capital) == expected
+    assert text_files(str(tmp_path)) == [capital]
 
 
 @pytest.mark.parametrize(("name", "count"), [("a.jsonl.txt", 1), ("a.txt.jsonl", 2), ("a.jsonl.v2.txt.gz", 1)])
@@ -68,6 +78,55 @@ def test_source_is_a_file_a_folder_or_a_glob(tmp_path: Path):
     assert text_files(str(files[0])) == files[:1]
     assert text_files(str(tmp_path)) == files
     assert text_files(f"{tmp_path}/**/*.txt*") == [files[0], files[2]]
+
+
+def names(found: list[Path], root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in found]
+
+
+def test_a_folder_and_a_glob_give_the_same_files(tmp_path: Path, capfd):
+    """Hidden ones and what is no regular file are passed over and counted; links are followed, once."""
+    root, other = tmp_path / "a", tmp_path / "other"
+    for folder in (root / ".git", root / "b" / ".ipynb_checkpoints", other / "deep"):
+        folder.mkdir(parents=True)
+    for file in (".git/x.txt", "b/.ipynb_checkpoints/y.txt", ".z.txt", "one.txt", "b/two.txt", "README.md"):
+        (root / file).write_text("text")
+    (other / "deep" / "three.txt").write_text("text")
+    os.mkfifo(root / "pipe.txt")
+    (root / "linked").symlink_to(other)
+    (root / "b" / "again").symlink_to(other)
+    (root / "b" / "up").symlink_to(root)
+    (root / "c.txt").symlink_to(root / "b" / "two.txt")
+    (root / "loop.txt").symlink_to(root / "loop.txt")
+    expected = ["b/two.txt", "linked/deep/three.txt", "loop.txt", "one.txt"]
+    assert names(text_files(str(root)), root) == expected
+    told = capfd.readouterr().err
+    assert "3 hidden (.git, .z.txt, .ipynb_checkpoints)" in told
+    assert "1 not regular files (pipe.txt)" in told and "1 of other kinds (README.md)" in told
+    assert names(text_files(f"{root}/**/*.txt"), root) == expected
+    assert "1 not regular files (pipe.txt)" in capfd.readouterr().err
+
+
+def test_a_pipe_is_no_source(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="is no regular file"):
+        text_files(str(tmp_path / "pipe.txt"))
+
+
+def test_the_field_of_the_text_may_have_another_name(tmp_path: Path):
+    lines = write(tmp_path / "a.jsonl", b'{"text": "no", "body": "one"}\n{"body": "two"}\n')
+    assert [document.text for document in checked(text_documents(lines, "body"))] == ["one", "two"]
+    assert 'has no string "text", but body; expected' in error_of(lines)
+    table = tmp_path / "b.parquet"
+    parquet.write_table(pyarrow.table({"body": ["one", "", None, "two"]}), table)
+    found = list(text_documents(table, "body"))
+    assert [record.text for record in found if isinstance(record, Document)] == ["one", "two"]
+    assert [record.message for record in found if isinstance(record, BadRecord)] == [
+        f"{table}, row 3: 'body' is NoneType, expected a text"
+    ]
+    assert "has no column 'text', but body: set data.text_field" in error_of(table)
+    table.write_bytes(table.read_bytes()[:-9])
+    assert "cannot be read to its end" in error_of(table)
 
 
 @pytest.mark.parametrize(
