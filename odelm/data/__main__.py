@@ -161,7 +161,7 @@ def _beam(options: argparse.Namespace) -> tfds.download.DownloadConfig | None:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError("--beam_runner needs Apache Beam: pip install odelm[beam]") from error
+        raise InputError("--beam_runner needs Apache Beam: pip install apache-beam") from error
     flags = [f"--{option}" for option in options.beam_options.split(",") if option]
     return tfds.download.DownloadConfig(beam_runner=options.beam_runner, beam_options=PipelineOptions(flags))
 
