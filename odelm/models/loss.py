@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from odelm.models.arrays import pick
+from odelm.models.arrays import along_last, pick
 from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, MaskedLM
 from odelm.models.transformer import DepthPlan
@@ -83,6 +82,16 @@ def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.stack([jnp.square(x).sum(), (x * n).sum(), jnp.square(n).sum(), (n > 0).sum().astype(x.dtype)])
 
 
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns -log softmax(logits) at the targets, (..) of (.., V) and (..).
+
+    As `optax.softmax_cross_entropy_with_integer_labels`, but for a mask in place of a gather: its gradient would be a
+    scatter, which has no layout of its own on a mesh of Explicit axes.
+    """
+    chosen = along_last(jnp.arange(logits.shape[-1], dtype=targets.dtype), logits.ndim) == targets[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0.0).sum(axis=-1)
+
+
 def inputs_of(batch: Batch) -> Inputs:
     """Returns what a batch gives to a model."""
     named = {name: batch.get(name) for name in ("mask", "token_types", "segments")}
@@ -94,13 +103,13 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
     picked = hidden
     if "positions" in batch:
         picked = pick(hidden, jnp.asarray(batch["positions"]))
-    nats = optax.softmax_cross_entropy_with_integer_labels(model.readout(picked), jnp.asarray(batch["targets"]))
+    nats = cross_entropy(model.readout(picked), jnp.asarray(batch["targets"]))
     weights = jnp.asarray(batch["weights"])
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):
         rows = jnp.asarray(batch["order_weights"])
         logits = model.readout_order(hidden)
-        order_nats = (optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(batch["order"])) * rows).sum()
+        order_nats = (cross_entropy(logits, jnp.asarray(batch["order"])) * rows).sum()
         orders = rows.sum()
     return LossSums((nats * weights).sum(), weights.sum(), order_nats, orders, _squares(nats * weights, weights))
