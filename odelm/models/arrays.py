@@ -35,8 +35,14 @@ def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[rows, index].get(out_sharding=_spread(index, x.ndim - 2))
 
 
+def is_explicit(x: jax.Array) -> bool:
+    """Returns whether an array lies on a mesh whose axes are Explicit."""
+    mesh = jax.typeof(x).sharding.mesh
+    return not mesh.empty and mesh.are_all_axes_explicit
+
+
 def _spread(index: jax.Array, more: int) -> NamedSharding | None:
     """Returns the layout of what is gathered at `index`, with `more` axes behind; None where the compiler chooses."""
     sharding = jax.typeof(index).sharding
-    explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec, *(None,) * more)) if explicit else None
+    spec = PartitionSpec(*sharding.spec, *(None,) * more)
+    return NamedSharding(sharding.mesh, spec) if is_explicit(index) else None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from odelm.models.arrays import along_last, pick
+from odelm.models.arrays import along_last, is_explicit, pick
 from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, MaskedLM
 from odelm.models.transformer import DepthPlan
@@ -85,9 +86,11 @@ def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns -log softmax(logits) at the targets, (..) of (.., V) and (..).
 
-    As `optax.softmax_cross_entropy_with_integer_labels`, but for a mask in place of a gather: its gradient would be a
-    scatter, which has no layout of its own on a mesh of Explicit axes.
+    It is Optax's, except on a mesh of Explicit axes: there the gradient of its gather, a scatter, has no layout of its
+    own, and a mask picks the targets instead, which takes longer (2 % of an update of GPT-2 small's shape on an H200).
     """
+    if not is_explicit(logits):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     chosen = along_last(jnp.arange(logits.shape[-1], dtype=targets.dtype), logits.ndim) == targets[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0.0).sum(axis=-1)
 

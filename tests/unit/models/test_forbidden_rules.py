@@ -130,12 +130,15 @@ for name in ("decoder", "sinusoidal", "encoder", "groups"):
     expected = both(params, *rows)
     whole = jax.device_put(params, NamedSharding(mesh, P()))
     placed = jax.device_put(rows, NamedSharding(mesh, P("data")))
-    found = both(whole, *placed)
+    # From JAX 0.11 the gradient of a scan over an Explicit mesh needs jax.set_mesh; calls do not.
+    with jax.set_mesh(mesh):
+        found = both(whole, *placed)
     assert found[0].sharding.spec[0] == "data", found[0].sharding
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5, err_msg=name)
-    with jax.set_mesh(mesh):
-        np.testing.assert_array_equal(both(whole, *placed)[0], found[0])
+    alone = jax.jit(lambda params, tokens, mask, segments, types: nnx.merge(graph, params)(
+        tokens, mask=mask, segments=segments, token_types=types, steps=2, key=key))(whole, *placed[:4])
+    np.testing.assert_allclose(alone, found[0], rtol=0, atol=1e-6)
 print("equal")
 """
 
