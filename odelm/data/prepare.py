@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
 from odelm import tokenizer as tokenizers
-from odelm.config import SPLITS, Config
+from odelm.config import SPLITS, Config, DataConfig
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.shards import record_writer, run_jobs
 from odelm.data.sources.documents import checked, text_documents
@@ -70,23 +70,28 @@ def prepare(
     prepared = open_prepared(directory, tokenizer)
     if made:
         print(_summary(config, prepared, time.perf_counter() - since), file=sys.stderr)
-    return _with_validation(prepared, config.data.valid_source, end) if config.data.valid_source else prepared
+    return _with_validation(prepared, config.data) if config.data.valid_source else prepared
 
 
-def _with_validation(prepared: Prepared, source: str, end: str) -> Prepared:
-    """Returns the tokens with the documents of other files as the held-out split."""
-    own = read_text(source, prepared.tokenizer, end=end, option="data.valid_source")
+def _with_validation(prepared: Prepared, data: DataConfig) -> Prepared:
+    """Returns the tokens with the documents of `data.valid_source` as the held-out split."""
+    own = read_text(data.valid_source, prepared.tokenizer, data, option="data.valid_source")
     digest = sha256(prepared.digest + own.digest)
     return replace(prepared, validation=own.validation, bytes_per_token=own.bytes_per_token, digest=digest)
 
 
-def read_text(source: str, tokenizer: Tokenizer, *, end: str = "", option: str = "the text") -> Prepared:
+def read_text(
+    source: str, tokenizer: Tokenizer, data: DataConfig | None = None, *, option: str = "the text"
+) -> Prepared:
     """Returns the documents of text files as the validation split, tokenised in memory; the other split is empty.
 
-    `source` is as `config.data.source`, `end` as `config.data.end_token`. Raises InputError if there is no text.
+    `source` is as `config.data.source`; of `data` the field and the end token are used. Raises InputError if there is
+    no text.
     """
+    data = DataConfig() if data is None else data
+    end = data.end_token
     files = text_files(source, option=option)
-    texts = [document.text for file in files for document in checked(text_documents(file))]
+    texts = [document.text for file in files for document in checked(text_documents(file, data.text_field))]
     if not texts:
         raise InputError(f"{source} has no text: expected files with at least one document")
     tokens = np.concatenate(list(tokenizers.encode(tokenizer, texts, end=end)))

@@ -141,11 +141,10 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
         print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
         return None
     if options.text is not None:
-        end = config.data.end_token
-        prepared = read_text(options.text, needed(tokenizer), end=end)
+        prepared = read_text(options.text, needed(tokenizer), config.data)
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
         seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
-        config = dataclasses.replace(config, data=DataConfig(end_token=end), train=seed)
+        config = dataclasses.replace(config, data=DataConfig(end_token=config.data.end_token), train=seed)
     elif tokenizer_file is not None:
         try:
             prepared = prepare(config, tokenizer_file=tokenizer_file)

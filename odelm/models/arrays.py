@@ -18,7 +18,7 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 def add(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns the sum in the wider dtype of the two, also where JAX is told not to choose one."""
+    """Returns the sum in the wider of the two dtypes, whatever JAX's promotion is set to."""
     wide = wider(a.dtype, b.dtype)
     return a.astype(wide) + b.astype(wide)
 

@@ -94,11 +94,13 @@ def test_a_run_whose_text_is_elsewhere_is_timed(call, decoder, tmp_path):
 
 
 def test_a_text_of_ones_own_is_held_out(call, small, tmp_path):
-    lines = [json.dumps({"text": f"word{i} and word{i + 1} and"}) for i in range(7)]
+    lines = [json.dumps({"body": f"word{i} and word{i + 1} and"}) for i in range(7)]
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     options = [f"--config.data.valid_source={tmp_path / 'own.jsonl'}", "--config.train.updates=1"]
+    options += ["--config.data.text_field=body", "--config.step_sampling.counts=2"]
     done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}", *small, *options)
     assert done.returncode == 0, done.stderr
+    assert "full depth, 4 steps, is never drawn" in done.stdout
     *_, logged = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert logged["eval_documents"] == 7
     done = call("infer.py", f"--workdir={tmp_path / 'run'}", "--steps=4", "--repeats=1")
