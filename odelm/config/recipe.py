@@ -28,12 +28,15 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     init: InitConfig = field(default_factory=InitConfig)
 
-    def validate(self) -> "Config":
-        """Returns self, or raises InputError naming the first invalid field."""
+    def validate(self, *, saved: bool = False) -> "Config":
+        """Returns self, or raises InputError naming the first invalid field.
+
+        That of a run (`saved`) may have counts above full depth, which were accepted before version 0.2.
+        """
         check_types(self, "config")
         self.model.validate()
         self.data.validate()
-        self.step_sampling.validate(self.model)
+        self.step_sampling.validate(self.model, saved=saved)
         self.optimizer.validate()
         self.train.validate(self.model)
         self.mesh.validate()

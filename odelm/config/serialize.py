@@ -100,7 +100,7 @@ def from_json(text: str) -> Config:
         options = values.setdefault(part, {})
         if isinstance(options, dict):
             options.setdefault(name, value)
-    return from_dict(Config, values).validate()
+    return from_dict(Config, values).validate(saved=True)
 
 
 def _leave_out_dropped(values: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class StepSamplingConfig:
     def __post_init__(self) -> None:
         freeze_lists(self)
 
-    def validate(self, model: ModelConfig) -> "StepSamplingConfig":
+    def validate(self, model: ModelConfig, *, saved: bool = False) -> "StepSamplingConfig":
         check_types(self, "step_sampling")
         choice("step_sampling.kind", self.kind, SAMPLINGS)
         if self.kind != "fixed":
@@ -55,7 +55,7 @@ class StepSamplingConfig:
                 positive("step_sampling.counts", count)
                 divides("model.groups", model.groups, "a count in step_sampling.counts", count)
             counts = self.counts_of(model)
-            if max(counts) > model.core:
+            if max(counts) > model.core and not saved:
                 raise InputError(
                     f"step_sampling.counts has {max(counts)}, more than full depth, {model.core} steps; leave it empty "
                     f"for {', '.join(map(str, self.__class__(anneal=self.anneal).counts_of(model)))}"

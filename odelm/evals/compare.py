@@ -132,7 +132,7 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
     """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
 
     There are none, and a line on standard error says why, for a folder without a text, for models without a loss, and
-    for a run whose text is not on this machine.
+    for a run whose text cannot be read, such as on another machine.
     """
     model, config, tokenizer = loaded
     if options.eval_batches == 0:
@@ -150,7 +150,7 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
             prepared = prepare(config, tokenizer_file=tokenizer_file)
         except InputError as error:
             print(
-                f"no losses: the run's text is not here ({error}); --text=FILE measures them on another",
+                f"no losses: the run's text cannot be read ({error}); --text=FILE measures them on another",
                 file=sys.stderr,
             )
             return None

@@ -45,7 +45,7 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
     tokenizer.
     """
     if not config.init.from_pretrained:
-        return Start(config.validate())
+        return Start(config.validate(saved=directory.config is not None))
     saved, found = directory.config, None
     resumes = saved is not None and saved.init == config.init and checkpoint.has_checkpoint(directory.path)
     if saved is not None and saved.init == config.init:
@@ -55,7 +55,7 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
         found = init_from_pretrained(config)
         config = dataclasses.replace(config, model=found.model.config)
         config = _with_end_token(config, found.end_token)
-    config.validate()
+    config.validate(saved=saved is not None)
     return Start(config, found, _tokenizer(config, found, directory))
 
 

@@ -84,7 +84,7 @@ def test_a_run_whose_text_is_elsewhere_is_timed(call, decoder, tmp_path):
     (workdir / "config.json").write_text(json.dumps(config))
     done = call("infer.py", f"--workdir={workdir}", "--steps=2", "--repeats=1")
     assert done.returncode == 0, done.stderr
-    assert "no losses: the run's text is not here" in done.stderr and "/elsewhere/texts" in done.stderr
+    assert "no losses: the run's text cannot be read" in done.stderr and "/elsewhere/texts" in done.stderr
     report = report_of(workdir / "infer")
     assert report["text"] is None and all(row["loss"] is None for row in report["rows"])
     text = tmp_path / "notes.txt"

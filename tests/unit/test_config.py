@@ -278,6 +278,16 @@ def test_the_former_defaults_are_those_of_today_but_for_those_that_changed():
     assert not c.from_json('{"version": 2}').optimizer.warmup_from_zero
 
 
+def test_a_run_of_an_earlier_version_keeps_its_counts_above_the_depth():
+    text = '{"version": 1, "model": {"depth": 8}, "step_sampling": {"counts": [4, 12]}}'
+    config = c.from_json(text)
+    assert config.trained_counts == (4, 12)
+    # A resumed run is saved anew, in the version of today.
+    assert c.from_json(c.to_json(config)) == config
+    with pytest.raises(InputError, match="counts has 12, more than full depth, 8"):
+        config.validate()
+
+
 def test_counts_follow_the_depth():
     for depth in (6, 12, 24):
         config = c.replace(c.Config(), {"model.depth": depth}).validate()
