@@ -8,12 +8,11 @@ It has not been run yet: the learning rate is lower than `configs/encoder_base.p
 
 import dataclasses
 
-from configs import encoder_base
-from odelm.config import Config
+from odelm.config import Config, load_recipe
 
 
 def get_config() -> Config:
-    base = encoder_base.get_config()
+    base = load_recipe("encoder_base")
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, width=1024, heads=16, depth=24),

@@ -11,12 +11,11 @@ other reached 5.15, with an earlier order of documents. At 3e-4 it reached 5.50.
 
 import dataclasses
 
-from configs import encoder_base
-from odelm.config import Config, StepSamplingConfig
+from odelm.config import Config, StepSamplingConfig, load_recipe
 
 
 def get_config() -> Config:
-    base = encoder_base.get_config()
+    base = load_recipe("encoder_base")
     return dataclasses.replace(
         base,
         model=dataclasses.replace(

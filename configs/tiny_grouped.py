@@ -8,12 +8,11 @@ held-out loss of 4.46 nats/token at 12 steps and 4.47 at 3, on the held-out batc
 
 import dataclasses
 
-from configs import tiny
-from odelm.config import Config
+from odelm.config import Config, load_recipe
 
 
 def get_config() -> Config:
-    base = tiny.get_config()
+    base = load_recipe("tiny")
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, groups=3),

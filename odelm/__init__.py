@@ -1,26 +1,27 @@
 """odelm: parameter-shared language models whose depth is integrated, and crossed in fewer steps."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import models, ode
-from odelm.config import (
-    Config,
-    DataConfig,
-    InitConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    StepSamplingConfig,
-    TrainConfig,
-)
 from odelm.errors import InputError
-from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
-from odelm.ode import integrate, integrate_adaptive
+from odelm.lazy import importer
 from odelm.version import __version__
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from odelm import models, ode
+    from odelm.config import (
+        Config,
+        DataConfig,
+        InitConfig,
+        MeshConfig,
+        ModelConfig,
+        OptimizerConfig,
+        StepSamplingConfig,
+        TrainConfig,
+        load_recipe,
+    )
+    from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
+    from odelm.ode import integrate, integrate_adaptive
+    from odelm.pretrained import load
 
 __all__ = [
     "CausalLM",
@@ -42,16 +43,22 @@ __all__ = [
     "integrate",
     "integrate_adaptive",
     "load",
+    "load_recipe",
     "models",
     "ode",
 ]
 
+_PLACES = {
+    "odelm.config": (
+        "Config DataConfig InitConfig MeshConfig ModelConfig OptimizerConfig StepSamplingConfig TrainConfig load_recipe"
+    ),
+    "odelm.models": "CausalLM Classifier Encoder MaskedLM SharedBlock create models",
+    "odelm.ode": "integrate integrate_adaptive ode",
+    "odelm.pretrained": "load",
+}
 
-def load(
-    path: str | Path, *, step: int | None = None
-) -> tuple[CausalLM | MaskedLM | Classifier | Encoder, Config, "Tokenizer | None"]:
-    """Returns (model, config, tokenizer) of a run directory or a Hugging Face folder; see `odelm.pretrained.load`."""
-    # Orbax takes longer to import than everything else together, and only loading needs it.
-    from odelm import pretrained
+__getattr__ = importer(__name__, {name: place for place, names in _PLACES.items() for name in names.split()})
 
-    return pretrained.load(path, step=step)
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ A recipe under `configs/` is a `get_config()` that returns a `Config`. `Config.v
 """
 
 from odelm.config.data import CORPORA, MASK_UNITS, ON_BAD_RECORD, PACKINGS, SPLITS, DataConfig
+from odelm.config.load import load_recipe, recipe_names
 from odelm.config.model import ACTIVATIONS, ATTENTIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
 from odelm.config.parse import parse_value
 from odelm.config.recipe import Config
@@ -56,8 +57,10 @@ __all__ = [
     "default_steps",
     "from_dict",
     "from_json",
+    "load_recipe",
     "options",
     "parse_value",
+    "recipe_names",
     "replace",
     "to_json",
 ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from odelm.config.checks import check_types, choice, freeze_lists, positive
+from odelm.config.describe import described
 from odelm.errors import InputError
 
 CORPORA = ("python_source", "text", "openwebtext", "pile")
@@ -12,8 +13,11 @@ PACKINGS = ("auto", "concatenate", "segments", "documents")
 SPLITS = ("train", "validation")
 
 
+@described
 @dataclass(frozen=True)
 class DataConfig:
+    """Which text a model is trained on, and how it becomes rows of tokens."""
+
     corpus: str = "python_source"
     """`python_source` (the standard library of the running interpreter), `text` (your own files), `openwebtext`,
     `pile`, or `tfds:NAME` for one of the TFDS catalogue."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from odelm.config.checks import check_types, choice, divides, nearest_divisor, positive, within
+from odelm.config.describe import described
 from odelm.errors import InputError
 
 KINDS = ("decoder", "encoder")
@@ -14,6 +15,7 @@ ATTENTIONS = ("auto", "xla", "cudnn")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+@described
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape and arithmetic of a model. The defaults are a modern pre-norm block; GPT-2 and ALBERT are
@@ -22,9 +24,11 @@ class ModelConfig:
     kind: str = "decoder"
     """`decoder` (causal, next token) or `encoder` (bidirectional, masked tokens)."""
     vocab_size: int = 2048
+    """Tokens of the embedding and the readout: as many as the tokenizer has, or more."""
     width: int = 128
     """Size D of the state that is integrated."""
     heads: int = 4
+    """Of attention; they share the width evenly."""
     depth: int = 12
     """Number of layers that is full depth: prelude, core and coda together. Steps, grids and counts of steps speak of
     the core, `core = depth - prelude - coda`, whose length in time it is."""
@@ -47,17 +51,26 @@ class ModelConfig:
     max_length: int = 1024
     """The longest sequence, in tokens."""
     norm: str = "rmsnorm"
+    """`layernorm` or `rmsnorm`."""
     norm_placement: str = "pre"
+    """`pre`: each branch reads a normalised state, and adds to the state itself (GPT-2). `post`: the state is
+    normalised after each addition (BERT, ALBERT), and takes large steps with the `euler` solver only."""
     norm_eps: float = 1e-6
+    """Added to a variance or mean square before its root is taken."""
     embed_norm: bool = False
     """Normalise the embeddings before they enter the state (BERT and ALBERT do)."""
     activation: str = "gelu_tanh"
+    """Of the feed-forward layer: `gelu`, `gelu_tanh` (GPT-2's approximation), `swiglu`, `relu2`, `relu` or `silu`."""
     positions: str = "rotary"
+    """How a token knows its place: `learned` or `sinusoidal` embeddings, or `rotary` queries and keys."""
     rotary_base: float = 10_000.0
+    """Of `rotary`: its slowest pair of coordinates turns by about 1 / rotary_base a token."""
     qk_norm: bool = True
     """Normalise queries and keys per head, so that attention logits stay bounded over repeated use."""
     bias: bool = False
+    """Whether linear maps have a bias, and LayerNorm a shift."""
     tie_readout: bool = True
+    """The readout is the transposed embedding, in place of a matrix of its own."""
     time_modulation: bool = True
     """Let the block know its depth time (see `odelm.models.modulation`)."""
     parallel_branches: bool = False

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from odelm.config.checks import check_types, choice, divides, freeze_lists, positive, within
+from odelm.config.describe import described
 from odelm.config.model import ModelConfig
 from odelm.errors import InputError
 
@@ -21,6 +22,7 @@ REMAT_POLICIES = (
 """The `jax.checkpoint_policies` that say what of a step is kept for the gradient; the rest is computed again."""
 
 
+@described
 @dataclass(frozen=True)
 class StepSamplingConfig:
     """How pre-training draws its depth steps, once an update (see `odelm.ode.grid`)."""
@@ -37,6 +39,7 @@ class StepSamplingConfig:
     low: float = 0.5
     """Of `random_sizes`: the smallest size before scaling."""
     high: float = 1.5
+    """Of `random_sizes`: the largest."""
     jitter: float = 0.0
     """Of `random_count`: relative half-width of a uniform perturbation of the step sizes, 0 to below 1."""
     anneal: float = 0.0
@@ -86,6 +89,7 @@ class StepSamplingConfig:
         return self.counts or (annealed_steps(model) if self.anneal else default_steps(model))
 
 
+@described
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, a decay, and clipping by global norm."""
@@ -97,14 +101,19 @@ class OptimizerConfig:
     warmup_from_zero: bool = False
     """Whether the first update has rate 0, as runs of version 0.1 had it, and so changes nothing."""
     decay: str = "cosine"
+    """How the rate falls after its peak: `cosine`, `linear` or `constant`."""
     final_fraction: float = 0.1
     """The rate after the last update, as a share of the peak."""
     b1: float = 0.9
+    """Decay of the mean of gradients."""
     b2: float = 0.95
+    """Decay of the mean of their squares."""
     eps: float = 1e-8
+    """Added to the root of that mean before it divides."""
     weight_decay: float = 0.1
     """Applied to matrices, not to vectors (norm scales, biases)."""
     clip_norm: float = 1.0
+    """Gradients of a larger global norm are scaled down to it."""
 
     def validate(self) -> "OptimizerConfig":
         check_types(self, "optimizer")
@@ -120,9 +129,13 @@ class OptimizerConfig:
         return self
 
 
+@described
 @dataclass(frozen=True)
 class TrainConfig:
+    """How long to train, on how much at a time, and when to look and to save."""
+
     updates: int = 600
+    """When to end; a finished run goes on if it is raised."""
     batch_size: int = 16
     """Sequences an update, over all devices and processes together."""
     length: int = 128
@@ -134,14 +147,18 @@ class TrainConfig:
     eval_steps: tuple[int, ...] = ()
     """Step counts to evaluate at; empty is those nearest to full depth, 1/2, 1/3 and 1/4 of it in evaluations."""
     checkpoint_every: int = 200
+    """Updates between checkpoints; there is always one after the last update."""
     keep: int = 2
     """How many checkpoints stay on disk."""
     log_every: int = 10
+    """Updates between records of the loss and the speed."""
     seed: int = 0
+    """Of parameters, order of the text, masks, dropout and drawn steps."""
     unroll: bool = True
     """Unroll the depth loop: faster updates on every backend, longer compilation."""
     remat: str | None = None
-    """One of `REMAT_POLICIES`, for the depth step, to save memory; None keeps everything."""
+    """What of a depth step is kept for the gradient, while the rest is computed again to save memory: one of
+    `odelm.config.REMAT_POLICIES`, which are JAX's; None keeps everything, without more work."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -167,8 +184,11 @@ class TrainConfig:
         return self
 
 
+@described
 @dataclass(frozen=True)
 class MeshConfig:
+    """How the devices share the work."""
+
     data: int = -1
     """Devices along the batch; -1 is all there are."""
 
@@ -179,6 +199,7 @@ class MeshConfig:
         return self
 
 
+@described
 @dataclass(frozen=True)
 class InitConfig:
     """An existing model as the starting point, in place of new parameters, and how its blocks are shared."""

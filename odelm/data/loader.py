@@ -15,6 +15,7 @@ from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.tokens import Prepared, Split, Stream
 from odelm.data.windows import DocumentWindows, JoinedWindows, Spans, StreamWindows, Windows, joined
 from odelm.errors import InputError
+from odelm.interrupts import deaf_children
 from odelm.tokenizer import end_id
 
 Batch = dict[str, np.ndarray]
@@ -98,8 +99,11 @@ class BatchIterator(grain.DatasetIterator):
 
     def __next__(self) -> Batch:
         if self._source is None:
-            self._source = self._dataset.source(self._update)
-        batch = next(self._source)
+            with deaf_children():
+                self._source = self._dataset.source(self._update)
+                batch = next(self._source)
+        else:
+            batch = next(self._source)
         self._update += 1
         return batch
 

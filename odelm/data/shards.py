@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from odelm.errors import SystemFailure
+from odelm.interrupts import deaf_children
 
 Job = TypeVar("Job")
 
@@ -63,7 +64,8 @@ def _finished(function: Callable[[Job], None], jobs: Sequence[Job], workers: int
     # JAX's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_core) as pool:
-        futures = [pool.submit(function, job) for job in jobs]
+        with deaf_children():
+            futures = [pool.submit(function, job) for job in jobs]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()

@@ -1,8 +1,22 @@
 """Hugging Face folders in and out, and models between shared and unshared. Nothing of transformers is needed."""
 
-from odelm.interop.convert import shared, summary, unrolled
-from odelm.interop.folder import is_folder
-from odelm.interop.read import load, read
-from odelm.interop.write import export
+from typing import TYPE_CHECKING
+
+from odelm.lazy import importer
+
+if TYPE_CHECKING:
+    from odelm.interop.convert import shared, summary, unrolled
+    from odelm.interop.folder import is_folder
+    from odelm.interop.read import load, read
+    from odelm.interop.write import export
 
 __all__ = ["export", "is_folder", "load", "read", "shared", "summary", "unrolled"]
+
+_PLACES = {
+    "odelm.interop.convert": "shared summary unrolled",
+    "odelm.interop.folder": "is_folder",
+    "odelm.interop.read": "load read",
+    "odelm.interop.write": "export",
+}
+
+__getattr__ = importer(__name__, {name: place for place, names in _PLACES.items() for name in names.split()})

@@ -1,47 +1,8 @@
-"""Writes a run as a Hugging Face folder, for `transformers`.
+"""Runs `odelm.programs.interop`; `python -m odelm.interop --help` shows what it takes."""
 
-python -m odelm.interop export --workdir=runs/encoder --to=DIR [--step=N]
-"""
-
-import argparse
 import sys
-from pathlib import Path
-from typing import Any
 
-from absl import logging
-
-from odelm import checkpoint, interop
-from odelm.config import Config
-from odelm.errors import InputError
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status; a mistake is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="python -m odelm.interop", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    export = commands.add_parser("export", help="write a run as a Hugging Face folder")
-    export.add_argument("--workdir", required=True, help="the run directory (or a folder, to be written anew)")
-    export.add_argument("--to", required=True, help="the folder to make")
-    export.add_argument("--step", type=int, help="the checkpoint to write; the newest if left out")
-    options = parser.parse_args(arguments)
-    # Orbax warns of what is normal here.
-    logging.set_verbosity(logging.ERROR)
-    try:
-        model, config, tokenizer = _load(Path(options.workdir).expanduser(), options.step)
-        print(interop.export(model, options.to, tokenizer=tokenizer, end_token=config.data.end_token))
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _load(path: Path, step: int | None) -> tuple[Any, Config, Any]:
-    if not interop.is_folder(path):
-        return checkpoint.load(path, step=step)
-    if step is not None:
-        raise InputError(f"--step={step} was given, but {path} is a Hugging Face folder, which has no checkpoints")
-    return interop.load(path)
-
+from odelm.programs import launch
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(launch.interop())

@@ -1,4 +1,5 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard events and a progress bar. Only the first process writes."""
+"""The log of a run: `metrics.jsonl`, TensorBoard events, and a progress bar, or lines where there is no terminal. Only
+the first process writes."""
 
 import json
 import math
@@ -20,7 +21,7 @@ class Log:
 
     def __init__(self, workdir: Path, *, updates: int, start: int, enabled: bool = True):
         self.enabled = enabled
-        self._workdir = workdir
+        self._workdir, self._updates = workdir, updates
         self.console = Console(quiet=not enabled)
         self._progress = Progress(
             TextColumn("training"),
@@ -30,7 +31,7 @@ class Log:
             TextColumn("{task.fields[speed]:,.0f} tokens/s"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not enabled,
+            disable=not enabled or not self.console.is_terminal,
         )
         # The bar appears with its first loss; a run that is already finished reports none.
         self._task = self._progress.add_task(
@@ -58,7 +59,11 @@ class Log:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def training(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of an update; `loss` and `tokens_per_s` also show in the bar."""
+        """Records the metrics of an update; `loss` and `tokens_per_s` also show in the bar, or as a line."""
+        if not self.console.is_terminal:
+            self.print(
+                f"update {step}/{self._updates}: loss {metrics['loss']:.4f}, {metrics['tokens_per_s']:,.0f} tokens/s"
+            )
         self._progress.update(
             self._task, completed=step, visible=True, loss=metrics["loss"], speed=metrics["tokens_per_s"], refresh=False
         )

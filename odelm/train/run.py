@@ -22,7 +22,6 @@ from odelm.train.optimizer import make_optimizer
 from odelm.train.prefetch import Prefetch
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
-from odelm.train.stop import StopSignal
 
 
 def train(config: Config, workdir: str | Path) -> Result:
@@ -93,8 +92,7 @@ def _run(
             held_out = HeldOut(config, graph, prepared, mesh, log)
             update = make_update(config, graph, optimizer)
             loop = Loop(config, mesh, update, Prefetch(rows, mesh), held_out, checkpoints, log)
-            with StopSignal() as stop:
-                return loop(state, stop)
+            return loop(state)
     finally:
         checkpoints.close()
 

@@ -1,13 +1,12 @@
 """Runs of the two programs on a text corpus of a few thousand words, shapes as small as they go."""
 
-import runpy
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,16 +25,10 @@ def call(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        main = importlib.import_module(f"odelm.programs.{name.removesuffix('.py')}").main
         capfd.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                runpy.run_path(name, run_name="__main__")
-        finally:
-            defined = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[name]]
-            for flag in defined:
-                delattr(flags.FLAGS, flag)
-        return subprocess.CompletedProcess([name, *arguments], ended.value.code, *capfd.readouterr())
+        status = main(arguments)
+        return subprocess.CompletedProcess([name, *arguments], status, *capfd.readouterr())
 
     return run
 

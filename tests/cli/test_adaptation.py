@@ -11,7 +11,7 @@ from flax import nnx
 
 import odelm
 from odelm import interop
-from odelm.interop.__main__ import main as interop_main
+from odelm.programs.interop import main as interop_main
 from tests.cli.conftest import trained
 from tests.cli.test_programs import PNG, refused, report_of
 

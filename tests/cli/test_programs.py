@@ -199,14 +199,15 @@ def test_a_run_is_resumed_by_its_command(kind, recipe, options, request, call, s
     assert (workdir / "checkpoints" / "8").is_dir()
 
 
-def test_an_interrupted_run_is_resumed(call, small, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_no_success_and_is_resumed(call, small, tmp_path, number):
     command = ["--config=configs/tiny.py", f"--workdir={tmp_path}", *small]
     endless = [sys.executable, "train.py", *command, "--config.train.updates=1000000"]
     with subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         wait_for_update(running, tmp_path)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         output = running.communicate(timeout=120)[0]
-    assert running.returncode == 0, output
+    assert running.returncode == 128 + number, output
     last = steps_of(tmp_path)[-1]
     assert f"interrupted after update {last}; run the same command to resume" in output
     done = call("train.py", *command, f"--config.train.updates={last + 1}")

@@ -103,6 +103,22 @@ def test_records_after_the_checkpoint_are_dropped(tmp_path):
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.0, 1.4]
 
 
+def test_without_a_terminal_every_record_is_a_line(tmp_path, capsys):
+    with log.Log(tmp_path, updates=9, start=0) as writer:
+        writer.training(1, {"loss": 1.5, "tokens_per_s": 2345.0})
+        writer.training(2, {"loss": 1.25, "tokens_per_s": 1.0})
+    assert capsys.readouterr().out == ("update 1/9: loss 1.5000, 2,345 tokens/s\nupdate 2/9: loss 1.2500, 1 tokens/s\n")
+
+
+def test_a_terminal_has_a_bar_in_place_of_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    with log.Log(tmp_path, updates=9, start=0) as writer:
+        writer.training(2, {"loss": 1.25, "tokens_per_s": 1.0})
+    shown = capsys.readouterr().out
+    assert "2/9" in shown and "loss 1.250" in shown and "update 2" not in shown
+
+
 def test_finished_run_is_not_recorded_twice(config, run):
     before = (run / log.METRICS).read_text()
     again = train(config, run)

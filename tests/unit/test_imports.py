@@ -18,22 +18,23 @@ DATA = GROUND | {"data"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
+    "lazy": set(),
+    "interrupts": set(),
     "rng": {"errors"},
     "files": {"errors"},
     "tokenizer": {"errors"},
     "config": {"errors", "version"},
     "ode": {"errors"},
     "models": GROUND - {"files", "tokenizer"},
-    "data": GROUND - {"ode"},
+    "data": (GROUND - {"ode"}) | {"interrupts", "lazy"},
     "sharding": MODELS,
     "run_directory": {"errors", "files", "tokenizer", "config"},
     "checkpoint": MODELS | {"run_directory"},
-    "interop": MODELS,
+    "interop": MODELS | {"lazy"},
     "pretrained": {"config", "errors", "checkpoint", "interop"},
-    "train": MODELS | DATA | {"sharding", "run_directory", "checkpoint", "interop", "pretrained"},
+    "train": MODELS | DATA | {"sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
     "infer": MODELS,
     "evals": MODELS | DATA | {"run_directory", "pretrained", "infer"},
-    "cli": {"errors", "config", "files"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 
@@ -58,7 +59,9 @@ def part_of(path: Path) -> str:
 
 
 # What is run as a program, such as `python -m odelm.interop`, stands above all.
-MODULES = sorted(p for p in ROOT.rglob("*.py") if part_of(p) != "__init__" and p.name != "__main__.py")
+MODULES = sorted(
+    p for p in ROOT.rglob("*.py") if part_of(p) not in ("__init__", "programs") and p.name != "__main__.py"
+)
 
 
 def test_imported_finds_every_form():
@@ -79,7 +82,7 @@ import sys, time
 start = time.process_time()
 import diffrax, flax.nnx, jax, numpy, optax
 needed = time.process_time()
-import odelm
+from odelm import Config, create, integrate, models, ode
 print((time.process_time() - start) / (needed - start), *(name for name in {heavy!r} if name in sys.modules))
 """
 
@@ -94,3 +97,20 @@ def test_importing_the_package_is_light():
         ratios.append(float(ratio))
     # The processor's time with what any such library needs, over that of what it needs; the best of three.
     assert min(ratios) < 1.25
+
+
+def test_a_program_sees_to_its_signals_and_shows_its_help_before_jax_is_imported():
+    source = (
+        "import sys, odelm.interop, odelm.data, odelm.programs.launch, odelm.programs.train, odelm.programs.infer\n"
+    )
+    show = "print([name for name in ('jax', 'numpy', 'flax') if name in sys.modules])"
+    command = [sys.executable, "-c", source + show]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT.parent)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_every_public_name_can_be_imported():
+    assert [name for name in odelm.__all__ if not hasattr(odelm, name)] == []
+    assert dir(odelm) == sorted(odelm.__all__)
+    with pytest.raises(AttributeError, match="module 'odelm' has no attribute 'craete'"):
+        _ = odelm.craete

@@ -4,7 +4,9 @@ The four corpora, `OpenWebText`, `Pile`, `PythonSource` and `Text`, are TFDS bui
 is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from odelm.lazy import importer
 
 if TYPE_CHECKING:
     from odelm.data.sources.corpora import OpenWebText as OpenWebText
@@ -12,12 +14,6 @@ if TYPE_CHECKING:
     from odelm.data.sources.corpora import PythonSource as PythonSource
     from odelm.data.sources.corpora import Text as Text
 
-_BUILDERS = ("OpenWebText", "Pile", "PythonSource", "Text")
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _BUILDERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from odelm.data.sources import corpora
-
-    return getattr(corpora, name)
+__getattr__ = importer(
+    __name__, dict.fromkeys(("OpenWebText", "Pile", "PythonSource", "Text"), "odelm.data.sources.corpora")
+)

@@ -7,7 +7,6 @@ from flax import nnx
 
 import odelm
 from odelm import interop
-from odelm.interop.__main__ import main
 from odelm.interop.tensors import (
     JOINED,
     JOINED_BIAS,
@@ -18,6 +17,7 @@ from odelm.interop.tensors import (
     SPLIT_TRANSPOSED,
     TRANSPOSED,
 )
+from odelm.programs.interop import main
 from tests.unit.interop.conftest import ALBERT, GPT2
 
 

@@ -1,0 +1,23 @@
+"""Names of a package that are imported when they are asked for.
+
+So a program can see to its signals, and show its help, before JAX is imported, which takes seconds.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def importer(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package; `places` has the module of each name, or the module that the name is."""
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(places[name])
+        found = module if places[name] == f"{package}.{name}" else getattr(module, name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return get

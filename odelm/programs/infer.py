@@ -1,0 +1,153 @@
+"""Compares coarse steps with full depth: latency and held-out loss; or generates text.
+
+    python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
+    python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
+    python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
+    python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
+
+The model is a training run or a Hugging Face folder, under either flag. The comparison is printed and written to
+`infer/report.json` and `infer/report.png` in it, or to --out. Of a run that adapted an existing model the report also
+has what that model lost at each step count before.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from absl import flags
+
+from odelm.config import Config, default_steps
+from odelm.errors import InputError
+from odelm.programs import command_line
+
+FLAGS = command_line.new_flags()
+_string, _integer, _float = (
+    partial(define, flag_values=FLAGS) for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
+)
+_string("workdir", None, "Directory of a training run.")
+_string("model", None, "The same, or a Hugging Face folder.")
+_string("text", None, "Measure the losses on this text (a file, folder or glob) instead.")
+_string("out", None, "Directory of the report; default: infer/ in the run or folder.")
+flags.DEFINE_list(
+    "steps", None, "Numbers of depth steps; default: full depth, 1/2, 1/3 and 1/4 of it.", flag_values=FLAGS
+)
+_string("solver", "euler", "Name of the ODE solver.")
+flags.DEFINE_enum(
+    "integrator",
+    "scan",
+    ["scan", "diffrax"],
+    "What integrates over the depth; diffrax takes any solver.",
+    flag_values=FLAGS,
+)
+_integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
+_integer("length", None, "Tokens a sequence, timed and evaluated; default: as in training, or 128.", lower_bound=1)
+_string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
+_float("adaptive_tolerance", None, "Also let the solver choose its steps, to this tolerance.")
+_integer("repeats", 30, "Timed calls of each setting.", lower_bound=1)
+_integer(
+    "eval_batches",
+    None,
+    "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8.",
+    lower_bound=0,
+)
+_string("prompt", None, "Generate a continuation of this text instead.")
+_integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
+_float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
+_integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
+_integer("seed", 0, "Of sampling.")
+for name, expected in dict(workdir="a directory", model="a directory", out="a directory", text="files").items():
+    flags.register_validator(
+        name, lambda value: value != "", message=f"is empty, expected {expected}", flag_values=FLAGS
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 2 for a mistake."""
+    return command_line.run(_infer, FLAGS, arguments, __doc__ or "")
+
+
+def _infer() -> int:
+    from odelm import checkpoint, interop, pretrained
+    from odelm.run_directory import read_config
+
+    source = _source()
+    if interop.is_folder(source):
+        step = None
+    else:
+        read_config(source)  # its errors come before those of the checkpoints
+        step = checkpoint.latest_step(source)
+    loaded = pretrained.load(source, step=step, adjust=_with_dtype)
+    steps = _steps(loaded[1])
+    if FLAGS.prompt is not None:
+        _generate(loaded, steps, FLAGS.prompt)
+    else:
+        _compare(loaded, steps, source, step)
+    return 0
+
+
+def _source() -> Path:
+    given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
+    if len(given) != 1:
+        raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
+    source = Path(given[0]).expanduser()
+    if not source.is_dir():
+        raise InputError(f"{source} is not a directory; give a training run or a Hugging Face folder")
+    return source
+
+
+def _with_dtype(config: Config) -> Config:
+    model = dataclasses.replace(config.model, dtype=FLAGS.dtype, residual_dtype="auto")
+    return dataclasses.replace(config, model=model)
+
+
+def _steps(config: Config) -> tuple[int, ...]:
+    if FLAGS.steps is None:
+        return default_steps(config.model)
+    if not FLAGS.steps:
+        raise InputError("--steps is empty, expected whole numbers such as 12,6,3")
+    try:
+        return tuple(int(count) for count in FLAGS.steps)
+    except ValueError:
+        raise InputError(f"--steps is {','.join(FLAGS.steps)}, expected whole numbers such as 12,6,3") from None
+
+
+def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
+    from odelm.evals.compare import needed
+    from odelm.infer.generate import continue_text
+    from odelm.infer.runner import Runner
+
+    model, config, tokenizer = loaded
+    runner = Runner.of(model)
+    for count in steps:
+        text = continue_text(
+            runner,
+            needed(tokenizer),
+            prompt,
+            plan=runner.plan(count, FLAGS.solver, FLAGS.integrator),
+            new_tokens=FLAGS.new_tokens,
+            temperature=FLAGS.temperature,
+            top_k=FLAGS.top_k,
+            seed=FLAGS.seed,
+            end_token=config.data.end_token,
+        )
+        if len(steps) > 1:
+            print(f"--- {count} steps")
+        print(text)
+
+
+def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
+    from odelm.evals.compare import Comparison, compare
+
+    options = Comparison(
+        solver=FLAGS.solver,
+        integrator=FLAGS.integrator,
+        tolerance=FLAGS.adaptive_tolerance,
+        batch=FLAGS.batch,
+        length=FLAGS.length,
+        repeats=FLAGS.repeats,
+        eval_batches=FLAGS.eval_batches,
+        text=FLAGS.text,
+    )
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else None
+    print(f"written to {compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)}")

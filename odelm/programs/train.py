@@ -1,0 +1,76 @@
+"""Launches pre-training: flags in, `odelm.train` out.
+
+    python train.py --config=configs/tiny.py --workdir=runs/tiny [--config.FIELD=VALUE ...]
+    python train.py --workdir=runs/tiny
+
+The first starts a run, or resumes it if it was interrupted; the second resumes one by its own `config.json`. A recipe
+is a file or one of the project's by its name, such as `--config=tiny`. Every option of a recipe can be overridden by
+its path, such as `--config.train.updates=1000` or `--config.data.corpus=text --config.data.source=my_texts`.
+
+Ctrl-C or SIGTERM ends the run after the current update, with a checkpoint and the status 130 or 143; a second one ends
+it at once.
+"""
+
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from odelm.config import Config, load_recipe
+from odelm.config.describe import as_help
+from odelm.errors import InputError
+from odelm.interrupts import status_of
+from odelm.programs import command_line
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string(
+    "config", None, "The recipe: a file, or a name such as tiny; without it, that of the workdir.", flag_values=FLAGS
+)
+flags.DEFINE_multi_string(
+    "override", [], "An option as PATH=VALUE, the same as --config.PATH=VALUE.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "workdir",
+    None,
+    required=True,
+    help="Directory of the run: metrics, checkpoints, tokenizer.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job first.", flag_values=FLAGS)
+flags.register_validator(
+    "workdir", lambda value: value != "", message="is empty, expected a directory", flag_values=FLAGS
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0 for a finished run, 130 or 143 for an interrupted one, 2 for a mistake."""
+    options = f"Options of a recipe, with their defaults (docs/options.md):\n{as_help(Config())}"
+    return command_line.run(_train, FLAGS, arguments, __doc__ or "", options)
+
+
+def _train() -> int:
+    workdir = os.path.expanduser(FLAGS.workdir)
+    config = command_line.overridden(_config(workdir), FLAGS.override)
+    from odelm.train.run import train
+
+    if FLAGS.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    result = train(config, workdir)
+    return status_of(result.signal) if result.interrupted else 0
+
+
+def _config(workdir: str) -> Config:
+    """Returns the recipe that is asked for, or that of the run in the workdir."""
+    from odelm.run_directory import CONFIG as SAVED
+    from odelm.run_directory import read_config
+
+    if FLAGS.config is not None:
+        return load_recipe(FLAGS.config)
+    if not os.path.exists(os.path.join(workdir, SAVED)):
+        raise InputError(
+            f"{workdir} holds no run to resume, and there is no --config: give a recipe, such as "
+            "--config=configs/tiny.py, to start one"
+        )
+    return read_config(workdir)
