@@ -7,16 +7,16 @@ from odelm.lazy import importer
 if TYPE_CHECKING:
     from odelm.interop.convert import shared, summary, unrolled
     from odelm.interop.folder import is_folder
-    from odelm.interop.read import load, read
-    from odelm.interop.write import export
+    from odelm.interop.reader import load, read
+    from odelm.interop.writer import export
 
 __all__ = ["export", "is_folder", "load", "read", "shared", "summary", "unrolled"]
 
 _PLACES = {
     "odelm.interop.convert": "shared summary unrolled",
     "odelm.interop.folder": "is_folder",
-    "odelm.interop.read": "load read",
-    "odelm.interop.write": "export",
+    "odelm.interop.reader": "load read",
+    "odelm.interop.writer": "export",
 }
 
 __getattr__ = importer(__name__, {name: place for place, names in _PLACES.items() for name in names.split()})

@@ -11,7 +11,7 @@ import odelm
 from odelm import interop
 from odelm.interop import tensors as layouts
 from odelm.interop.convert import _parts
-from odelm.interop.read import FAMILIES
+from odelm.interop.reader import FAMILIES
 from odelm.models.loss import loss_sums
 from odelm.models.parameters import parameters
 from odelm.models.view import see
