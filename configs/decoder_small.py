@@ -3,8 +3,8 @@
     python train.py --config=configs/decoder_small.py --workdir=runs/small \\
         --config.data.corpus=text --config.data.source=PATH
 
-On one H200 its first 2,500 updates took about three minutes and reached a held-out loss of 3.84 nats/token at 12 steps
-and 3.87 at 3 (docs/results.md, "On a GPU"); it has not been run to its end.
+On one H100 its first 2,500 updates took less than four minutes and reached a held-out loss of 3.83 nats/token at 12
+steps and 3.87 at 3 (docs/results.md, "On a GPU"); it has not been run to its end.
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
