@@ -48,7 +48,7 @@ class DataConfig:
     vocab_size: int | None = None
     """Vocabulary of a trained tokenizer; None is model.vocab_size."""
     valid_fraction: float = 0.02
-    """Share of documents held out, chosen by a stable hash of each document."""
+    """Share of documents held out, chosen by a stable hash of each document; of a single .txt file, its last part."""
     valid_source: str = ""
     """A file, folder or glob of text of your own (.txt and .jsonl, as for `text`) to evaluate on, in place of the
     held-out share of the corpus, which stays out of training all the same."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import tensorflow_datasets as tfds
 
 from odelm.config import DataConfig
+from odelm.data.one_text import OneText
 from odelm.data.shards import as_os_error, run_jobs
 from odelm.data.sources.catalogue import PREFIX, open_catalogue
 from odelm.data.sources.corpora import BUILDERS, Text
@@ -27,7 +28,7 @@ from odelm.data.sources.document_shards import (
     write_document_shard,
 )
 from odelm.data.sources.documents import Document
-from odelm.data.sources.files import stats
+from odelm.data.sources.files import TXT_ENDINGS, stats
 from odelm.data.sources.tfds import CorpusBuilder, CorpusConfig, quiet
 from odelm.errors import InputError
 from odelm.files import fingerprint, resumed
@@ -69,8 +70,9 @@ class Corpus(Protocol):
 def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None = None) -> Corpus:
     """Returns the corpus that `config` names. TFDS prepares one of its catalogue here, with `beam` if that is given.
 
-    Reads no document; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if the
-    source is missing or has no supported file.
+    Of a single file of text, which is one document, the last part is held out; every other corpus is split by
+    documents. Reads none; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if
+    the source is missing or has no supported file.
     """
     if config.corpus.startswith(PREFIX):
         return open_catalogue(config, beam)
@@ -83,6 +85,10 @@ def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None
     prefix = config.corpus
     if config.corpus == "python_source":
         prefix = f"{sys.implementation.name}-{platform.python_version()}"
+    if config.corpus == "text" and len(sources) == 1 and not (config.components or config.exclude):
+        path = sources[0].path
+        if path.name.lower().endswith(TXT_ENDINGS):
+            return OneText(f"{prefix}-one-{key}", path, config.valid_fraction)
     return FileCorpus(builder, config, tuple(sources), f"{prefix}-{key}")
 
 
