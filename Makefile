@@ -6,7 +6,11 @@ BIN := .venv/bin
 # Tests run in so many processes; compiling for the CPU keeps about one core busy.
 JOBS ?= 2
 
-.PHONY: demo test test-all test-beam test-interop lint docs clean
+# Pythons that the newest stack is tried with: the first one that the machine has.
+NEWER = python3.14 python3.13 python3.12 \
+	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
+
+.PHONY: demo test test-all test-beam test-interop test-newest lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -28,6 +32,21 @@ test-interop: .venv/.installed-interop-test
 # Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
 test-beam: .venv/.installed-beam-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/data/sources/test_beam.py
+
+# The mathematics and the models on the newest releases that requirements.txt allows, in an environment of its own.
+test-newest:
+	@for python in $(NEWER); do \
+		$$python -c "import ensurepip, venv" 2> /dev/null || continue; \
+		$$python --version && $(MAKE) --no-print-directory test-newest-with NEWEST=$$python; exit; \
+	done; echo "skipped: there is no Python 3.12 or later to try the newest stack with"
+
+test-newest-with:
+	rm -rf .venv-newest
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install -q --no-compile --disable-pip-version-check -e ".[test]"
+	.venv-newest/bin/python -c "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
+	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal tests/math tests/unit/ode tests/unit/models \
+		-o cache_dir=.pytest_cache/newest
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
@@ -59,4 +78,4 @@ docs: .venv/.installed-docs
 	touch $@
 
 clean:
-	rm -rf .venv build runs .pytest_cache *.egg-info
+	rm -rf .venv .venv-newest build runs .pytest_cache *.egg-info

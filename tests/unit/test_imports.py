@@ -89,14 +89,16 @@ print((time.process_time() - start) / (needed - start), *(name for name in {heav
 
 def test_importing_the_package_is_light():
     command = [sys.executable, "-c", IMPORT.format(heavy=HEAVY)]
-    ratios = []
+    # The processor's time with what any such library needs, over that of what it needs; noise only adds to it.
+    ratio = float("inf")
     for _ in range(3):
+        if ratio < 1.25:
+            break
         result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT.parent)
-        ratio, *heavy = result.stdout.split()
+        told, *heavy = result.stdout.split()
         assert not heavy, result.stdout + result.stderr
-        ratios.append(float(ratio))
-    # The processor's time with what any such library needs, over that of what it needs; the best of three.
-    assert min(ratios) < 1.25
+        ratio = float(told)
+    assert ratio < 1.25
 
 
 def test_a_program_sees_to_its_signals_and_shows_its_help_before_jax_is_imported():
