@@ -209,3 +209,13 @@ def _first_bytes(documents: Iterable[str], count: int) -> Iterator[str]:
         count -= len(data)
         if count <= 0:
             return
+
+
+def needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer; InputError if there is none."""
+    if tokenizer is None:
+        raise InputError(
+            "the model has no tokenizer.json that fits it, which text needs: save one in its folder "
+            "(a fast tokenizer's save_pretrained in transformers)"
+        )
+    return tokenizer

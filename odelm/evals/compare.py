@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from odelm import pretrained
+from odelm import tokenizer as tokenizers
 from odelm.config import Config, DataConfig, TrainConfig
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.prepare import prepare, read_text
@@ -141,7 +142,7 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
         print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
         return None
     if options.text is not None:
-        prepared = read_text(options.text, needed(tokenizer), config.data)
+        prepared = read_text(options.text, tokenizers.needed(tokenizer), config.data)
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
         seed = dataclasses.replace(config.train, seed=TrainConfig().seed)
         config = dataclasses.replace(config, data=DataConfig(end_token=config.data.end_token), train=seed)
@@ -165,16 +166,6 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
     )
     length = _length(config, options, run=tokenizer_file is not None)
     return held_out_rows(prepared, config, length=length, limit=limit)
-
-
-def needed(tokenizer: Tokenizer | None) -> Tokenizer:
-    """Returns the tokenizer; InputError if there is none."""
-    if tokenizer is None:
-        raise InputError(
-            "the model has no tokenizer.json that fits it, which text needs: save one in its folder "
-            "(a fast tokenizer's save_pretrained in transformers)"
-        )
-    return tokenizer
 
 
 def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> CausalLM | MaskedLM | None:

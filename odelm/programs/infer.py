@@ -113,7 +113,7 @@ def _steps(config: Config) -> tuple[int, ...]:
 
 
 def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
-    from odelm.evals.compare import needed
+    from odelm import tokenizer as tokenizers
     from odelm.infer.generate import continue_text
     from odelm.infer.runner import Runner
 
@@ -122,7 +122,7 @@ def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
     for count in steps:
         text = continue_text(
             runner,
-            needed(tokenizer),
+            tokenizers.needed(tokenizer),
             prompt,
             plan=runner.plan(count, FLAGS.solver, FLAGS.integrator),
             new_tokens=FLAGS.new_tokens,
