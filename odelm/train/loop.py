@@ -1,13 +1,16 @@
 """The loop: update, log, evaluate and save, until the last update or until it is asked to stop."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from odelm.checkpoint import Checkpoints
 from odelm.config import Config
+from odelm.errors import InputError
 from odelm.interrupts import StopSignal
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
@@ -79,15 +82,28 @@ class Loop:
                 window.add(metrics)
                 batch = self.batches.next_after(metrics)
                 if step % options.log_every == 0 or step == options.updates:
+                    self._check_finite(step, metrics["loss"], "loss")
                     self._record(step, window, len(grid) - 1)
                 if step % options.eval_every == 0 and step < options.updates and not stop.requested:
                     paused = time.perf_counter()
                     losses = self.held_out.evaluate(step, state.params)
                     window.leave_out(time.perf_counter() - paused)
                 if step % options.checkpoint_every == 0:
-                    self.checkpoints.save(step, state.params, state.optimizer)
-            self.checkpoints.save(step, state.params, state.optimizer)
+                    self._save(step, state)
+            self._save(step, state)
         return state, losses
+
+    def _save(self, step: int, state: TrainState) -> None:
+        """Saves a state whose parameters are finite: one that is not would take the place of a good one."""
+        self._check_finite(step, optax.tree.norm(state.params), "norm of the parameters")
+        self.checkpoints.save(step, state.params, state.optimizer)
+
+    def _check_finite(self, step: int, value: jax.Array, name: str) -> None:
+        if not math.isfinite(float(value)):
+            raise InputError(
+                f"the {name} is {float(value)} after update {step}: training has diverged, and nothing of it was saved "
+                "since the last checkpoint. Lower --config.optimizer.learning_rate, in a new --workdir"
+            )
 
     def _missed_evaluation(self, state: TrainState) -> dict[int, float]:
         """Returns the held-out losses that were due when the run was interrupted, {} if none were."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import odelm
+from odelm.errors import InputError
 from odelm.train import log
 from odelm.train.run import train
 
@@ -117,6 +118,21 @@ def test_a_terminal_has_a_bar_in_place_of_lines(tmp_path, capsys, monkeypatch):
         writer.training(2, {"loss": 1.25, "tokens_per_s": 1.0})
     shown = capsys.readouterr().out
     assert "2/9" in shown and "loss 1.250" in shown and "update 2" not in shown
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(config, tmp_path):
+    train(with_train(config, updates=2), tmp_path)
+    good = params_of(tmp_path)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e38)
+    wild = with_train(dataclasses.replace(config, optimizer=optimizer), updates=6, checkpoint_every=1, log_every=1)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["optimizer"]["learning_rate"] = 1e38
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(InputError, match="is (nan|inf) after update 3: training has diverged"):
+        train(wild, tmp_path)
+    assert "NaN" not in (tmp_path / log.METRICS).read_text() and "Infinity" not in (tmp_path / log.METRICS).read_text()
+    for before, after in zip(good, params_of(tmp_path), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_finished_run_is_not_recorded_twice(config, run):
