@@ -10,7 +10,7 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: demo test test-all test-beam test-interop test-newest lint docs clean
+.PHONY: demo test test-all test-beam test-interop test-newest test-newest-with lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -33,7 +33,8 @@ test-interop: .venv/.installed-interop-test
 test-beam: .venv/.installed-beam-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/data/sources/test_beam.py
 
-# The mathematics and a part of the models on the newest releases that requirements.txt allows, in an environment of its own.
+# The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
+# environment of its own.
 test-newest:
 	@for python in $(NEWER); do \
 		$$python -c "import ensurepip, venv" 2> /dev/null || continue; \

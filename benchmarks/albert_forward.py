@@ -37,9 +37,8 @@ def run_odelm(batch: int, length: int) -> float:
     from flax import nnx
 
     import odelm
-    from configs import encoder_base
 
-    config = dataclasses.replace(encoder_base.get_config().model, time_modulation=False, dtype="float32")
+    config = dataclasses.replace(odelm.load_recipe("encoder_base").model, time_modulation=False, dtype="float32")
     graph, params = nnx.split(odelm.create(config, rngs=nnx.Rngs(0)), nnx.Param)
     tokens = jax.random.randint(jax.random.key(0), (batch, length), 0, config.vocab_size)
     mask = jnp.ones((batch, length), bool)

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import tiny
 from odelm import sharding
-from odelm.config import Config, StepSamplingConfig
+from odelm.config import Config, StepSamplingConfig, load_recipe
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
 from odelm.models.loss import mean_loss
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the curves as JSON")
     arguments = parser.parse_args()
-    config = tiny.get_config().validate()
+    config = load_recipe("tiny").validate()
     fixed = dataclasses.replace(config, step_sampling=StepSamplingConfig(kind="fixed"))
     runs = [Run("fixed", fixed, arguments.seconds), Run("random", config, arguments.seconds)]
     print("held-out loss (nats/token) by number of steps")

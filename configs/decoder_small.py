@@ -4,7 +4,7 @@
         --config.data.corpus=text --config.data.source=PATH
 
 On one H100 its first 2,500 updates took less than four minutes and reached a held-out loss of 3.83 nats/token at 12
-steps and 3.87 at 3 (docs/results.md, "On a GPU"); it has not been run to its end.
+steps and 3.87 at 3 (docs/results.md, "On a GPU"); nobody has run all 4,000 yet.
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig

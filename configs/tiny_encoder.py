@@ -2,7 +2,7 @@
 
     python train.py --config=configs/tiny_encoder.py --workdir=runs/tiny_encoder
 
-On two CPU cores its 600 updates take about five minutes, and reach a held-out loss of 5.87 nats/token at 12 steps and
+On two CPU cores its 600 updates take about four minutes, and reach a held-out loss of 5.87 nats/token at 12 steps and
 5.85 at 3 (docs/results.md): a masked model learns slower than a causal one, and is only leaving the plateau of token
 frequencies then. Raise `--config.train.updates` to see it learn more from context.
 """

@@ -48,7 +48,7 @@ __all__ = [
     "ode",
 ]
 
-_PLACES = {
+_MODULES = {
     "odelm.config": (
         "Config DataConfig InitConfig MeshConfig ModelConfig OptimizerConfig StepSamplingConfig TrainConfig load_recipe"
     ),
@@ -57,7 +57,7 @@ _PLACES = {
     "odelm.pretrained": "load",
 }
 
-__getattr__ = importer(__name__, {name: place for place, names in _PLACES.items() for name in names.split()})
+__getattr__ = importer(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

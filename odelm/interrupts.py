@@ -2,8 +2,9 @@
 
 Python's own way is not enough. Its KeyboardInterrupt ends in a traceback, may be taken for an error of an import, is
 lost in a callback, and waits until C++ code, such as a compilation, comes back. So `guarded` raises it to let
-files and processes be put away, but not into an import, and a thread, which is told by the system at once, ends the
-process if that takes long or if a second signal comes. `StopSignal` puts the end off until a piece of work is done.
+files and processes be put away, but not during an import, where compiled code may crash. A thread, which Python wakes
+for every signal even while C++ code runs, ends the process if that takes long or if a second signal comes. `StopSignal`
+puts the end off until a piece of work is done.
 
 It needs nothing but the standard library, so that it can be in place before anything else is imported.
 """
@@ -99,7 +100,7 @@ def guarded(main: Callable[[], int], *, line: str) -> int:
 
 
 class _Guard:
-    """The handlers, and the thread that is told of a signal while the main thread is busy elsewhere."""
+    """The signal handlers, and the thread that sees a signal while the main thread is busy elsewhere."""
 
     def __init__(self, line: str):
         self._line, self._leaving = line, threading.Lock()
@@ -148,7 +149,8 @@ class _Guard:
         self._leaving.acquire()
         if sys.stdout.isatty():
             os.write(1, SHOW_CURSOR)
-        os.write(2, f"{self._line}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self._line}\n".encode())
         self._exit(status_of(number))
 
     def _exit(self, status: int) -> None:
@@ -185,7 +187,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _hold() -> None:
-    """Keeps signals back while a process forks: a child would tell its parent of them until it has other handlers."""
+    """Blocks signals while a process forks: until the child has other handlers, its signals would reach its parent."""
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -194,7 +196,7 @@ def _let_go() -> None:
 
 
 def _forget() -> None:
-    """Gives a forked child the system's handling: what it is told is not for its parent."""
+    """Gives a forked child the system's default handling, so that its signals do not reach its parent."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

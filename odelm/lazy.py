@@ -9,8 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def importer(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns the `__getattr__` of a package; `places` has the module of each name, or the module that the name is."""
+def importer(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package; `modules` has the names that each module gives, parted by spaces.
+
+    A module may be one of these names itself, but not that of a function in it: importing the module would take the
+    function's place.
+    """
+    places = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:
         if name not in places:

@@ -135,7 +135,7 @@ class TrainConfig:
     """How long to train, on how much at a time, and when to look and to save."""
 
     updates: int = 600
-    """When to end; a finished run goes on if it is raised."""
+    """How many to make; raise it to continue a finished run."""
     batch_size: int = 16
     """Sequences an update, over all devices and processes together."""
     length: int = 128

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "is_folder", "load", "read", "shared", "summary", "unrolled"]
 
-_PLACES = {
+_MODULES = {
     "odelm.interop.convert": "shared summary unrolled",
     "odelm.interop.folder": "is_folder",
     "odelm.interop.reader": "load read",
     "odelm.interop.writer": "export",
 }
 
-__getattr__ = importer(__name__, {name: place for place, names in _PLACES.items() for name in names.split()})
+__getattr__ = importer(__name__, _MODULES)

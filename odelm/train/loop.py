@@ -19,6 +19,8 @@ from odelm.train.optimizer import schedule
 from odelm.train.prefetch import Prefetch
 from odelm.train.step import TrainState, Update, compile_updates
 
+_norm = jax.jit(optax.tree.norm)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -82,7 +84,8 @@ class Loop:
                 window.add(metrics)
                 batch = self.batches.next_after(metrics)
                 if step % options.log_every == 0 or step == options.updates:
-                    self._check_finite(step, metrics["loss"], "loss")
+                    _check_finite(step, metrics["loss"], "loss")
+                    _check_finite(step, metrics["gradient_norm"], "norm of the gradients")
                     self._record(step, window, len(grid) - 1)
                 if step % options.eval_every == 0 and step < options.updates and not stop.requested:
                     paused = time.perf_counter()
@@ -95,15 +98,8 @@ class Loop:
 
     def _save(self, step: int, state: TrainState) -> None:
         """Saves a state whose parameters are finite: one that is not would take the place of a good one."""
-        self._check_finite(step, optax.tree.norm(state.params), "norm of the parameters")
+        _check_finite(step, _norm(state.params), "norm of the parameters")
         self.checkpoints.save(step, state.params, state.optimizer)
-
-    def _check_finite(self, step: int, value: jax.Array, name: str) -> None:
-        if not math.isfinite(float(value)):
-            raise InputError(
-                f"the {name} is {float(value)} after update {step}: training has diverged, and nothing of it was saved "
-                "since the last checkpoint. Lower --config.optimizer.learning_rate, in a new --workdir"
-            )
 
     def _missed_evaluation(self, state: TrainState) -> dict[int, float]:
         """Returns the held-out losses that were due when the run was interrupted, {} if none were."""
@@ -120,3 +116,11 @@ class Loop:
         measured = window.close(tokens=tokens, waited=self.batches.waited())
         own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}
         self.log.training(step, measured | own)
+
+
+def _check_finite(step: int, value: jax.Array, name: str) -> None:
+    if not math.isfinite(float(value)):
+        raise InputError(
+            f"the {name} is {float(value)} after update {step}: training has diverged, and nothing was saved since the "
+            "last checkpoint. Lower --config.optimizer.learning_rate, in a new --workdir"
+        )

@@ -69,6 +69,11 @@ def evaluated(workdir: Path) -> dict[int, float]:
     return {int(steps): loss for steps, loss in losses.items()}
 
 
+def evaluations(workdir: Path) -> list[tuple[int, dict[str, float]]]:
+    records = [json.loads(line) for line in (workdir / log.METRICS).read_text().splitlines()]
+    return [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
+
+
 def with_train(config: odelm.Config, **options) -> odelm.Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
@@ -94,6 +99,25 @@ def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypa
     assert logged(tmp_path / "stopped") == logged(finished)
     for left, right in zip(params_of(finished), params_of(tmp_path / "stopped"), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_an_evaluation_that_a_stop_leaves_out_is_made_when_the_run_is_resumed(config, tmp_path, monkeypatch):
+    config = with_train(config, eval_every=STOP)
+    train(config, tmp_path / "whole")
+    original = log.Log.training
+
+    def interrupt_at_stop(self, step, metrics):
+        original(self, step, metrics)
+        if step == STOP:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.Log, "training", interrupt_at_stop)
+        assert train(config, tmp_path / "stopped").signal == signal.SIGTERM
+    assert "eval_loss" not in (tmp_path / "stopped" / log.METRICS).read_text()
+    train(config, tmp_path / "stopped")
+    whole, stopped = (evaluations(tmp_path / name) for name in ("whole", "stopped"))
+    assert [step for step, _ in whole] == [STOP, UPDATES] and stopped == whole
 
 
 def test_records_after_the_checkpoint_are_dropped(tmp_path):

@@ -21,7 +21,7 @@ def test_every_option_has_a_meaning_that_help_shows(part):
     for option in describe.options_of(part):
         assert option.meaning.endswith("."), f"{part.__name__}.{option.name} says {option.meaning!r}"
         assert " ".join(option.meaning.replace("|", " ").split()) in shown
-        assert f"{option.name}: {option.type} = {option.default!r}".replace("|", " ").split()[0] in shown
+        assert f" {option.name}: " in shown
 
 
 def test_help_of_training_has_every_option(capsys):

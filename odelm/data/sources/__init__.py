@@ -14,6 +14,4 @@ if TYPE_CHECKING:
     from odelm.data.sources.corpora import PythonSource as PythonSource
     from odelm.data.sources.corpora import Text as Text
 
-__getattr__ = importer(
-    __name__, dict.fromkeys(("OpenWebText", "Pile", "PythonSource", "Text"), "odelm.data.sources.corpora")
-)
+__getattr__ = importer(__name__, {"odelm.data.sources.corpora": "OpenWebText Pile PythonSource Text"})
