@@ -16,7 +16,8 @@ from odelm.models.residual import Delta
 from odelm.models.view import Angles, View, rotary_angles
 
 CUDNN_FROM = 256
-"""The length from which cuDNN's attention was measured to pay (docs/results.md, "Attention on a GPU")."""
+"""The length from which cuDNN's attention was measured to pay, with a mask or without (docs/results.md, "Attention on a
+GPU")."""
 
 
 class Attention(nnx.Module):
@@ -90,7 +91,7 @@ def attend(
 
     `mask` is bool (B or 1, 1, L or 1, S), `implementation` one of `odelm.config.ATTENTIONS`.
     """
-    chosen = choose_implementation(implementation, q, k, masked=mask is not None)
+    chosen = choose_implementation(implementation, q, k)
     if chosen == "cudnn" and mask is not None:
         # It takes a mask only with every query spelled out.
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q.shape[1], k.shape[1]))
@@ -100,7 +101,7 @@ def attend(
     return context.astype(v.dtype)
 
 
-def choose_implementation(implementation: str, q: jax.Array, k: jax.Array, *, masked: bool) -> Literal["xla", "cudnn"]:
+def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn"]:
     """Returns "xla" or "cudnn"; "auto" takes cuDNN where it can be used and was measured to pay.
 
     Raises InputError if "cudnn" is asked for where it is missing or cannot compute.
@@ -114,13 +115,15 @@ def choose_implementation(implementation: str, q: jax.Array, k: jax.Array, *, ma
             f"{jax.default_backend()!r}; expected float16 or bfloat16, heads of a multiple of 8 up to 128, and a GPU: "
             "try 'auto'"
         )
-    pays = available and min(q.shape[1], k.shape[1]) >= CUDNN_FROM and not masked
+    pays = available and min(q.shape[1], k.shape[1]) >= CUDNN_FROM
     return "cudnn" if implementation == "cudnn" or (implementation == "auto" and pays) else "xla"
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Turns the pairs (k, k + K/2) of `x` (B, L, H, K) by their positions' angles, in float32; the dtype is kept."""
-    # (1 or B, L, 1, K/2)
-    cos, sin = (part[..., None, :] if part.ndim == 3 else part[None, :, None, :] for part in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    # (1 or B, L, 1, 1, K/2), and the pairs as (B, L, H, 2, K/2): halves swapped by a reversal fuse with what is around
+    # them, a concatenation would not.
+    cos, sin = (part[..., None, None, :] if part.ndim == 3 else part[None, :, None, None, :] for part in angles)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    sign = jnp.array([-1.0, 1.0], jnp.float32).reshape(1, 1, 1, 2, 1)
+    return (pairs * cos + jnp.flip(pairs, axis=-2) * (sign * sin)).reshape(x.shape).astype(x.dtype)

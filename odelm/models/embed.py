@@ -76,9 +76,11 @@ class Embed(nnx.Module):
             table = self.learned[...]
         else:
             table = sinusoid_table(self.max_length, self.tokens.shape[1])
-        if inputs.positions is None:
-            return table[None, : inputs.shape[1]]
-        return lookup(table, jnp.asarray(inputs.positions))
+        if inputs.positions is not None:
+            return lookup(table, jnp.asarray(inputs.positions))
+        # The gradient of a lookup is a scatter. That of a broadcast is a sum over the batch: for its sake XLA lays the
+        # whole state out with the batch last on a GPU, and copies it at every product.
+        return lookup(table, jnp.broadcast_to(jnp.arange(inputs.shape[1], dtype=jnp.int32), inputs.shape))
 
 
 class Readout(nnx.Module):
@@ -105,12 +107,16 @@ class Readout(nnx.Module):
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
         """Returns float32 logits (.., V); `embedding` (V, E) is used where the readout is tied."""
+        x, matrix, bias = self.parts(hidden, embedding)
+        logits = jnp.einsum("...e,ve->...v", x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits if bias is None else logits + along_last(bias, logits.ndim)
+
+    def parts(self, hidden: jax.Array, embedding: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Returns `x` (.., E), a float32 matrix (V, E) and a bias (V,) or None: the logits are `x matrix^T + bias`."""
         x = hidden.astype(self.dtype)
         if hasattr(self, "project"):
             x = self.project(x)
         if self.masked:
             x = self.norm(activate(x, self.activation))
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
-        x, matrix = upcast_float16_on_cpu(x), upcast_float16_on_cpu(matrix.astype(self.dtype))
-        logits = jnp.einsum("...e,ve->...v", x, matrix, preferred_element_type=jnp.float32)
-        return logits + along_last(self.bias[...], logits.ndim) if self.masked else logits
+        return upcast_float16_on_cpu(x), matrix, self.bias[...] if self.masked else None

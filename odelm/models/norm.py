@@ -1,14 +1,18 @@
 """LayerNorm and RMSNorm whose scale and shift can be set from outside, which is how time modulates them."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from odelm.config import ModelConfig
 from odelm.models.arrays import along_last
 from odelm.models.residual import NormDelta
+
+_KEPT = jax.checkpoint_policies.save_only_these_names("mean", "rms")
 
 
 @jax.tree_util.register_dataclass
@@ -41,10 +45,19 @@ class Norm(nnx.Module):
         return Affine(scale * (1 + gamma), beta if shift is None else shift * (1 + gamma) + beta)
 
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
-        """Returns the normalised `x`, shape and dtype unchanged."""
-        affine = self.affine() if affine is None else affine
-        y = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * along_last(affine.scale, y.ndim)
-        return (y if affine.shift is None else y + along_last(affine.shift, y.ndim)).astype(x.dtype)
+        """Returns the normalised `x`, shape and dtype unchanged.
+
+        For the gradient it keeps `x`, its mean and its scale; left to itself JAX would keep the normalised `x` too, in
+        float32, which takes longer to write and to read than to compute again.
+        """
+
+        @functools.partial(jax.checkpoint, policy=_KEPT)
+        def normalised(x: jax.Array, affine: Affine) -> jax.Array:
+            y = x.astype(jnp.float32)
+            if self.kind == "layernorm":
+                y = y - checkpoint_name(y.mean(-1, keepdims=True), "mean")
+            y = y * checkpoint_name(jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps), "rms")
+            y = y * along_last(affine.scale, y.ndim)
+            return (y if affine.shift is None else y + along_last(affine.shift, y.ndim)).astype(x.dtype)
+
+        return normalised(x, self.affine() if affine is None else affine)

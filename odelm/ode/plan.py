@@ -129,7 +129,7 @@ def follow(field: Field, h0: State, plan: Plan, memory: Memory = None) -> tuple[
         return step(h, *xs)
 
     if plan.remat is not None:
-        rolled = not plan.unroll or plan.unroll == 1
+        rolled = int(plan.unroll) <= 1 and plan.unroll is not True
         body = jax.checkpoint(body, policy=_policy(plan.remat), prevent_cse=not rolled)
     return jax.lax.scan(body, h0, (plan.sizes, plan.conditions, memory), unroll=plan.unroll)
 

@@ -102,7 +102,13 @@ def compile_updates(
     lowered = [jitted.lower(state, batch, jax.ShapeDtypeStruct((n + 1,), jnp.float32)) for n in counts]
     # On a GPU XLA times kernels while it compiles, and another compilation would disturb that.
     with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
-        compiled = dict(zip(counts, pool.map(jax.stages.Lowered.compile, lowered), strict=True))
+        compiled = dict(zip(counts, pool.map(_compile, lowered), strict=True))
     numbers = ", ".join(map(str, counts))
     announce(f"compiled the updates of {numbers} depth steps in {time.perf_counter() - start:.1f} s")
     return compiled
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles an update; on a GPU with cuBLASLt for all products, which computes an activation on the way out."""
+    options: dict[str, str | bool] = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False}
+    return lowered.compile(options if jax.default_backend() == "gpu" else None)

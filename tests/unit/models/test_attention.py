@@ -20,15 +20,14 @@ def drawn(length: int, dtype=jnp.bfloat16, size: int = 64, heads: int = 2) -> li
 def test_auto_takes_cudnn_where_it_pays(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     long, short = drawn(attention.CUDNN_FROM), drawn(attention.CUDNN_FROM - 1)
-    assert choose_implementation("auto", *long[:2], masked=False) == "cudnn"
-    assert choose_implementation("auto", *long[:2], masked=True) == "xla"
-    assert choose_implementation("auto", *short[:2], masked=False) == "xla"
-    assert choose_implementation("cudnn", *short[:2], masked=True) == "cudnn"
-    assert choose_implementation("xla", *long[:2], masked=False) == "xla"
-    assert choose_implementation("auto", *drawn(512, jnp.float32)[:2], masked=False) == "xla"
-    assert choose_implementation("auto", *drawn(512, size=132)[:2], masked=False) == "xla"
+    assert choose_implementation("auto", *long[:2]) == "cudnn"
+    assert choose_implementation("auto", *short[:2]) == "xla"
+    assert choose_implementation("cudnn", *short[:2]) == "cudnn"
+    assert choose_implementation("xla", *long[:2]) == "xla"
+    assert choose_implementation("auto", *drawn(512, jnp.float32)[:2]) == "xla"
+    assert choose_implementation("auto", *drawn(512, size=132)[:2]) == "xla"
     with pytest.raises(InputError, match="model.attention is 'cudnn', but here are float32"):
-        choose_implementation("cudnn", *drawn(512, jnp.float32)[:2], masked=False)
+        choose_implementation("cudnn", *drawn(512, jnp.float32)[:2])
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there it is available")

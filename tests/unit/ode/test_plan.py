@@ -174,6 +174,16 @@ def test_remat_recomputes():
     assert gradient("nothing_saveable") > gradient(None)
 
 
+@pytest.mark.parametrize(("unroll", "barriers"), [(True, True), (2, True), (1, False), (False, False)])
+def test_what_an_unrolled_loop_computes_again_is_not_merged_with_the_first_time(unroll, barriers):
+    """XLA would keep it in place of computing it again; a loop keeps the two apart by itself."""
+
+    def last(h):
+        return ode.integrate(lambda t, h: jnp.tanh(h), h, [0, 1, 2, 3], unroll=unroll, remat="nothing_saveable")
+
+    assert ("optimization_barrier" in jax.jit(jax.grad(last)).lower(jnp.float32(1)).as_text()) == barriers
+
+
 @dataclasses.dataclass(frozen=True)
 class OnTheCircle:
     """A plain dataclass of an array, which cannot be hashed, as a user may write it."""

@@ -1,0 +1,253 @@
+"""Tokens/s of pre-training against `transformers` under torch.compile, on one GPU.
+
+    python -m benchmarks.training --shape=small [--block=gpt2] [--out=FILE.json]
+
+Both sides train GPT-2's shape on synthetic tokens, bfloat16 products and float32 parameters, AdamW, no dropout. The
+sides take turns, a process each, so that a card's memory is one side's alone: `transformers`, then odelm, `--rounds`
+times. Of odelm every count of steps has its update timed; "random counts" is the mean of their times. The table has
+tokens/s (the median of the rounds), the share of `--peak`, and the memory beside parameters and optimiser.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHAPES = {
+    "tiny": {"width": 64, "heads": 4, "depth": 4, "batch": 4, "length": 64},
+    "small": {"width": 768, "heads": 12, "depth": 12, "batch": 32, "length": 1024},
+    "medium": {"width": 1024, "heads": 16, "depth": 24, "batch": 16, "length": 1024},
+}
+VOCABULARY = 50_304
+BLOCKS = {
+    "gpt2": {
+        "norm": "layernorm", "norm_eps": 1e-5, "positions": "learned", "qk_norm": False, "bias": True,
+        "time_modulation": False,
+    },
+    "modern": {},
+}  # fmt: skip
+"""`gpt2` is that model's block; `modern` is odelm's default: rotary positions, norms of queries and keys, time."""
+
+
+def median_of(run: Callable[[], None], wait: Callable[[], None], *, calls: int, repeats: int) -> float:
+    """Returns the median over `repeats` of the seconds that one of `calls` calls in a row takes."""
+    found = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        wait()
+        found.append((time.perf_counter() - start) / calls)
+    return statistics.median(found)
+
+
+def flops(shape: dict[str, int], layers: int, vocabulary: int) -> float:
+    """Returns the operations an update needs: 6 a weight of a matrix and token, and those of causal attention."""
+    D, L, tokens = shape["width"], shape["length"], shape["batch"] * shape["length"]
+    return 3 * tokens * (2 * (12 * D * D * layers + D * vocabulary) + 2 * L * D * layers)
+
+
+def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
+    """Times the update at every count of steps."""
+    import jax
+    import numpy as np
+
+    from odelm.config import Config, MeshConfig, ModelConfig, StepSamplingConfig, TrainConfig
+    from odelm.ode import grid
+    from odelm.sharding import make_mesh, place_batch
+    from odelm.train.optimizer import make_optimizer
+    from odelm.train.step import compile_updates, graph_of, init_state, make_update
+
+    shape = SHAPES[options.shape]
+    depth, rows, length = shape["depth"], shape["batch"], shape["length"]
+    counts = tuple(sorted({depth, depth // 2, depth // 3, depth // 4}))
+    model = ModelConfig(
+        kind="decoder", vocab_size=options.vocabulary, width=shape["width"], heads=shape["heads"], depth=depth,
+        max_length=length, groups=depth if options.unshared else 1, **BLOCKS[options.block],
+    )  # fmt: skip
+    if options.unshared:
+        counts = (depth,)
+    config = Config(
+        model=model,
+        step_sampling=StepSamplingConfig(kind="fixed" if options.unshared else "random_count"),
+        train=TrainConfig(batch_size=rows, length=length, remat=options.remat or None),
+    ).validate()
+    mesh = make_mesh(MeshConfig(data=1))
+    optimizer = make_optimizer(config.optimizer, 1000)
+    graph, _ = graph_of(config)
+    state = init_state(config, optimizer, mesh)
+    tokens = np.random.default_rng(0).integers(0, options.vocabulary, (rows, length + 1), dtype=np.int32)
+    weights = np.ones((rows, length), np.float32)
+    batch = place_batch({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}, mesh)
+    start = time.perf_counter()
+    compiled: dict[int, Any] = {}
+    compiled |= compile_updates(make_update(config, graph, optimizer), state, batch, counts, mesh, lambda _: None)
+    result: dict[str, Any] = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "compile_s": time.perf_counter() - start,
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__},
+        "seconds": {},
+    }
+    box = [state, {"loss": None}]
+    for count in counts:
+        times = grid.equal(depth, count)
+
+        def run(count: int = count, times: np.ndarray = times) -> None:
+            box[:] = compiled[count](box[0], batch, times)
+
+        def wait() -> None:
+            jax.block_until_ready(box[1])
+
+        run()
+        result["seconds"][count] = median_of(run, wait, calls=options.calls, repeats=options.repeats)
+    memory = [program.memory_analysis() for program in compiled.values()]
+    result["scratch_gib"] = max(m.temp_size_in_bytes for m in memory) / 2**30
+    if options.profile:
+        from benchmarks.kernels import profile
+
+        for count in (counts[-1], counts[0]):
+            times = grid.equal(depth, count)
+
+            def step(count: int = count, times: np.ndarray = times) -> None:
+                box[:] = compiled[count](box[0], batch, times)
+                jax.block_until_ready(box[1])
+
+            result.setdefault("kernels", {})[count] = profile(step, Path(options.profile) / str(count))
+    result["loss"] = float(box[1]["loss"])
+    return result
+
+
+def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
+    """Times the update of an ordinary GPT-2."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    shape = SHAPES[options.shape]
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    config = transformers.GPT2Config(
+        vocab_size=options.vocabulary, n_positions=shape["length"], n_embd=shape["width"], n_layer=shape["depth"],
+        n_head=shape["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.GPT2LMHeadModel(config).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    compiled = torch.compile(model)
+    tokens = torch.randint(0, options.vocabulary, (shape["batch"], shape["length"]), device=device)
+    losses: list[Any] = []
+
+    def run() -> None:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = compiled(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses[:] = [loss.detach()]
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    start = time.perf_counter()
+    run()
+    wait()
+    compile_s = time.perf_counter() - start
+    run()
+    wait()
+    used = torch.cuda.memory_allocated() if device == "cuda" else 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = median_of(run, wait, calls=options.calls, repeats=options.repeats)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "compile_s": compile_s,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "seconds": {shape["depth"]: seconds},
+        "scratch_gib": (peak - used) / 2**30,
+        "loss": float(losses[0]),
+    }
+
+
+def in_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs each side in a process of its own, `rounds` times, and returns what they measured."""
+    given = [f"--{name}={value}" for name, value in vars(options).items() if name not in ("side", "out", "unshared")]
+    found = []
+    for turn in range(options.rounds):
+        for side in options.sides.split(","):
+            extra = ["--unshared"] if side == "unshared" else []
+            command = [sys.executable, "-m", "benchmarks.training", f"--side={side}", *extra, *given]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                print(f"{side} failed with status {done.returncode}", flush=True)
+                continue
+            found.append({"side": side, "turn": turn} | json.loads(done.stdout.splitlines()[-1]))
+            show(found[-1], options)
+    return found
+
+
+def show(result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Prints a line for each count that a side has measured, and for random counts."""
+    shape = SHAPES[options.shape]
+    tokens = shape["batch"] * shape["length"]
+    rows = {
+        f"{count} steps": (float(s), flops(shape, int(count), options.vocabulary))
+        for count, s in result["seconds"].items()
+    }
+    if len(rows) > 1:
+        rows["random"] = tuple(statistics.mean(column) for column in zip(*rows.values(), strict=True))
+    print(
+        f"{result['side']} ({options.shape}, {options.block}): {result['parameters'] / 1e6:.1f} M parameters, "
+        f"{result['scratch_gib']:.1f} GiB beside them, compiled in {result['compile_s']:.0f} s, {result['device']}, "
+        + " ".join(f"{name} {version}" for name, version in result["versions"].items())
+    )
+    for name, (seconds, operations) in rows.items():
+        rate = operations / seconds / 1e12
+        print(
+            f"  {name:10} {1e3 * seconds:8.2f} ms {tokens / seconds / 1e3:8.1f} k tokens/s"
+            f"  {rate:6.0f} TFLOP/s  {rate / options.peak:5.1%}",
+            flush=True,
+        )
+    for count, parts in result.get("kernels", {}).items():
+        print(f"  kernels of {count} steps, ms an update:")
+        for name, milliseconds in parts.items():
+            print(f"    {milliseconds:8.3f}  {name}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--block", choices=BLOCKS, default="gpt2")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    parser.add_argument("--remat", default="", help="train.remat of odelm")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=5, help="updates in a row that are timed together")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of a large bfloat16 matrix product")
+    parser.add_argument("--profile", default="", help="a folder for traces of odelm's update; prints its kernels")
+    parser.add_argument("--sides", default="transformers,odelm", help="of transformers, odelm, unshared")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--unshared", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", help="a file for the results as JSON")
+    options = parser.parse_args()
+    if options.side:
+        measure = transformers_side if options.side == "transformers" else odelm_side
+        print(json.dumps(measure(options)))
+        return
+    results = in_turns(options)
+    if options.out:
+        Path(options.out).write_text(json.dumps({"options": vars(options), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

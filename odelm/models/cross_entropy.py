@@ -1,0 +1,165 @@
+"""Cross-entropy of a linear readout, without ever holding the logits of all tokens.
+
+The logits of 32 x 1,024 tokens over 50,304 words are 6.6 GB in float32, and as much again is their gradient. Here they
+are made a piece of the tokens at a time, and each piece leaves its loss and, if a gradient is asked for, its share of
+the gradients, whose only unknown is the factor that the summed loss is multiplied by. So nothing is computed twice.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from odelm.models.arrays import along_last, is_explicit
+
+PIECE_BYTES = 1 << 30
+"""The logits held at once: so many bytes in float32 (4 GiB of device memory with what is made of them)."""
+
+
+def summed_cross_entropy(
+    x: jax.Array,
+    matrix: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    piece_bytes: int = PIECE_BYTES,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the weighted sum of `-log softmax(x matrix^T + bias)` at the targets, and each token's share of it.
+
+    Products are in the dtype of `x`, all else is float32. The shares have no gradient, the sum has one in `x`, `matrix`
+    and `bias`.
+
+    Args:
+        x: (B, L, E).
+        matrix: (V, E).
+        bias: float32 (V,), or None.
+        targets: int32 (B, L).
+        weights: float32 (B, L), 0 where nothing is predicted.
+        z_loss: what `logsumexp(logits)^2` weighs in the sum beside it, which keeps logits small (Chowdhery et al. 2022,
+            arXiv 2204.02311, section 5); the shares leave it out.
+        piece_bytes: of the logits that are held at once, in float32.
+    """
+    pieces = _count_pieces(targets.shape, matrix.shape[0], piece_bytes)
+    total, nats = cast(tuple[jax.Array, jax.Array], _summed(x, matrix, bias, targets, weights, z_loss, pieces))
+    return total, jax.lax.stop_gradient(nats)
+
+
+def _count_pieces(shape: tuple[int, ...], words: int, piece_bytes: int) -> int:
+    """Returns how many pieces of equal length the rows are cut into: a divisor of it, as near as there is."""
+    wanted = min(math.ceil(4 * math.prod(shape) * words / piece_bytes), shape[1])
+    return next(count for count in range(max(wanted, 1), shape[1] + 1) if shape[1] % count == 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _summed(
+    x: jax.Array,
+    matrix: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+    z_loss: float,
+    pieces: int,
+) -> tuple[jax.Array, jax.Array]:
+    matrix = matrix.astype(x.dtype)
+
+    def body(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        part, targets, weights = piece
+        lse, nats = cross_entropy(_logits(part, matrix, bias), targets)
+        return total + ((nats + z_loss * jnp.square(lse)) * weights).sum(), nats * weights
+
+    total, nats = _over(body, jnp.zeros(()), _cut((x, targets, weights), pieces))
+    return total, _joined(nats)
+
+
+def _forward(
+    x: jax.Array,
+    matrix: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+    z_loss: float,
+    pieces: int,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    small = matrix.astype(x.dtype)
+
+    def body(sums: tuple, piece: tuple[jax.Array, ...]) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+        total, of_matrix, of_bias = sums
+        part, targets, weights = piece
+        # In 16 bits, as the products are, they take half the time to write and to read twice.
+        logits = _logits(part, small, bias, dtype=x.dtype).astype(jnp.float32)
+        lse, nats = cross_entropy(logits, targets)
+        slope = (weights * (1 + 2 * z_loss * lse))[..., None] * jnp.exp(logits - lse[..., None])
+        slope = slope - jnp.where(_chosen(logits, targets), weights[..., None], 0.0)
+        low = slope.astype(x.dtype)
+        of_matrix = of_matrix + _product("...v,...e->ve", low, part, matrix)
+        of_bias = None if bias is None else of_bias + slope.sum(tuple(range(slope.ndim - 1)))
+        of_part = _product("...v,ve->...e", low, small, part).astype(x.dtype)
+        return (total + ((nats + z_loss * jnp.square(lse)) * weights).sum(), of_matrix, of_bias), (
+            nats * weights,
+            of_part,
+        )
+
+    zeros = (jnp.zeros(()), jnp.zeros_like(matrix, jnp.float32), None if bias is None else jnp.zeros_like(bias))
+    (total, of_matrix, of_bias), (nats, of_x) = _over(body, zeros, _cut((x, targets, weights), pieces))
+    return (total, _joined(nats)), (_joined(of_x), of_matrix.astype(matrix.dtype), of_bias, targets, weights)
+
+
+def _backward(z_loss: float, pieces: int, kept: tuple, factors: tuple[jax.Array, jax.Array]) -> tuple:
+    of_x, of_matrix, of_bias, *_ = kept
+    factor = factors[0]
+    return (
+        (factor * of_x.astype(factor.dtype)).astype(of_x.dtype),
+        factor * of_matrix,
+        None if of_bias is None else factor * of_bias,
+        None,
+        None,
+    )
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _over(body: Callable[[Any, Any], tuple[Any, Any]], first: Any, pieces: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    """Returns `jax.lax.scan(body, first, pieces)`, without a loop around a single piece."""
+    if len(pieces[0]) > 1:
+        return jax.lax.scan(body, first, pieces)
+    last, made = body(first, jax.tree.map(lambda piece: piece[0], pieces))
+    return last, jax.tree.map(lambda leaf: leaf[None], made)
+
+
+def _logits(x: jax.Array, matrix: jax.Array, bias: jax.Array | None, *, dtype: Any = jnp.float32) -> jax.Array:
+    logits = jnp.einsum("...e,ve->...v", x, matrix, preferred_element_type=dtype)
+    return logits if bias is None else logits + along_last(bias, logits.ndim)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns logsumexp(logits) and -log softmax(logits) at the targets, (..) each of (.., V) and (..)."""
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    return lse, lse - jnp.where(_chosen(logits, targets), logits, 0.0).sum(axis=-1)
+
+
+def _chosen(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns a mask of the targets among the logits: a gather would need a pass of its own, and a layout."""
+    return along_last(jnp.arange(logits.shape[-1], dtype=targets.dtype), logits.ndim) == targets[..., None]
+
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns a product of 16 bits or more, summed in float32 and laid out as `like`."""
+    layout = jax.typeof(like).sharding if is_explicit(like) else None
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32, out_sharding=layout)
+
+
+def _cut(arrays: tuple[jax.Array, ...], pieces: int) -> tuple[jax.Array, ...]:
+    """Returns each (B, L, ..) as (pieces, B, L / pieces, ..)."""
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], pieces, -1, *a.shape[2:]), 1, 0) for a in arrays)
+
+
+def _joined(pieces: jax.Array) -> jax.Array:
+    """Returns (pieces, B, l, ..) as (B, L, ..)."""
+    rows = jnp.moveaxis(pieces, 0, 1)
+    return rows.reshape(rows.shape[0], -1, *rows.shape[3:])
