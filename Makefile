@@ -10,7 +10,7 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: demo test test-all test-beam test-interop test-newest test-newest-with lint docs clean
+.PHONY: demo test test-all test-kills test-beam test-interop test-newest test-newest-with lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -23,6 +23,10 @@ test: .venv/.installed-test
 # What `make test` leaves out: recipes trained to their end.
 test-all: test
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
+
+# Runs that are killed again and again, one process and two, against those that are left alone.
+test-kills: .venv/.installed-test
+	$(BIN)/python -m pytest -q -m kills tests/kills
 
 # Against torch and transformers, which are large: without them `make test` skips these. Their deprecations are theirs;
 # gradients are compared as XLA optimises them (see tests/conftest.py).

@@ -16,6 +16,13 @@ class SystemFailure(InputError):
     """The system failed, at a file or a process: nothing may be wrong with what was given, and it may work again."""
 
 
+class RunFailure(RuntimeError):
+    """A run that cannot continue, although nothing is wrong with what was asked for: it has diverged, the disk is full.
+
+    Its message is one line, which says what is kept; the programs print it and exit with status 1.
+    """
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns a hint naming the choice closest to a mistyped `name`, followed by all the choices."""
     choices = sorted(choices)

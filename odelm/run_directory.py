@@ -3,7 +3,11 @@
 A run directory holds `config.json`, `tokenizer.json`, `tokens.sha256`, `metrics.jsonl` and `checkpoints/<step>/`.
 """
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from tokenizers import Tokenizer
 
@@ -13,13 +17,18 @@ from odelm.errors import InputError
 from odelm.files import write_text
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
+DAMAGED = "damaged"
+"""Holds checkpoints that a resumed run found damaged or unfinished, by their step."""
+LOCK = "lock"
+"""Locked by the process that trains in the directory, for as long as it lives."""
 TOKENS = "tokens.sha256"
 """Holds the digest of the tokens that the run is trained on."""
 
 RESUMABLE_OPTIONS = frozenset(
     {"mesh.data", "data.data_dir", "data.workers"}
     | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
-    | {f"train.{name}" for name in ("keep", "log_every", "unroll", "remat")}
+    | {f"train.{name}" for name in ("keep", "keep_every", "keep_minutes", "keep_best", "max_nonfinite")}
+    | {f"train.{name}" for name in ("log_every", "unroll", "remat")}
 )
 """Options that may change when a run is resumed; a change of any other makes it another run."""
 
@@ -35,6 +44,7 @@ class RunDirectory:
             raise InputError(f"{existing} is a file, expected a directory for the run")
         self.config = read_config(self.path) if (self.path / CONFIG).exists() else None
         """The config of the run that is in the directory; None if there is none."""
+        self._held: TextIO | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -64,6 +74,37 @@ class RunDirectory:
                 "restore it to resume, or give another --workdir to start a new run"
             )
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in the directory while the block runs.
+
+        The system lets go of the lock when the process ends, however it ends. A directory without a run is locked by
+        `write`. Raises InputError if another process has it, and if it cannot be written.
+        """
+        try:
+            if self.config is not None:
+                self._lock()
+            yield
+        finally:
+            if self._held is not None:
+                self._held.close()
+                self._held = None
+
+    def _lock(self) -> None:
+        if self._held is not None:
+            return
+        try:
+            self._held = (self.path / LOCK).open("a")
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process trains in {self.path}; wait for its end, stop it, or give another --workdir"
+            ) from error
+        except OSError as error:
+            if self._held is None:
+                raise InputError(f"{self.path} cannot be written ({error}); give another --workdir") from error
+            # A file system without locks.
+
     def write(self, config: Config, tokenizer: Tokenizer, digest: str) -> None:
         """Makes the directory and writes all of its files but the metrics and the checkpoints.
 
@@ -71,6 +112,7 @@ class RunDirectory:
         """
         try:
             (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            self._lock()
             write_text(self.tokenizer, tokenizer.to_str())
             write_text(self.path / TOKENS, digest + "\n")
             save_config(self.path, config)

@@ -149,7 +149,16 @@ class TrainConfig:
     checkpoint_every: int = 200
     """Updates between checkpoints; there is always one after the last update."""
     keep: int = 2
-    """How many checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk."""
+    keep_every: int = 0
+    """Checkpoints after a multiple of so many updates stay too; 0 is none."""
+    keep_minutes: float = 0.0
+    """One checkpoint for every so many minutes stays too; 0 is none."""
+    keep_best: int = 0
+    """So many of those checkpoints stay too at which the held-out loss at full depth was lowest, of those made after an
+    update that was evaluated; 0 is none."""
+    max_nonfinite: int = 10
+    """An update whose loss or gradient is not finite is skipped; after so many in a row the run ends."""
     log_every: int = 10
     """Updates between records of the loss and the speed."""
     seed: int = 0
@@ -165,10 +174,22 @@ class TrainConfig:
 
     def validate(self, model: ModelConfig) -> "TrainConfig":
         check_types(self, "train")
-        for name in ("updates", "batch_size", "length", "eval_every", "checkpoint_every", "keep", "log_every"):
+        for name in (
+            "updates",
+            "batch_size",
+            "length",
+            "eval_every",
+            "checkpoint_every",
+            "keep",
+            "log_every",
+            "max_nonfinite",
+        ):
             positive(f"train.{name}", getattr(self, name))
         if self.remat is not None:
             choice("train.remat", self.remat, REMAT_POLICIES)
+        for name in ("keep_every", "keep_minutes", "keep_best"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected 0 (none) or more")
         if self.eval_batches < 0:
             raise InputError(f"train.eval_batches is {self.eval_batches}, expected 0 (all) or more")
         if not 0 <= self.seed < 2**31:

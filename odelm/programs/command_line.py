@@ -13,7 +13,7 @@ from absl import flags, logging
 from odelm import config as configs
 from odelm.config import Config, check_option, parse_value, replace
 from odelm.config.describe import shown
-from odelm.errors import InputError
+from odelm.errors import InputError, RunFailure
 from odelm.files import fingerprint
 from odelm.interrupts import interrupted
 
@@ -54,7 +54,8 @@ def run(
 
 
 def told_in_one_line(main: Callable[[], int]) -> int:
-    """Returns the exit status of `main`; a mistake in the input is one line on stderr and status 2.
+    """Returns the exit status of `main`; a mistake in the input is one line on stderr and status 2, a run that cannot
+    continue one line and status 1.
 
     Any other exception is a defect of ours and keeps its traceback.
     """
@@ -67,6 +68,9 @@ def told_in_one_line(main: Callable[[], int]) -> int:
             raise KeyboardInterrupt from error
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RunFailure as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:

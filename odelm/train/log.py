@@ -3,15 +3,16 @@ the first process writes."""
 
 import json
 import math
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from odelm.errors import RunFailure
+from odelm.files import write_text
 from odelm.models.loss import MeanLoss
+from odelm.train.window import Record
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -58,16 +59,20 @@ class Log:
     def print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def training(self, step: int, metrics: dict[str, float]) -> None:
-        """Records the metrics of an update; `loss` and `tokens_per_s` also show in the bar, or as a line."""
+    def training(self, step: int, record: Record) -> None:
+        """Records the updates up to `step`; `loss` and `tokens_per_s` also show in the bar, or as a line."""
+        loss = math.nan if record["loss"] is None else record["loss"]
         if not self.console.is_terminal:
-            self.print(
-                f"update {step}/{self._updates}: loss {metrics['loss']:.4f}, {metrics['tokens_per_s']:,.0f} tokens/s"
-            )
+            self.print(f"update {step}/{self._updates}: loss {loss:.4f}, {record['tokens_per_s']:,.0f} tokens/s")
+        if record.get("skipped"):
+            self.print(f"update {step}: {record['skipped']} updates skipped, whose loss or gradient was non-finite")
         self._progress.update(
-            self._task, completed=step, visible=True, loss=metrics["loss"], speed=metrics["tokens_per_s"], refresh=False
+            self._task, completed=step, visible=True, loss=loss, speed=record["tokens_per_s"], refresh=False
         )
-        self._write({"step": step, **metrics}, {f"train/{name}": value for name, value in metrics.items()})
+        scalars = {f"train/{name}": value for name, value in record.items() if isinstance(value, int | float)}
+        by_steps = record.get("loss_by_steps", {}).items()
+        scalars |= {f"train/loss_{steps}_steps": value for steps, value in by_steps if value is not None}
+        self._write({"step": step, **record}, scalars)
 
     def evaluation(self, step: int, losses: dict[int, MeanLoss], *, batches: int, documents: int) -> None:
         """Records held-out losses by number of depth steps, over so many batches (0: the whole split)."""
@@ -77,7 +82,7 @@ class Log:
         self.print(f"update {step}: held-out loss  {shown}  ({of})")
         record = {
             "step": step,
-            "eval_loss": {str(steps): mean.loss for steps, mean in losses.items()},
+            "eval_loss": {str(steps): _finite(mean.loss) for steps, mean in losses.items()},
             "eval_stderr": {str(steps): _finite(mean.stderr) for steps, mean in losses.items()},
             "eval_batches": batches,
             "eval_tokens": full.tokens,
@@ -96,51 +101,23 @@ class Log:
     def evaluated(self, step: int, batches: int) -> dict[int, float]:
         """Returns the held-out losses recorded after update `step` over so many batches; empty if there are none."""
         path = self._workdir / METRICS
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = [json.loads(line) for line in lines if _step_of(line) == step]
+        records = [json.loads(line) for line in _lines(path) if _step_of(line) == step]
         # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
         found = [r["eval_loss"] for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
-        return {int(steps): loss for steps, loss in found[-1].items()} if found else {}
+        return {int(steps): loss for steps, loss in found[-1].items() if loss is not None} if found else {}
 
-    def _write(self, record: dict, scalars: dict[str, float]) -> None:
+    def _write(self, record: dict, scalars: Mapping[str, float]) -> None:
         if not self.enabled:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFailure(
+                f"{self._workdir / METRICS} cannot be written ({error}); make room, and run the same command to resume"
+            ) from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, record["step"])
-
-
-class Window:
-    """The updates since the last record of the log, and the time that they took."""
-
-    def __init__(self) -> None:
-        self._metrics: list[dict[str, Any]] = []
-        self._since = time.perf_counter()
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Adds an update, which may still be running on the device."""
-        self._metrics.append(metrics)
-
-    def leave_out(self, seconds: float) -> None:
-        """Subtracts time that was not spent on updates."""
-        self._since += seconds
-
-    def close(self, *, tokens: int, waited: float) -> dict[str, float]:
-        """Returns the metrics of the updates, of `tokens` tokens each, and starts again.
-
-        `loss` is their mean, `gradient_norm` the last one's; `waited` is the time in seconds spent waiting for data.
-        """
-        metrics = [{name: float(value) for name, value in m.items()} for m in jax.device_get(self._metrics)]
-        now = time.perf_counter()
-        seconds = now - self._since
-        self._metrics, self._since = [], now
-        return {
-            "loss": sum(m["loss"] for m in metrics) / len(metrics),
-            "gradient_norm": metrics[-1]["gradient_norm"],
-            "tokens_per_s": len(metrics) * tokens / seconds,
-            "data_wait": waited / seconds,
-        }
 
 
 def _finite(value: float) -> float | None:
@@ -148,18 +125,20 @@ def _finite(value: float) -> float | None:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Removes the records after the checkpoint from which an interrupted run resumes."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+    """Removes the records after the checkpoint from which an interrupted run resumes, and lines that are damaged."""
+    if path.exists():
+        write_text(path, "".join(line + "\n" for line in _lines(path) if _step_of(line) <= step))
+
+
+def _lines(path: Path) -> list[str]:
+    """Returns the lines of a file; bytes that are no text leave a line that is no record."""
+    return path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a record; a line cut short by a kill counts as later than any."""
+    """Returns the step of a record; a line that is none, such as one cut short by a kill, counts as later than any."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf

@@ -1,25 +1,25 @@
 """The loop: update, log, evaluate and save, until the last update or until it is asked to stop."""
 
-import math
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import optax
 from jax.sharding import Mesh
 
-from odelm.checkpoint import Checkpoints
+from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config
-from odelm.errors import InputError
+from odelm.errors import RunFailure
 from odelm.interrupts import StopSignal
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
-from odelm.train.log import Log, Window
+from odelm.train.health import Losses, collapsed
+from odelm.train.log import Log
 from odelm.train.optimizer import schedule
-from odelm.train.prefetch import Prefetch
-from odelm.train.step import TrainState, Update, compile_updates
-
-_norm = jax.jit(optax.tree.norm)
+from odelm.train.prefetch import MAX_IN_FLIGHT, Prefetch
+from odelm.train.step import Metrics, TrainState, Update, compile_updates
+from odelm.train.window import Window
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Loop:
     held_out: HeldOut
     checkpoints: Checkpoints
     log: Log
+    unrecorded: Sequence[dict[str, float]]
+    """The metrics of the updates since the last record, if the run starts from a checkpoint between two."""
+    facts: Meta
+    """What every checkpoint is to say of the run."""
+    entropy: float
+    """Of token frequencies, in nats a token."""
 
     def __call__(self, state: TrainState) -> Result:
         """Trains from `state`, which is donated, and returns how that ended."""
@@ -62,7 +68,7 @@ class Loop:
         if stop.requested:
             self.log.print(f"interrupted after update {step}; run the same command to resume from there")
             return Result(step, losses, stop.requested)
-        losses = self.held_out.evaluate(step, state.params)
+        losses = self._evaluate(step, state)
         self.log.comparison(baseline, losses)
         return Result(step, losses)
 
@@ -74,32 +80,58 @@ class Loop:
         batch = self.batches.next()
         compiled = compile_updates(self.update, state, batch, self.config.trained_counts, self.mesh, self.log.print)
         self.batches.waited()
-        window = Window()
+        window, recent, unread = Window(self.unrecorded), Losses(), deque[Metrics]()
         # Before this there is nothing to lose, and a compilation is not worth waiting for.
         with stop:
             while step < options.updates and not stop.requested:
                 grid = draw_grid(self.config, step)
                 state, metrics = compiled[len(grid) - 1](state, batch, grid)
                 step += 1
-                window.add(metrics)
+                window.add(metrics, len(grid) - 1)
                 batch = self.batches.next_after(metrics)
+                unread.append(metrics)
+                if len(unread) > MAX_IN_FLIGHT:
+                    # It is finished, so that reading it does not hold up those that are running.
+                    self._check_skipped(unread.popleft())
                 if step % options.log_every == 0 or step == options.updates:
-                    _check_finite(step, metrics["loss"], "loss")
-                    _check_finite(step, metrics["gradient_norm"], "norm of the gradients")
-                    self._record(step, window, len(grid) - 1)
+                    self._record(step, window, recent, len(grid) - 1)
+                evaluated = {}
                 if step % options.eval_every == 0 and step < options.updates and not stop.requested:
                     paused = time.perf_counter()
-                    losses = self.held_out.evaluate(step, state.params)
+                    losses = evaluated = self._evaluate(step, state)
                     window.leave_out(time.perf_counter() - paused)
-                if step % options.checkpoint_every == 0:
-                    self._save(step, state)
-            self._save(step, state)
+                # Not while updates are being skipped: the run may be about to end, and to be looked into from before.
+                if step % options.checkpoint_every == 0 and not int(state.skipped):
+                    self._save(step, state, window, evaluated)
+            for metrics in unread:
+                self._check_skipped(metrics)
+            self._save(step, state, window, {})
         return state, losses
 
-    def _save(self, step: int, state: TrainState) -> None:
-        """Saves a state whose parameters are finite: one that is not would take the place of a good one."""
-        _check_finite(step, _norm(state.params), "norm of the parameters")
-        self.checkpoints.save(step, state.params, state.optimizer)
+    def _save(self, step: int, state: TrainState, window: Window, losses: dict[int, float]) -> None:
+        found = {"window": window.unrecorded(), "skipped": int(state.skipped)}
+        if losses:
+            found["eval_loss"] = {str(steps): loss for steps, loss in losses.items()}
+        self.checkpoints.save(step, state.params, state.optimizer, self.facts | found)
+
+    def _check_skipped(self, metrics: Metrics) -> None:
+        """Raises RunFailure if too many updates in a row were skipped."""
+        skipped = int(metrics["skipped"])
+        if skipped < self.config.train.max_nonfinite:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.latest()
+        kept = "there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}"
+        raise RunFailure(
+            f"loss, gradients or parameters were non-finite in {skipped} updates in a row, all skipped: training has "
+            f"diverged; {kept}. Lower --config.optimizer.learning_rate, in a new --workdir"
+        )
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[int, float]:
+        losses = self.held_out.evaluate(step, state.params)
+        if warning := collapsed(losses, self.entropy):
+            self.log.print(f"update {step}: {warning}")
+        return losses
 
     def _missed_evaluation(self, state: TrainState) -> dict[int, float]:
         """Returns the held-out losses that were due when the run was interrupted, {} if none were."""
@@ -108,7 +140,7 @@ class Loop:
             return {}
         return self.held_out.evaluate(step, state.params)
 
-    def _record(self, step: int, window: Window, steps: int) -> None:
+    def _record(self, step: int, window: Window, recent: Losses, steps: int) -> None:
         """Logs the updates since the last record; `steps` is the number of depth steps of the last one."""
         options = self.config.train
         tokens = options.batch_size * options.length
@@ -116,11 +148,5 @@ class Loop:
         measured = window.close(tokens=tokens, waited=self.batches.waited())
         own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}
         self.log.training(step, measured | own)
-
-
-def _check_finite(step: int, value: jax.Array, name: str) -> None:
-    if not math.isfinite(float(value)):
-        raise InputError(
-            f"the {name} is {float(value)} after update {step}: training has diverged, and nothing was saved since the "
-            "last checkpoint. Lower --config.optimizer.learning_rate, in a new --workdir"
-        )
+        if warning := recent.jumped(measured["loss"]):
+            self.log.print(f"update {step}: {warning}")

@@ -1,5 +1,8 @@
 """A training run: checked, its data prepared, its state made or restored, and handed to the loop."""
 
+import contextlib
+import hashlib
+import importlib.metadata
 from pathlib import Path
 
 import jax
@@ -8,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from odelm import sharding
-from odelm.checkpoint import Checkpoints
+from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config, ModelConfig
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
@@ -16,12 +19,14 @@ from odelm.data.tokens import Prepared
 from odelm.errors import InputError
 from odelm.run_directory import RunDirectory
 from odelm.train.evaluate import HeldOut
+from odelm.train.health import token_entropy
 from odelm.train.log import Log
 from odelm.train.loop import Loop, Result
 from odelm.train.optimizer import make_optimizer
 from odelm.train.prefetch import Prefetch
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
+from odelm.version import __version__
 
 
 def train(config: Config, workdir: str | Path) -> Result:
@@ -37,16 +42,17 @@ def train(config: Config, workdir: str | Path) -> Result:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh)
     directory.check_config(config)
-    prepared = prepare(config, tokenizer_file=start.tokenizer)
-    directory.check_data(config.data, prepared.tokenizer, prepared.digest)
-    _check_batches(config, prepared)
-    if jax.process_index() == 0:
-        directory.write(config, prepared.tokenizer, prepared.digest)
-    optimizer = make_optimizer(config.optimizer, config.train.updates)
-    state = _initial_state(start, optimizer, mesh)
-    summary = None if start.pretrained is None else start.pretrained.summary
-    del start  # frees the pretrained model
-    return _run(config, directory, prepared, mesh, optimizer, state, summary)
+    with directory.locked() if jax.process_index() == 0 else contextlib.nullcontext():
+        prepared = prepare(config, tokenizer_file=start.tokenizer)
+        directory.check_data(config.data, prepared.tokenizer, prepared.digest)
+        _check_batches(config, prepared)
+        if jax.process_index() == 0:
+            directory.write(config, prepared.tokenizer, prepared.digest)
+        optimizer = make_optimizer(config.optimizer, config.train.updates)
+        state = _initial_state(start, optimizer, mesh)
+        summary = None if start.pretrained is None else start.pretrained.summary
+        del start  # frees the pretrained model
+        return _run(config, directory, prepared, mesh, optimizer, state, summary)
 
 
 def check_trainable(model: ModelConfig) -> None:
@@ -79,10 +85,13 @@ def _run(
     state: TrainState,
     summary: str | None,
 ) -> Result:
-    checkpoints = Checkpoints(directory.path, keep=config.train.keep)
+    process = jax.process_index()
+    checkpoints = Checkpoints(
+        directory.path, retention=config.train, announce=print if process == 0 else lambda _: None
+    )
     try:
-        state = _restored(state, checkpoints)
-        start, process = int(state.step), jax.process_index()
+        state, meta = _restored(state, checkpoints)
+        start = int(state.step)
         graph, _ = graph_of(config)
         with Log(directory.path, updates=config.train.updates, start=start, enabled=process == 0) as log:
             _print_summary(log, config, state, prepared, summary)
@@ -91,19 +100,43 @@ def _run(
             )
             held_out = HeldOut(config, graph, prepared, mesh, log)
             update = make_update(config, graph, optimizer)
-            loop = Loop(config, mesh, update, Prefetch(rows, mesh), held_out, checkpoints, log)
-            return loop(state)
+            loop = Loop(
+                config=config,
+                mesh=mesh,
+                update=update,
+                batches=Prefetch(rows, mesh),
+                held_out=held_out,
+                checkpoints=checkpoints,
+                log=log,
+                unrecorded=meta.get("window", ()),
+                facts=_facts(prepared),
+                entropy=token_entropy(prepared),
+            )
+            result = loop(state)
+        checkpoints.wait()
+        return result
     finally:
         checkpoints.close()
 
 
-def _restored(state: TrainState, checkpoints: Checkpoints) -> TrainState:
-    """Returns the state of the newest checkpoint, or `state` if there is none."""
-    step = checkpoints.latest()
-    if step is None:
-        return state
-    params, optimizer = checkpoints.restore(step, state.params, state.optimizer)
-    return TrainState(jax.device_put(jax.numpy.int32(step), state.step.sharding), params, optimizer)
+def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, Meta]:
+    """Returns the state of the newest checkpoint that is whole, and what it says; `state` if there is none."""
+    found = checkpoints.restore_newest(state.params, state.optimizer)
+    if found is None:
+        return state, {}
+
+    def scalar(value: int) -> jax.Array:
+        return jax.device_put(jax.numpy.int32(value), state.step.sharding)
+
+    skipped = scalar(found.meta.get("skipped", 0))
+    return TrainState(scalar(found.step), found.params, found.optimizer, skipped), found.meta
+
+
+def _facts(prepared: Prepared) -> Meta:
+    """Returns what each checkpoint says of what made it."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
+    tokenizer = hashlib.sha256(prepared.tokenizer.to_str().encode()).hexdigest()
+    return {"versions": {"odelm": __version__} | versions, "tokenizer_sha256": tokenizer, "tokens": prepared.digest}
 
 
 def _print_summary(log: Log, config: Config, state: TrainState, prepared: Prepared, summary: str | None) -> None:

@@ -1,5 +1,6 @@
 """The training state and the one update, a pure function jitted once for each number of depth steps."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -27,11 +28,14 @@ Update = Callable[["TrainState", Batch, Grid], tuple["TrainState", Metrics]]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """`step` is the number of updates applied, int32."""
+    """A training run between two updates."""
 
     step: jax.Array
+    """int32 (), the updates that were made."""
     params: Any
     optimizer: optax.OptState
+    skipped: jax.Array
+    """int32 (), how many of the last updates in a row were skipped because they were not finite."""
 
 
 def graph_of(config: Config) -> tuple[nnx.GraphDef, Any]:
@@ -46,7 +50,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
     def init() -> TrainState:
         model = create(config.model, rngs=nnx.Rngs(rng.key(config.train.seed, "init")))
         params = nnx.state(model, nnx.Param)
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
 
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
     return jax.jit(init, out_shardings=shardings)()
@@ -55,11 +59,16 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
 def with_params(state: TrainState, params: Any) -> TrainState:
     """Returns the state before the first update with other parameters, copied to where its own are."""
     placed = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), params, state.params)
-    return TrainState(state.step, placed, state.optimizer)
+    return dataclasses.replace(state, params=placed)
 
 
 def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Update:
-    """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step."""
+    """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step.
+
+    An update whose loss, gradients or parameters are not finite is skipped: it counts as a step, and changes nothing
+    else. Metrics are the loss, the norms of gradients, of the change of the parameters and of these, and whether the
+    update was `skipped`.
+    """
 
     def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
         key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
@@ -73,8 +82,14 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         gradients, loss = jax.grad(objective, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        norms = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": params}
+        metrics = {"loss": loss} | {name: optax.tree.norm(tree) for name, tree in norms.items()}
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state), (state.params, state.optimizer)
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        return TrainState(state.step + 1, params, optimizer_state, skipped), metrics | {"skipped": skipped}
 
     return update
 

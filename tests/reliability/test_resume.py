@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import odelm
-from odelm.errors import InputError
-from odelm.train import log
+from odelm.checkpoint import Checkpoints
+from odelm.errors import InputError, RunFailure
+from odelm.train import log, prefetch
 from odelm.train.run import train
 
 UPDATES, STOP = 8, 5
@@ -152,11 +153,75 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(config, tmp_pa
     saved = json.loads((tmp_path / "config.json").read_text())
     saved["optimizer"]["learning_rate"] = 1e38
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    with pytest.raises(InputError, match="is (nan|inf) after update 3: training has diverged"):
-        train(wild, tmp_path)
+    with pytest.raises(RunFailure, match="non-finite in 3 updates in a row.*newest good checkpoint is 2\\."):
+        train(with_train(wild, max_nonfinite=3), tmp_path)
     assert "NaN" not in (tmp_path / log.METRICS).read_text() and "Infinity" not in (tmp_path / log.METRICS).read_text()
     for before, after in zip(good, params_of(tmp_path), strict=True):
         np.testing.assert_array_equal(before, after)
+    records = [json.loads(line) for line in (tmp_path / log.METRICS).read_text().splitlines()]
+    assert [record.get("skipped") for record in records][-2:] == [1, 1]
+
+
+def test_single_updates_that_are_not_finite_are_skipped(config, tmp_path, monkeypatch):
+    """A token that is out of the vocabulary makes its batch's loss NaN."""
+    original = prefetch.Prefetch.next
+
+    def poisoned(self):
+        batch = original(self)
+        self.number = getattr(self, "number", 0) + 1
+        return dict(batch) | {"tokens": batch["tokens"] + 999} if self.number in (3, 4) else batch
+
+    monkeypatch.setattr(prefetch.Prefetch, "next", poisoned)
+    config = with_train(config, max_nonfinite=3, log_every=4, checkpoint_every=3)
+    assert train(config, tmp_path).step == UPDATES
+    records = [json.loads(line) for line in (tmp_path / log.METRICS).read_text().splitlines()]
+    assert [(r["step"], r.get("skipped"), r["gradient_norm"] is None) for r in records if "loss" in r] == [
+        (4, 2, True), (8, None, False),
+    ]  # fmt: skip
+    assert all(r["loss"] > 0 for r in records if "loss" in r)
+    # Nothing is saved while updates are being skipped, as the third is.
+    assert Checkpoints(tmp_path, read_only=True).steps() == [6, 8]
+    assert all(np.isfinite(leaf).all() for leaf in params_of(tmp_path))
+
+
+def test_damaged_metrics_cost_the_damaged_lines(config, finished, run):
+    lines = (finished / log.METRICS).read_bytes().split(b"\n")
+    damaged = [lines[0], b"\xff\xfe\x00", b"[1, 2]", b"3", b'{"step": "x"}', b'{"step": 2', *lines[2:]]
+    (run / log.METRICS).write_bytes(b"\n".join(damaged))
+    train(with_train(config, updates=UPDATES + 1), run)
+    kept = (run / log.METRICS).read_bytes().split(b"\n")
+    assert kept[: len(lines) - 2] == [lines[0], *lines[2:-1]] and len(kept) == len(lines) + 1
+
+
+def test_a_window_that_a_stop_cuts_is_recorded_whole(config, tmp_path, monkeypatch):
+    """The mean loss of the updates before and after the stop is that of the run that was left alone."""
+    config = with_train(config, log_every=4, checkpoint_every=3)
+    train(config, tmp_path / "whole")
+    original = prefetch.Prefetch.next_after
+
+    def interrupted(self, metrics):
+        self.number = getattr(self, "number", 0) + 1
+        if self.number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch.Prefetch, "next_after", interrupted)
+        assert train(config, tmp_path / "stopped").step == 6
+    train(config, tmp_path / "stopped")
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("tokens_per_s", "data_wait")} for line in text]
+        for text in ((tmp_path / name / log.METRICS).read_text().splitlines() for name in ("whole", "stopped"))
+    ]
+    assert timeless[0] == timeless[1] and [r["step"] for r in timeless[0]] == [4, 8, 8]
+
+
+def test_a_second_run_in_the_same_directory_is_refused(config, run):
+    from odelm.run_directory import RunDirectory
+
+    with RunDirectory(run).locked(), pytest.raises(InputError, match=f"another process trains in {run}"):
+        train(with_train(config, updates=UPDATES + 1), run)
+    train(with_train(config, updates=UPDATES + 1), run)
 
 
 def test_finished_run_is_not_recorded_twice(config, run):

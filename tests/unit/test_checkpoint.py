@@ -1,6 +1,9 @@
 """What is saved comes back to the bit, and what cannot be loaded says why in one line."""
 
 import dataclasses
+import errno
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +15,10 @@ from flax import nnx
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import config, run_directory
+from odelm import config, manifest, run_directory
 from odelm.checkpoint import Checkpoints
 from odelm.config import replace
+from odelm.errors import RunFailure
 
 OPTIMIZER = {"count": jnp.int32(3), "mean": jnp.arange(4.0)}
 
@@ -28,9 +32,9 @@ def saved(tmp_path_factory, make_config):
     later = jax.tree.map(lambda p: p + 1, params)
     run_directory.save_config(workdir, config)
     (workdir / run_directory.TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
-    checkpoints = Checkpoints(workdir, keep=2)
+    checkpoints = Checkpoints(workdir, retention=odelm.TrainConfig(keep=2))
     checkpoints.save(3, params, OPTIMIZER)
-    checkpoints.save(5, later, OPTIMIZER)
+    checkpoints.save(5, later, OPTIMIZER, {"note": [1.5, None]})
     checkpoints.save(5, params, OPTIMIZER)
     checkpoints.close()
     return workdir, config, params, later
@@ -54,7 +58,8 @@ def test_restore_returns_parameters_and_optimizer(saved):
     checkpoints = Checkpoints(workdir)
     restored = checkpoints.restore(checkpoints.latest(), params, OPTIMIZER)
     checkpoints.close()
-    assert_same(restored, (later, OPTIMIZER))
+    assert (restored.step, restored.meta) == (5, {"step": 5, "sealed": 1, "note": [1.5, None]})
+    assert_same((restored.params, restored.optimizer), (later, OPTIMIZER))
 
 
 def test_loading_leaves_an_unfinished_checkpoint_to_the_run_that_writes_it(saved):
@@ -100,17 +105,19 @@ def message_of(caught) -> str:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_parameters_are_told_with_what_to_try(saved, tmp_path, damage):
+def test_damaged_parameters_are_told_and_the_checkpoint_before_is_taken(saved, tmp_path, damage, capsys):
     run = shutil.copytree(saved[0], tmp_path / "run")
     damage(run / run_directory.CHECKPOINTS / "5" / "params")
     with pytest.raises(odelm.InputError) as caught:
-        odelm.load(run)
+        odelm.load(run, step=5)
     message = message_of(caught)
-    assert message.startswith(f"checkpoint 5 of {run} cannot be read: ")
+    assert message.startswith(f"checkpoint 5 of {run} cannot be read: ") and "params/" in message
     assert message.endswith(f"; remove {run / run_directory.CHECKPOINTS / '5'} to resume from step 3")
-    assert_same(nnx.state(odelm.load(run, step=3)[0], nnx.Param), saved[2])
-    shutil.rmtree(run / run_directory.CHECKPOINTS / "5")
+    capsys.readouterr()
     assert_same(nnx.state(odelm.load(run)[0], nnx.Param), saved[2])
+    told = capsys.readouterr().err
+    assert told.startswith(f"checkpoint 5 of {run} is damaged, ") and told.endswith(": takes step 3\n")
+    assert (run / run_directory.CHECKPOINTS / "5").is_dir()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -159,7 +166,7 @@ def test_what_is_missing_is_named(saved, tmp_path):
     (tmp_path / run_directory.TOKENIZER).write_bytes((workdir / run_directory.TOKENIZER).read_bytes())
     with pytest.raises(odelm.InputError, match="no checkpoints"):
         odelm.load(tmp_path)
-    (tmp_path / run_directory.CHECKPOINTS).mkdir()
+    (tmp_path / run_directory.CHECKPOINTS).mkdir(exist_ok=True)
     with pytest.raises(odelm.InputError, match="no finished checkpoint"):
         odelm.load(tmp_path)
 
@@ -179,3 +186,107 @@ def test_differences_names_what_changed():
     given = odelm.Config()
     given = replace(given, {"model.width": 64, "train.updates": 7})
     assert config.changed_options(odelm.Config(), given, frozenset({"train.updates"})) == ["model.width: 128 -> 64"]
+
+
+def flip(path: Path, rng: np.random.Generator) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+
+
+def cut(path: Path, rng: np.random.Generator) -> None:
+    path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+
+
+def files_of(run: Path, step: int) -> list[Path]:
+    return sorted(p for p in (run / run_directory.CHECKPOINTS / str(step)).rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("harm", [flip, cut, lambda path, rng: path.unlink()], ids=["flip", "cut", "remove"])
+def test_every_kind_of_damage_in_every_file_is_found(saved, tmp_path, harm):
+    """Bytes flipped at drawn places, files cut at drawn lengths or removed, the manifest too; the draws are fixed."""
+    rng, (_, _, params, later) = np.random.default_rng(0), saved
+    names = [path.relative_to(saved[0]) for path in files_of(saved[0], 5)]
+    assert len(names) > 10 and any(name.name == manifest.MANIFEST for name in names)
+    for name in names:
+        run = shutil.copytree(saved[0], tmp_path / "run")
+        harm(run / name, rng)
+        told: list[str] = []
+        checkpoints = Checkpoints(run, announce=told.append)
+        found = checkpoints.restore_newest(params, OPTIMIZER)
+        assert found is not None and found.step == 3, name
+        # A checkpoint without its manifest is one whose save was interrupted.
+        if name.name != manifest.MANIFEST or harm in (flip, cut):
+            assert len(told) == 1 and "checkpoint 5" in told[0] and "step 3" in told[0], name
+            assert "checksum" in told[0] or "missing" in told[0], told[0]
+            assert name.name in told[0] or name.name == manifest.MANIFEST, told[0]
+        # The run saves that step again, and it is good.
+        checkpoints.save(5, later, OPTIMIZER)
+        checkpoints.close()
+        assert files_of(run, 5) and (run / run_directory.DAMAGED / "5").is_dir()
+        assert_same(nnx.state(odelm.load(run)[0], nnx.Param), later)
+        shutil.rmtree(run)
+
+
+def test_where_all_are_damaged_the_newest_is_told(saved, tmp_path):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    for step in (3, 5):
+        flip(files_of(run, step)[0], np.random.default_rng(1))
+    with pytest.raises(odelm.InputError, match="checkpoint 5 of .* cannot be read: the checksum of .* is wrong"):
+        odelm.load(run)
+
+
+def test_a_save_that_was_interrupted_before_its_manifest_does_not_count(saved, tmp_path):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    (run / run_directory.CHECKPOINTS / "5" / manifest.MANIFEST).unlink()
+    assert_same(nnx.state(odelm.load(run)[0], nnx.Param), saved[2])
+    with pytest.raises(odelm.InputError, match=r"no checkpoint 5 of .*\(the newest is 3\)"):
+        odelm.load(run, step=5)
+
+
+def test_a_manifest_is_what_sha256sum_reads(saved):
+    folder = saved[0] / run_directory.CHECKPOINTS / "5"
+    lines = (folder / manifest.MANIFEST).read_text().splitlines()
+    assert len(lines) == len(files_of(saved[0], 5)) - 1
+    for digest, name in (line.split("  ") for line in lines):
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (dict(keep=1), [6]),
+        (dict(keep=2), [5, 6]),
+        (dict(keep=1, keep_every=3), [3, 6]),
+        (dict(keep=1, keep_best=2), [2, 4, 6]),
+        (dict(keep=1, keep_minutes=1e9), [1, 6]),
+    ],
+)
+def test_checkpoints_are_kept_by_number_step_loss_and_time(tmp_path, options, kept):
+    losses = {1: 5.0, 2: 3.0, 4: 2.0, 5: 4.0}
+    checkpoints = Checkpoints(tmp_path, retention=odelm.TrainConfig(**options))
+    for step in range(1, 7):
+        loss = {"eval_loss": {"4": losses[step], "2": -step}} if step in losses else {}
+        checkpoints.save(step, {"a": jnp.ones(2)}, {"b": jnp.ones(2)}, loss)
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).steps() == kept
+    assert sorted(path.name for path in (tmp_path / run_directory.CHECKPOINTS).iterdir()) == sorted(map(str, kept))
+
+
+def test_a_full_disk_keeps_the_last_good_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": jnp.ones(2)}, {"b": jnp.ones(2)})
+    checkpoints.wait()
+
+    def full(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", full)
+        checkpoints.save(2, {"a": jnp.ones(2)}, {"b": jnp.ones(2)})
+        with pytest.raises(
+            RunFailure, match="checkpoint 2 .* cannot be written .*No space left.* good checkpoint is 1"
+        ):
+            checkpoints.wait()
+    checkpoints.close()
+    assert Checkpoints(tmp_path, read_only=True).steps() == [1]

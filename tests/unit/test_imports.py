@@ -29,10 +29,14 @@ ALLOWED = {
     "data": (GROUND - {"ode"}) | {"interrupts", "lazy"},
     "sharding": MODELS,
     "run_directory": {"errors", "files", "tokenizer", "config"},
-    "checkpoint": MODELS | {"run_directory"},
+    "manifest": {"files"},
+    "retention": {"config"},
+    "checkpoint": MODELS | {"run_directory", "manifest", "retention"},
     "interop": MODELS | {"lazy"},
     "pretrained": {"config", "errors", "checkpoint", "interop"},
-    "train": MODELS | DATA | {"sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
+    "train": MODELS
+    | DATA
+    | {"version", "sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
     "infer": MODELS,
     "evals": MODELS | DATA | {"run_directory", "pretrained", "infer"},
 }

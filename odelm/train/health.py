@@ -1,0 +1,55 @@
+"""Signs that a run goes wrong, reported while it can still be stopped: a loss that jumps, and one that says nothing."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+
+from odelm.data.tokens import Prepared
+
+RECORDS = 10
+"""With how many of the last records a loss is compared."""
+SPIKE = 0.3
+"""Nats a token above the worst of them that are called a jump; records of tens of updates scatter by less."""
+COLLAPSE = 0.02
+"""The share of the entropy of token frequencies within which a loss is called no better."""
+SAMPLE = 1_000_000
+"""Tokens that the frequencies are counted on."""
+
+
+class Losses:
+    """The training losses of the last records."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECORDS)
+
+    def jumped(self, loss: float | None) -> str | None:
+        """Returns what to report of the next record's loss, None if nothing."""
+        if loss is None:
+            return None
+        worst = max(self._recent) if len(self._recent) == RECORDS else math.inf
+        self._recent.append(loss)
+        if loss < worst + SPIKE:
+            return None
+        return f"the loss has jumped to {loss:.3f}: it was at most {worst:.3f} in the {RECORDS} records before"
+
+
+def collapsed(losses: Mapping[int, float], entropy: float) -> str | None:
+    """Returns what to report of held-out losses by steps: that all are those of token frequencies, whose entropy is
+    `entropy` nats; None otherwise."""
+    if not losses or any(abs(loss / entropy - 1) > COLLAPSE for loss in losses.values()):
+        return None
+    return (
+        f"the model predicts no more than token frequencies do ({entropy:.3f} nats a token), at every number of steps: "
+        "it may have collapsed, or be on the plateau that masked models stay on at first"
+    )
+
+
+def token_entropy(prepared: Prepared) -> float:
+    """Returns the entropy of token frequencies, in nats, of the first tokens of each component of a corpus."""
+    streams = list(prepared.train.values())
+    parts = [stream.tokens[: max(SAMPLE // len(streams), 1)] for stream in streams]
+    counts = np.bincount(np.concatenate([np.asarray(part) for part in parts]))
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

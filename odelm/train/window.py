@@ -1,0 +1,70 @@
+"""The updates since the last record of the log, and what is recorded of them."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Record = dict[str, Any]
+
+
+class Window:
+    """Metrics of updates, some of which may still be running on the devices, and the time that they took."""
+
+    def __init__(self, before: Sequence[dict[str, float]] = ()):
+        """`before` is what `unrecorded` returned when the run was saved."""
+        self._metrics: list[dict[str, Any]] = list(before)
+        self._own = 0
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, Any], steps: int) -> None:
+        """Adds an update that took so many depth steps."""
+        self._metrics.append(metrics | {"steps": steps})
+        self._own += 1
+
+    def leave_out(self, seconds: float) -> None:
+        """Subtracts time that was not spent on updates."""
+        self._since += seconds
+
+    def unrecorded(self) -> list[dict[str, float]]:
+        """Returns the metrics that the next record will be of, as numbers: waits for the updates."""
+        self._metrics = [
+            {name: float(np.asarray(value)) for name, value in metrics.items()}
+            for metrics in jax.device_get(self._metrics)
+        ]
+        return list(self._metrics)
+
+    def close(self, *, tokens: int, waited: float) -> Record:
+        """Returns what the log records of the updates, of `tokens` tokens each, and starts again.
+
+        `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps, the norms
+        are those of the last update, and `data_wait` is the share of the time that was spent waiting for data. A number
+        that is not finite is None.
+        """
+        updates = self.unrecorded()
+        used = [update for update in updates if not update.get("skipped")]
+        seconds = time.perf_counter() - self._since
+        counts = sorted({int(update["steps"]) for update in used})
+        record = {
+            "loss": _mean(update["loss"] for update in used),
+            "loss_by_steps": {str(n): _mean(u["loss"] for u in used if u["steps"] == n) for n in counts},
+            **{name: _finite(updates[-1][name]) for name in updates[-1] if name.endswith("_norm")},
+            "tokens_per_s": self._own * tokens / seconds,
+            "data_wait": waited / seconds,
+        }
+        if len(used) < len(updates):
+            record["skipped"] = len(updates) - len(used)
+        self._metrics, self._own, self._since = [], 0, time.perf_counter()
+        return record
+
+
+def _mean(values: Any) -> float | None:
+    found = list(values)
+    return _finite(math.fsum(found) / len(found)) if found else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
