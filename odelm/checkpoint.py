@@ -34,6 +34,8 @@ Meta = dict[str, Any]
 """What a checkpoint says beside arrays, as JSON: at least its `step`."""
 SEALED = "sealed"
 """In `meta`: the checkpoint is one that gets a manifest. Those of version 0.1 have none, and are not checked."""
+AVERAGE = "average"
+"""The item of a checkpoint that has the mean of the parameters."""
 REMOVED = ".removed"
 """What the name of a checkpoint that is being removed ends in."""
 FILE_ERRORS = ("No space left", "ENOSPC", "Disk quota", "Permission denied", "Read-only file system")
@@ -48,6 +50,7 @@ class Restored:
     params: Any
     optimizer: Any
     meta: Meta
+    average: Any = None
 
 
 class Checkpoints:
@@ -86,8 +89,10 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
-    def save(self, step: int, params: Any, optimizer: Any, meta: Meta | None = None) -> None:
+    def save(self, step: int, params: Any, optimizer: Any, meta: Meta | None = None, *, average: Any = None) -> None:
         """Saves in the background; `step` is the number of updates made. A step already there stays as it is.
+
+        `average` is the mean of the parameters that is to be loaded in their place, None if there is none.
 
         Raises RunFailure if this save, or the one before it, cannot be written.
         """
@@ -99,15 +104,11 @@ class Checkpoints:
         newest = max(self._all_steps(), default=-1)
         if step < newest:
             raise RuntimeError(f"step {step} was not saved: the newest checkpoint is already {newest}")
+        items = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        said = ocp.args.JsonSave({"step": step, SEALED: 1} | (meta or {}))
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    meta=ocp.args.JsonSave({"step": step, SEALED: 1} | (meta or {})),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**arrays, meta=said))
         except Exception as error:
             raise self._unwritten(step, error) from error
         self._saving = self._pool.submit(self._finish, step)
@@ -129,17 +130,19 @@ class Checkpoints:
             raise InputError(self._unreadable(step, damage)) from damage
         return Restored(step, items["params"], items["optimizer"], self._meta(step))
 
-    def restore_newest(self, params: Any, optimizer: Any) -> Restored | None:
+    def restore_newest(self, params: Any, optimizer: Any, *, average: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is no checkpoint.
 
         Damaged ones are announced, and moved to `damaged/` in the run directory. Raises InputError if all are damaged.
         """
-        for step, items in self._newest_whole(params=params, optimizer=optimizer):
-            return Restored(step, items["params"], items["optimizer"], self._meta(step))
+        given = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
+        for step, items in self._newest_whole(**given):
+            return Restored(step, items["params"], items["optimizer"], self._meta(step), items.get(AVERAGE))
         return None
 
     def restore_params(self, step: int | None, params: Any) -> Any:
-        """Returns only the parameters of `step`, or with None of the newest checkpoint that is whole."""
+        """Returns only the parameters of `step`, or with None of the newest checkpoint that is whole: their mean, if it
+        has one."""
         if step is None:
             return next(items["params"] for _, items in self._newest_whole(params=params))
         try:
@@ -216,9 +219,11 @@ class Checkpoints:
         directory = self._root / str(step)
         if manifest.is_sealed(directory):
             manifest.check(directory)
-        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        if "optimizer" not in items and (directory / AVERAGE).is_dir():
+            return {"params": self._read(step, optimizer=None, average=items["params"])[AVERAGE]}
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items() if item is not None}
         try:
-            self._check_shapes(step, items["params"])
+            self._check_shapes(step, items.get("params", items.get(AVERAGE)))
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except InputError:
             raise

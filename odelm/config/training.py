@@ -8,7 +8,8 @@ from odelm.config.model import ModelConfig
 from odelm.errors import InputError
 
 SAMPLINGS = ("fixed", "random_sizes", "random_count")
-DECAYS = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
+DECAYS = ("cosine", "linear", "stable", "constant")
 MERGES = ("mean", "layer", "low_rank")
 OVERRIDABLE = ("time_modulation", "dropout", "attention", "dtype", "residual_dtype")
 """The options of `model` that count where the model is that of `init.from_pretrained`."""
@@ -47,6 +48,10 @@ class StepSamplingConfig:
     A model trained with unit steps may lose all that it learned if it meets steps of four at once. A run resumed with
     more updates lets them in by the new number."""
 
+    few_first: float = 0.0
+    """Share of the updates, the first ones, in which only the smaller half of the counts is drawn; 0 draws from all at
+    once. Updates of few steps are cheap, and more of them fit into the same time."""
+
     def __post_init__(self) -> None:
         freeze_lists(self)
 
@@ -82,6 +87,10 @@ class StepSamplingConfig:
             raise InputError(f"step_sampling.jitter is {self.jitter}, expected at least 0 and below 1")
         if not 0.0 <= self.anneal <= 1.0:
             raise InputError(f"step_sampling.anneal is {self.anneal}, expected a share of the updates, 0 to 1")
+        if not 0.0 <= self.few_first <= 1.0:
+            raise InputError(f"step_sampling.few_first is {self.few_first}, expected a share of the updates, 0 to 1")
+        if self.few_first and self.anneal:
+            raise InputError("step_sampling.few_first begins with few steps and anneal with many: set one of them to 0")
         return self
 
     def counts_of(self, model: ModelConfig) -> tuple[int, ...]:
@@ -92,16 +101,25 @@ class StepSamplingConfig:
 @described
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, a decay, and clipping by global norm."""
+    """AdamW or Muon with linear warm-up, a decay, and clipping by global norm."""
 
+    kind: str = "adamw"
+    """`adamw`, or `muon`: Muon for the matrices of the blocks, AdamW for all else."""
     learning_rate: float = 3e-3
-    """The peak."""
+    """The peak, of AdamW."""
+    muon_learning_rate: float = 0.02
+    """The peak, of Muon; it rises and falls as the other does."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's mean of gradients."""
     warmup: int = 100
     """Updates over which the rate rises: before the peak it is a `warmup + 1`th part of it more every time."""
     warmup_from_zero: bool = False
     """Whether the first update has rate 0, as runs of version 0.1 had it, and so changes nothing."""
     decay: str = "cosine"
-    """How the rate falls after its peak: `cosine`, `linear` or `constant`."""
+    """How the rate falls after its peak: `cosine`, `linear`, not at all (`constant`), or only at the end (`stable`), so
+    that a run can be continued from before the fall (Hägele et al. 2024, arXiv 2405.18392)."""
+    decay_share: float = 0.2
+    """Of `stable`: the share of the updates, the last ones, in which the rate falls, linearly."""
     final_fraction: float = 0.1
     """The rate after the last update, as a share of the peak."""
     b1: float = 0.9
@@ -114,15 +132,21 @@ class OptimizerConfig:
     """Applied to matrices, not to vectors (norm scales, biases)."""
     clip_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it."""
+    average: float = 0.0
+    """Decay of a running mean of the parameters, such as 0.999, which is then what is evaluated and loaded; 0 is none.
+    The mean follows faster at first: after n updates its decay is at most (1 + n) / (10 + n)."""
 
     def validate(self) -> "OptimizerConfig":
         check_types(self, "optimizer")
+        choice("optimizer.kind", self.kind, OPTIMIZERS)
         choice("optimizer.decay", self.decay, DECAYS)
-        for name in ("learning_rate", "clip_norm", "eps"):
+        for name in ("learning_rate", "muon_learning_rate", "clip_norm", "eps"):
             if getattr(self, name) <= 0:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected a positive number")
-        for name in ("b1", "b2", "final_fraction"):
+        for name in ("b1", "b2", "muon_momentum", "final_fraction", "decay_share"):
             within(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
+        if not 0.0 <= self.average < 1.0:
+            raise InputError(f"optimizer.average is {self.average}, expected at least 0 and below 1")
         for name in ("weight_decay", "warmup"):
             if getattr(self, name) < 0:
                 raise InputError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more")
@@ -138,6 +162,10 @@ class TrainConfig:
     """How many to make; raise it to continue a finished run."""
     batch_size: int = 16
     """Sequences an update, over all devices and processes together."""
+    accumulate: int = 1
+    """In how many parts a batch is computed, one after the other: less memory, and the same update."""
+    z_loss: float = 0.0
+    """What the squared logarithm of the softmax's sum weighs in what is minimised, such as 1e-4: keeps logits small."""
     length: int = 128
     """Tokens a sequence."""
     eval_every: int = 200
@@ -185,6 +213,10 @@ class TrainConfig:
             "max_nonfinite",
         ):
             positive(f"train.{name}", getattr(self, name))
+        positive("train.accumulate", self.accumulate)
+        divides("train.accumulate", self.accumulate, "train.batch_size", self.batch_size)
+        if self.z_loss < 0:
+            raise InputError(f"train.z_loss is {self.z_loss}, expected 0 or more")
         if self.remat is not None:
             choice("train.remat", self.remat, REMAT_POLICIES)
         for name in ("keep_every", "keep_minutes", "keep_best"):

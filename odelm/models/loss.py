@@ -28,6 +28,8 @@ class LossSums:
     orders: jax.Array
     squares: jax.Array
     """float32 (4,), summed over rows with n tokens and x nats: x², x n, n² and 1; what a standard error takes."""
+    penalty: jax.Array
+    """What is minimised beside the nats, summed (`z_loss`)."""
 
     @property
     def loss(self) -> jax.Array:
@@ -37,7 +39,12 @@ class LossSums:
     @property
     def objective(self) -> jax.Array:
         """What training minimises: the token loss, plus the sentence-order loss where there is one (ALBERT)."""
-        return self.loss + self.order_nats / jnp.maximum(self.orders, 1)
+        return self.share(self.tokens, self.orders)
+
+    def share(self, tokens: jax.Array, orders: jax.Array) -> jax.Array:
+        """Returns what these sums add to the objective of a batch that predicts so many tokens and orders in all."""
+        nats = self.nats + self.penalty
+        return nats / jnp.maximum(tokens, 1) + self.order_nats / jnp.maximum(orders, 1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def loss_sums(
     *,
     plan: DepthPlan | None = None,
     key: jax.Array | None = None,
+    z_loss: float = 0.0,
 ) -> LossSums:
     """Returns the summed loss of a batch of `odelm.data.loader`; the options are those of `run`.
 
@@ -75,7 +83,7 @@ def loss_sums(
     """
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
-    return sums_from_hidden(model, hidden, data)
+    return sums_from_hidden(model, hidden, data, z_loss=z_loss)
 
 
 def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
@@ -89,15 +97,16 @@ def inputs_of(batch: Batch) -> Inputs:
     return Inputs(tokens=batch["tokens"], **named)
 
 
-def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch) -> LossSums:
+def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
     """Returns the summed loss given the hidden states (B, L, D) of the batch."""
     picked = hidden
     if "positions" in batch:
         picked = pick(hidden, jnp.asarray(batch["positions"]))
     weights = jnp.asarray(batch["weights"])
     total, nats = summed_cross_entropy(
-        *model.head.parts(picked, model.embed.tokens[...]), jnp.asarray(batch["targets"]), weights
+        *model.head.parts(picked, model.embed.tokens[...]), jnp.asarray(batch["targets"]), weights, z_loss=z_loss
     )
+    penalty = total - nats.sum() if z_loss else jnp.zeros(())
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):
@@ -105,4 +114,5 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
         logits = model.readout_order(hidden)
         order_nats = (cross_entropy(logits, jnp.asarray(batch["order"]))[1] * rows).sum()
         orders = rows.sum()
-    return LossSums(total, weights.sum(), order_nats, orders, _squares(nats, weights))
+    nats_sum = total - penalty
+    return LossSums(nats_sum, weights.sum(), order_nats, orders, _squares(nats, weights), penalty)

@@ -20,11 +20,16 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
 
 
 def _allowed_counts(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the counts available at an update, and their weights: all of them once annealing has ended."""
+    """Returns the counts available at an update, and their weights: all of them once a curriculum has ended."""
     counts, weights = config.step_counts, config.step_sampling.weights
-    span = config.step_sampling.anneal * config.train.updates
-    if update >= span:
+    anneal, few = (
+        share * config.train.updates for share in (config.step_sampling.anneal, config.step_sampling.few_first)
+    )
+    if update >= max(anneal, few):
         return counts, weights
     drawn = [i for i in range(len(counts)) if not weights or weights[i]]
-    first = sorted(drawn, key=lambda i: -counts[i])[: 1 + int(len(drawn) * update / span)]
+    if update < few:
+        first = sorted(drawn, key=lambda i: counts[i])[: (len(drawn) + 1) // 2]
+    else:
+        first = sorted(drawn, key=lambda i: -counts[i])[: 1 + int(len(drawn) * update / anneal)]
     return tuple(counts[i] for i in first), tuple(weights[i] for i in first) if weights else ()

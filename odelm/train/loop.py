@@ -60,7 +60,7 @@ class Loop:
         if start >= updates and recorded:
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to continue")
             return Result(start, recorded)
-        baseline, losses = self.held_out.baseline(start, state.params), {}
+        baseline, losses = self.held_out.baseline(start, state.evaluated), {}
         stop = StopSignal()
         if start < updates:
             state, losses = self._train(state, stop)
@@ -112,7 +112,7 @@ class Loop:
         found = {"window": window.unrecorded(), "skipped": int(state.skipped)}
         if losses:
             found["eval_loss"] = {str(steps): loss for steps, loss in losses.items()}
-        self.checkpoints.save(step, state.params, state.optimizer, self.facts | found)
+        self.checkpoints.save(step, state.params, state.optimizer, self.facts | found, average=state.average)
 
     def _check_skipped(self, metrics: Metrics) -> None:
         """Raises RunFailure if too many updates in a row were skipped."""
@@ -128,7 +128,7 @@ class Loop:
         )
 
     def _evaluate(self, step: int, state: TrainState) -> dict[int, float]:
-        losses = self.held_out.evaluate(step, state.params)
+        losses = self.held_out.evaluate(step, state.evaluated)
         if warning := collapsed(losses, self.entropy):
             self.log.print(f"update {step}: {warning}")
         return losses
@@ -138,7 +138,7 @@ class Loop:
         step = int(state.step)
         if step == 0 or step % self.config.train.eval_every or self.held_out.recorded(step):
             return {}
-        return self.held_out.evaluate(step, state.params)
+        return self.held_out.evaluate(step, state.evaluated)
 
     def _record(self, step: int, window: Window, recent: Losses, steps: int) -> None:
         """Logs the updates since the last record; `steps` is the number of depth steps of the last one."""

@@ -22,7 +22,7 @@ from odelm.train.evaluate import HeldOut
 from odelm.train.health import token_entropy
 from odelm.train.log import Log
 from odelm.train.loop import Loop, Result
-from odelm.train.optimizer import make_optimizer
+from odelm.train.optimizer import make_optimizer, schedule_change
 from odelm.train.prefetch import Prefetch
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
@@ -95,6 +95,9 @@ def _run(
         graph, _ = graph_of(config)
         with Log(directory.path, updates=config.train.updates, start=start, enabled=process == 0) as log:
             _print_summary(log, config, state, prepared, summary)
+            before = config.train.updates if directory.config is None else directory.config.train.updates
+            if start and (change := schedule_change(before, config.train.updates, config.optimizer, start)):
+                log.print(change)
             rows = train_batches(
                 prepared, config, start=start, process_index=process, process_count=jax.process_count()
             )
@@ -121,7 +124,7 @@ def _run(
 
 def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, Meta]:
     """Returns the state of the newest checkpoint that is whole, and what it says; `state` if there is none."""
-    found = checkpoints.restore_newest(state.params, state.optimizer)
+    found = checkpoints.restore_newest(state.params, state.optimizer, average=state.average)
     if found is None:
         return state, {}
 
@@ -129,7 +132,7 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, 
         return jax.device_put(jax.numpy.int32(value), state.step.sharding)
 
     skipped = scalar(found.meta.get("skipped", 0))
-    return TrainState(scalar(found.step), found.params, found.optimizer, skipped), found.meta
+    return TrainState(scalar(found.step), found.params, found.optimizer, skipped, found.average), found.meta
 
 
 def _facts(prepared: Prepared) -> Meta:

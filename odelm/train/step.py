@@ -36,6 +36,13 @@ class TrainState:
     optimizer: optax.OptState
     skipped: jax.Array
     """int32 (), how many of the last updates in a row were skipped because they were not finite."""
+    average: Any = None
+    """The running mean of the parameters, None if the config asks for none."""
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that are evaluated."""
+        return self.params if self.average is None else self.average
 
 
 def graph_of(config: Config) -> tuple[nnx.GraphDef, Any]:
@@ -50,7 +57,9 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
     def init() -> TrainState:
         model = create(config.model, rngs=nnx.Rngs(rng.key(config.train.seed, "init")))
         params = nnx.state(model, nnx.Param)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
+        # A copy: the state is donated, and no array twice.
+        average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), average)
 
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
     return jax.jit(init, out_shardings=shardings)()
@@ -59,7 +68,8 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
 def with_params(state: TrainState, params: Any) -> TrainState:
     """Returns the state before the first update with other parameters, copied to where its own are."""
     placed = jax.tree.map(lambda new, old: jax.device_put(np.asarray(new), old.sharding), params, state.params)
-    return dataclasses.replace(state, params=placed)
+    average = None if state.average is None else jax.tree.map(jnp.copy, placed)
+    return dataclasses.replace(state, params=placed, average=average)
 
 
 def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTransformation) -> Update:
@@ -70,28 +80,61 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
     update was `skipped`.
     """
 
-    def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
+    def gradient(state: TrainState, batch: Batch, grid: Grid) -> tuple[Any, jax.Array]:
+        """Returns the gradient of the objective, and the loss."""
         key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
+        tokens = jnp.asarray(batch["weights"]).sum()
+        orders = jnp.asarray(batch["order_weights"]).sum() if "order_weights" in batch else jnp.zeros(())
 
-        def objective(params: Any) -> tuple[jax.Array, jax.Array]:
+        def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
             model = nnx.merge(graph, params)
             plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
-            sums = loss_sums(model, batch, plan=plan, key=key)
-            return sums.objective, sums.loss
+            sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss)
+            return sums.share(tokens, orders), sums.nats
 
-        gradients, loss = jax.grad(objective, has_aux=True)(state.params)
+        parts = config.train.accumulate
+        if parts == 1:
+            gradients, nats = jax.grad(share, has_aux=True)(state.params, batch, key)
+            return gradients, nats / jnp.maximum(tokens, 1)
+
+        def add(sums: tuple[Any, jax.Array], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Any, jax.Array], None]:
+            i, part = numbered
+            own = None if key is None else jax.random.fold_in(key, i)
+            return jax.tree.map(jnp.add, sums, jax.grad(share, has_aux=True)(state.params, part, own)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(())
+        numbered = jnp.arange(parts), {name: _cut(jnp.asarray(rows), parts) for name, rows in batch.items()}
+        (gradients, nats), _ = jax.lax.scan(add, zeros, numbered)
+        return gradients, nats / jnp.maximum(tokens, 1)
+
+    def averaged(state: TrainState, params: Any) -> Any:
+        if state.average is None:
+            return None
+        n = state.step.astype(jnp.float32) + 1
+        decay = jnp.minimum(config.optimizer.average, (1 + n) / (10 + n))
+        return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.average, params)
+
+    def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
+        gradients, loss = gradient(state, batch, grid)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": params}
         metrics = {"loss": loss} | {name: optax.tree.norm(tree) for name, tree in norms.items()}
         finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
-        params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state), (state.params, state.optimizer)
+        params, optimizer_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, optimizer_state, averaged(state, params)),
+            (state.params, state.optimizer, state.average),
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        return TrainState(state.step + 1, params, optimizer_state, skipped), metrics | {"skipped": skipped}
+        return TrainState(state.step + 1, params, optimizer_state, skipped, average), metrics | {"skipped": skipped}
 
     return update
+
+
+def _cut(rows: jax.Array, parts: int) -> jax.Array:
+    """Returns rows (B, ..) as (parts, B / parts, ..), each part with its share of what every device holds."""
+    return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)
 
 
 def compile_updates(

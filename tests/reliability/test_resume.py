@@ -13,7 +13,10 @@ import pytest
 
 import odelm
 from odelm.checkpoint import Checkpoints
+from odelm.data.loader import held_out_rows
+from odelm.data.prepare import prepare
 from odelm.errors import InputError, RunFailure
+from odelm.models.loss import loss_sums, mean_loss
 from odelm.train import log, prefetch
 from odelm.train.run import train
 
@@ -100,6 +103,24 @@ def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypa
     assert logged(tmp_path / "stopped") == logged(finished)
     for left, right in zip(params_of(finished), params_of(tmp_path / "stopped"), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("options", [dict(kind="muon"), dict(average=0.9), dict(kind="muon", decay="stable")])
+def test_every_optimizer_resumes_to_the_bit(config, tmp_path, options):
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **options))
+    config = with_train(config, accumulate=2)
+    whole = train(config, tmp_path / "whole")
+    parted = tmp_path / "parted"
+    train(config, parted)
+    shutil.rmtree(parted / "checkpoints" / str(UPDATES))
+    resumed = train(config, parted)
+    assert resumed.losses == whole.losses and resumed.step == UPDATES
+    for left, right in zip(params_of(tmp_path / "whole"), params_of(parted), strict=True):
+        np.testing.assert_array_equal(left, right)
+    # What is loaded is what was evaluated.
+    model, loaded, _ = odelm.load(parted)
+    held_out = held_out_rows(prepare(loaded), loaded, limit=8).batches(4)
+    assert mean_loss([loss_sums(model, rows) for rows in held_out]).loss == pytest.approx(whole.losses[4], rel=1e-5)
 
 
 def test_an_evaluation_that_a_stop_leaves_out_is_made_when_the_run_is_resumed(config, tmp_path, monkeypatch):
@@ -214,6 +235,21 @@ def test_a_window_that_a_stop_cuts_is_recorded_whole(config, tmp_path, monkeypat
         for text in ((tmp_path / name / log.METRICS).read_text().splitlines() for name in ("whole", "stopped"))
     ]
     assert timeless[0] == timeless[1] and [r["step"] for r in timeless[0]] == [4, 8, 8]
+
+
+def test_raising_the_updates_says_what_becomes_of_the_rate(config, run, tmp_path, capsys):
+    train(with_train(config, updates=2 * UPDATES), run)
+    assert f"train.updates is {2 * UPDATES}, and was {UPDATES}: the cosine decay" in capsys.readouterr().out
+    optimizer = dataclasses.replace(config.optimizer, decay="stable", decay_share=0.5, warmup=2)
+    stable = with_train(dataclasses.replace(config, optimizer=optimizer), checkpoint_every=3, keep=9)
+    train(stable, tmp_path / "stable")
+    for later in (6, UPDATES):
+        shutil.rmtree(tmp_path / "stable" / "checkpoints" / str(later))
+    capsys.readouterr()
+    # From before the fall nothing changes.
+    train(with_train(stable, updates=2 * UPDATES), tmp_path / "stable")
+    out = capsys.readouterr().out
+    assert "resumed after update 3" in out and "train.updates is" not in out
 
 
 def test_a_second_run_in_the_same_directory_is_refused(config, run):

@@ -53,6 +53,13 @@ WRONG = [
     (dict(model__dropout="0"), r"model\.dropout is '0' \(str\), expected a finite float"),
     (dict(model__feedforward=1.5), r"model\.feedforward is 1\.5 \(float\), expected int \| None"),
     (dict(step_sampling__counts=("3",)), r"step_sampling\.counts is \('3',\) \(tuple\), expected tuple\[int"),
+    (dict(train__accumulate=3), r"train\.accumulate is 3"),
+    (dict(train__z_loss=-1.0), r"train\.z_loss is -1.0, expected 0 or more"),
+    (dict(train__keep_best=-1), r"train\.keep_best is -1, expected 0 \(none\) or more"),
+    (dict(train__max_nonfinite=0), r"train\.max_nonfinite"),
+    (dict(optimizer__kind="moun"), r"optimizer\.kind is 'moun'.*muon"),
+    (dict(optimizer__average=1.0), r"optimizer\.average is 1.0, expected at least 0 and below 1"),
+    (dict(step_sampling__few_first=0.5, step_sampling__anneal=0.5), r"few_first begins with few steps"),
     (dict(train__remat=3), r"train\.remat is 3 \(int\), expected str \| None"),
     *[
         ({f"model__{name}": 0}, rf"model\.{name} is 0, expected a positive whole number")

@@ -56,6 +56,13 @@ def test_another_seed_draws_other_grids():
     assert draw_grid(one, 0).tobytes() != draw_grid(other, 0).tobytes()
 
 
+def test_few_steps_come_first():
+    config = config_of(counts=(3, 12, 6, 4), few_first=0.25)
+    updates = config.train.updates
+    drawn = [len(draw_grid(config, update)) - 1 for update in range(updates)]
+    assert set(drawn[: updates // 4]) == {3, 4} and set(drawn[updates // 4 :]) == {3, 4, 6, 12}
+
+
 def test_annealing_lets_the_largest_counts_in_first():
     config = config_of(counts=(3, 12, 6), anneal=0.5)
     config = replace(config, {"train.updates": 600})

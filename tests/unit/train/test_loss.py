@@ -80,7 +80,7 @@ def sums_of(nats: np.ndarray, tokens: np.ndarray) -> LossSums:
     """Returns the sums of rows with so many nats and tokens."""
     squares = np.array([(nats**2).sum(), (nats * tokens).sum(), (tokens**2).sum(), (tokens > 0).sum()], np.float32)
     zero = jnp.float32(0)
-    return LossSums(jnp.float32(nats.sum()), jnp.float32(tokens.sum()), zero, zero, jnp.asarray(squares))
+    return LossSums(jnp.float32(nats.sum()), jnp.float32(tokens.sum()), zero, zero, jnp.asarray(squares), zero)
 
 
 def test_the_standard_error_is_that_of_means_over_many_samples():

@@ -7,7 +7,8 @@ from flax import nnx
 
 import odelm
 from odelm.config import OptimizerConfig
-from odelm.train.optimizer import decayed, make_optimizer, schedule
+from odelm.models.parameters import name_of
+from odelm.train.optimizer import decayed, make_optimizer, muon_dimensions, schedule
 
 PEAK, FINAL, WARMUP, UPDATES = 3e-3, 0.1, 4, 20
 
@@ -64,3 +65,39 @@ def test_only_matrices_decay(make_config):
         wanted = np.zeros_like(param) if vector else -0.1 * 0.5 * np.asarray(param)
         np.testing.assert_allclose(update, wanted, rtol=1e-5, err_msg=name)
     assert any(jax.tree.leaves(decayed(params))) and not all(jax.tree.leaves(decayed(params)))
+
+
+def test_a_stable_rate_falls_in_the_last_share_of_the_updates():
+    config = OptimizerConfig(learning_rate=PEAK, warmup=WARMUP, decay="stable", decay_share=0.25, final_fraction=FINAL)
+    rate = schedule(config, UPDATES)
+    assert [float(rate(update)) for update in (WARMUP, 10, 15)] == pytest.approx([PEAK] * 3)
+    assert float(rate(17)) == pytest.approx(PEAK * (1 - 0.9 * 2 / 5)) and float(rate(20)) == pytest.approx(PEAK * FINAL)
+    longer = schedule(config, 2 * UPDATES)
+    assert [float(longer(update)) for update in range(15)] == [float(rate(update)) for update in range(15)]
+
+
+def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config):
+    """Muon's changes have singular values near the rate times the factor of the shape, whatever the gradient."""
+    model = odelm.create(make_config(prelude=1, bias=True, layer_rank=2), rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    config = OptimizerConfig(kind="muon", learning_rate=0.1, muon_learning_rate=0.5, warmup=0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10)
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda p: 1e-3 * rng.standard_normal(p.shape).astype(np.float32), params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    moved = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    matrices = {name for name in moved if name.endswith("kernel") and "modulation" not in name}
+    assert {name for name in moved if muon_dimensions(name) is not None} == matrices and len(matrices) == 8
+    D, F = 16, 24
+    for name in matrices:
+        # (matrices, inputs, outputs)
+        shape = {"qkv": (D, 3, D), "out": (1, D, D), "up": (1, D, F), "down": (1, F, D)}[name.split("/")[-2]]
+        stacked = moved[name].reshape(shape)
+        stacked = stacked.swapaxes(0, 1) if "qkv" in name else stacked
+        sizes = np.linalg.svd(stacked, compute_uv=False) / (0.5 * np.sqrt(max(1, stacked.shape[2] / stacked.shape[1])))
+        # Five iterations leave singular values between 0.7 and 1.2 (Jordan et al. 2024), those that are not tiny.
+        assert np.median(sizes) == pytest.approx(1, abs=0.25) and sizes.max() < 1.3, name
+    adam = {name: leaf for name, leaf in moved.items() if name not in matrices}
+    # The first step of AdamW is the rate in each coordinate.
+    for name, leaf in adam.items():
+        assert np.median(np.abs(leaf)) == pytest.approx(0.1, rel=1e-2) and np.abs(leaf).max() < 0.101, name

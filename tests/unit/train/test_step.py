@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.extend.core
 import jax.monitoring
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -226,3 +227,54 @@ def test_an_unrolled_update_has_no_loop_over_the_depth(unroll, loops):
     update, state, batch, _ = prepared(with_train(config_of(), unroll=unroll))
     # A scan unrolled to the end stays one in the jaxpr; what is compiled holds a loop forward and one back, or none.
     assert jax.jit(update).lower(state, batch, GRID).as_text().count("stablehlo.while") == loops
+
+
+@pytest.mark.parametrize("model", [{}, ENCODER], ids=["decoder", "encoder"])
+def test_a_batch_in_parts_gives_the_same_update(model):
+    """Rows predict unequal numbers of tokens, so a mean of the parts' means would be another gradient."""
+    config = config_of(**model)
+    update, state, batch, _ = prepared(config)
+    weights = np.array(batch["weights"])
+    weights[0, 1:], weights[2] = 0, 0
+    batch = dict(batch) | {"weights": jnp.asarray(weights)}
+    whole, metrics = jax.jit(update)(state, batch, GRID)
+    in_parts, *_ = prepared(with_train(config, accumulate=4))
+    parts, same = jax.jit(in_parts)(state, batch, GRID)
+    for name in metrics:
+        # float32 sums in another order.
+        assert float(same[name]) == pytest.approx(float(metrics[name]), rel=1e-4), name
+    for left, right in zip(jax.tree.leaves(whole.optimizer), jax.tree.leaves(parts.optimizer), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-6)
+
+
+def test_z_loss_is_minimised_and_not_reported():
+    config = config_of()
+    update, state, batch, _ = prepared(config)
+    _, metrics = jax.jit(update)(state, batch, GRID)
+    heavy, *_ = prepared(with_train(config, z_loss=1.0))
+    _, other = jax.jit(heavy)(state, batch, GRID)
+    assert float(other["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    assert float(other["gradient_norm"]) != pytest.approx(float(metrics["gradient_norm"]), rel=1e-2)
+
+
+def test_the_mean_of_parameters_is_their_running_mean():
+    config = config_of()
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, average=0.5))
+    update, state, batch, _ = prepared(config)
+    assert state.evaluated is state.average
+    after, _ = jax.jit(update)(state, batch, GRID)
+    # After one update the decay is the smaller of 0.5 and (1 + 1) / (10 + 1).
+    for old, new, mean in zip(*(jax.tree.leaves(t) for t in (state.params, after.params, after.average)), strict=True):
+        np.testing.assert_allclose(mean, 2 / 11 * old + 9 / 11 * new, rtol=1e-5, atol=1e-7)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step():
+    update, state, batch, _ = prepared(config_of())
+    poisoned = dict(batch) | {"weights": batch["weights"] * jnp.nan}
+    after, metrics = jax.jit(update)(state, poisoned, GRID)
+    assert (int(after.step), int(after.skipped), int(metrics["skipped"])) == (1, 1, 1)
+    kept = [(state.params, state.optimizer), (after.params, after.optimizer)]
+    for old, new in zip(*map(jax.tree.leaves, kept), strict=True):
+        np.testing.assert_array_equal(old, new)
+    again, _ = jax.jit(update)(after, batch, GRID)
+    assert int(again.skipped) == 0 and int(again.step) == 2
