@@ -5,11 +5,12 @@
 Both sides train GPT-2's shape on synthetic tokens, bfloat16 products and float32 parameters, AdamW, no dropout. The
 sides take turns, a process each, so that a card's memory is one side's alone: `transformers`, then odelm, `--rounds`
 times. Of odelm every count of steps has its update timed; "random counts" is the mean of their times. The table has
-tokens/s (the median of the rounds), the share of `--peak`, and the memory beside parameters and optimiser.
+tokens/s (the median of the rounds), the share of `--peak` a device, and the memory beside parameters and optimiser.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -65,8 +66,9 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
     shape = SHAPES[options.shape]
-    depth, rows, length = shape["depth"], shape["batch"], shape["length"]
-    counts = tuple(sorted({depth, depth // 2, depth // 3, depth // 4}))
+    sizes = dict(zip(("data", "fsdp", "tensor"), map(int, options.mesh.split(",")), strict=True))
+    depth, rows, length = shape["depth"], shape["batch"] * sizes["data"] * sizes["fsdp"], shape["length"]
+    counts = (depth,) if options.full else tuple(sorted({depth, depth // 2, depth // 3, depth // 4}))
     model = ModelConfig(
         kind="decoder", vocab_size=options.vocabulary, width=shape["width"], heads=shape["heads"], depth=depth,
         max_length=length, groups=depth if options.unshared else 1, **BLOCKS[options.block],
@@ -78,7 +80,7 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
         step_sampling=StepSamplingConfig(kind="fixed" if options.unshared else "random_count"),
         train=TrainConfig(batch_size=rows, length=length, remat=options.remat or None),
     ).validate()
-    mesh = make_mesh(MeshConfig(data=1))
+    mesh = make_mesh(MeshConfig(**sizes))
     optimizer = make_optimizer(config.optimizer, 1000)
     graph, _ = graph_of(config)
     state = init_state(config, optimizer, mesh)
@@ -90,6 +92,8 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     compiled |= compile_updates(make_update(config, graph, optimizer), state, batch, counts, mesh, lambda _: None)
     result: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "tokens": rows * length,
+        "mesh": options.mesh,
         "compile_s": time.perf_counter() - start,
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__},
@@ -170,6 +174,7 @@ def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": shape["batch"] * shape["length"],
         "compile_s": compile_s,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -199,20 +204,23 @@ def in_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
 def show(result: dict[str, Any], options: argparse.Namespace) -> None:
     """Prints a line for each count that a side has measured, and for random counts."""
     shape = SHAPES[options.shape]
-    tokens = shape["batch"] * shape["length"]
+    tokens = result["tokens"]
+    more = tokens / (shape["batch"] * shape["length"])
+    devices = math.prod(map(int, result.get("mesh", "1").split(",")))
+    parameters = f"{result['parameters'] / 1e6:.1f} M parameters"
     rows = {
-        f"{count} steps": (float(s), flops(shape, int(count), options.vocabulary))
+        f"{count} steps": (float(s), more * flops(shape, int(count), options.vocabulary))
         for count, s in result["seconds"].items()
     }
     if len(rows) > 1:
         rows["random"] = tuple(statistics.mean(column) for column in zip(*rows.values(), strict=True))
     print(
-        f"{result['side']} ({options.shape}, {options.block}): {result['parameters'] / 1e6:.1f} M parameters, "
+        f"{result['side']} ({options.shape}, {options.block}, mesh {result.get('mesh', '1')}): {parameters}, "
         f"{result['scratch_gib']:.1f} GiB beside them, compiled in {result['compile_s']:.0f} s, {result['device']}, "
         + " ".join(f"{name} {version}" for name, version in result["versions"].items())
     )
     for name, (seconds, operations) in rows.items():
-        rate = operations / seconds / 1e12
+        rate = operations / seconds / 1e12 / devices
         print(
             f"  {name:10} {1e3 * seconds:8.2f} ms {tokens / seconds / 1e3:8.1f} k tokens/s"
             f"  {rate:6.0f} TFLOP/s  {rate / options.peak:5.1%}",
@@ -229,6 +237,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--block", choices=BLOCKS, default="gpt2")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
+    parser.add_argument(
+        "--mesh", default="1,1,1", help="data, fsdp and tensor of odelm; the first two make the batch larger"
+    )
+    parser.add_argument("--full", type=int, default=0, help="1: full depth only")
     parser.add_argument("--remat", default="", help="train.remat of odelm")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--calls", type=int, default=5, help="updates in a row that are timed together")

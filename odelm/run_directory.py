@@ -25,7 +25,7 @@ TOKENS = "tokens.sha256"
 """Holds the digest of the tokens that the run is trained on."""
 
 RESUMABLE_OPTIONS = frozenset(
-    {"mesh.data", "data.data_dir", "data.workers"}
+    {"mesh.data", "mesh.fsdp", "mesh.tensor", "data.data_dir", "data.workers"}
     | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
     | {f"train.{name}" for name in ("keep", "keep_every", "keep_minutes", "keep_best", "max_nonfinite")}
     | {f"train.{name}" for name in ("log_every", "unroll", "remat")}

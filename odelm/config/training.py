@@ -243,12 +243,28 @@ class MeshConfig:
     """How the devices share the work."""
 
     data: int = -1
-    """Devices along the batch; -1 is all there are."""
+    """Devices along the batch, each with all parameters; -1, of one of the three, is what the others leave."""
+    fsdp: int = 1
+    """Devices along the batch that share out parameters and optimiser state, and gather what they need."""
+    tensor: int = 1
+    """Devices that share out heads, hidden units and the vocabulary."""
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The size of each axis, from the outermost."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def shown(self) -> str:
+        """Returns the axes as text."""
+        return ", ".join(f"mesh.{name}={size}" for name, size in self.axes.items())
 
     def validate(self) -> "MeshConfig":
         check_types(self, "mesh")
-        if self.data != -1:
-            positive("mesh.data", self.data)
+        for name, size in self.axes.items():
+            if size != -1:
+                positive(f"mesh.{name}", size)
+        if list(self.axes.values()).count(-1) > 1:
+            raise InputError(f"the mesh is {self.shown()}, expected -1, which takes what is left, of one axis only")
         return self
 
 

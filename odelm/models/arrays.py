@@ -5,6 +5,8 @@ Models are then right where its user has forbidden these rules: under `jax_numpy
 operation must say how its result is laid out if its operands leave that open.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -33,6 +35,27 @@ def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     """Returns `x[b, index[b, p]]`, (B, P, D) of (B, L, D) and (B, P): the places of each row that it names."""
     rows = jnp.arange(x.shape[0], dtype=index.dtype)[:, None]
     return x.at[rows, index].get(out_sharding=_spread(index, x.ndim - 2))
+
+
+BATCH_AXES = ("data", "fsdp")
+"""The axes of a mesh that cut the batch, where it has them."""
+
+
+def constrain(h: jax.Array) -> jax.Array:
+    """Returns a state (B, ..), laid out by the batch alone on the mesh that is set, if its axes are Auto.
+
+    Without this the compiler may cut the state as the parameters are cut, and gather it at every product.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not mesh.are_all_axes_auto or not set(BATCH_AXES) <= set(mesh.axis_names):
+        return h
+    return jax.lax.with_sharding_constraint(h, PartitionSpec(BATCH_AXES, *(None,) * (h.ndim - 1)))
+
+
+def batch_parts() -> int:
+    """Returns in how many parts the mesh that is set cuts the batch, 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
 
 
 def is_explicit(x: jax.Array) -> bool:

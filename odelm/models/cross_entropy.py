@@ -13,7 +13,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from odelm.models.arrays import along_last, is_explicit
+from odelm.models.arrays import along_last, batch_parts, is_explicit
 
 PIECE_BYTES = 1 << 30
 """The logits held at once: so many bytes in float32 (4 GiB of device memory with what is made of them)."""
@@ -50,8 +50,11 @@ def summed_cross_entropy(
 
 
 def _count_pieces(shape: tuple[int, ...], words: int, piece_bytes: int) -> int:
-    """Returns how many pieces of equal length the rows are cut into: a divisor of it, as near as there is."""
-    wanted = min(math.ceil(4 * math.prod(shape) * words / piece_bytes), shape[1])
+    """Returns how many pieces of equal length the rows are cut into: a divisor of it, as near as there is.
+
+    The bytes are those on a device.
+    """
+    wanted = min(math.ceil(4 * math.prod(shape) * words / (piece_bytes * batch_parts())), shape[1])
     return next(count for count in range(max(wanted, 1), shape[1] + 1) if shape[1] % count == 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from odelm.models.arrays import constrain
 from odelm.models.block import SharedBlock
 from odelm.models.chain import BlockChain
 from odelm.models.view import View
@@ -37,12 +38,18 @@ class BlockField:
         return self.step_remembering(condition, h, dt, None)[0]
 
     def increment_remembering(self, condition: TimedCondition, h: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
-        return self.block.increment(condition=condition[0], h=h, view=self.view, key=condition[1], memory=memory)
+        slope, memory = self.block.increment(
+            condition=condition[0], h=constrain(h), view=self.view, key=condition[1], memory=memory
+        )
+        return constrain(slope), memory
 
     def step_remembering(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
     ) -> tuple[jax.Array, Any]:
-        return self.block.step(condition=condition[0], h=h, dt=dt, view=self.view, key=condition[1], memory=memory)
+        after, memory = self.block.step(
+            condition=condition[0], h=constrain(h), dt=dt, view=self.view, key=condition[1], memory=memory
+        )
+        return constrain(after), memory
 
     def __call__(self, t: jax.Array, h: jax.Array) -> jax.Array:
         return self.increment(self.condition(t), h)

@@ -11,8 +11,9 @@ Ctrl-C or SIGTERM ends the run after the current update, with a checkpoint and t
 it at once.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -23,6 +24,10 @@ from odelm.interrupts import status_of
 from odelm.programs import command_line
 
 FLAGS = command_line.new_flags()
+JOIN_SECONDS = 120
+"""How long the processes wait for each other to start."""
+HEARTBEAT_SECONDS = 20
+"""How long a process may be silent before the others end with an error."""
 flags.DEFINE_string(
     "config", None, "The recipe: a file, or a name such as tiny; without it, that of the workdir.", flag_values=FLAGS
 )
@@ -36,7 +41,16 @@ flags.DEFINE_string(
     help="Directory of the run: metrics, checkpoints, tokenizer.",
     flag_values=FLAGS,
 )
-flags.DEFINE_bool("distributed", False, "Join the other processes of a multi-host job first.", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of the job first, the same command on each host. Slurm, Open MPI, Kubernetes and Cloud "
+    "TPU say which process is which; elsewhere give the three flags below.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for --distributed.", flag_values=FLAGS)
+flags.DEFINE_integer("num_processes", None, "How many processes there are, for --distributed.", flag_values=FLAGS)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, for --distributed.", flag_values=FLAGS)
 flags.register_validator(
     "workdir", lambda value: value != "", message="is empty, expected a directory", flag_values=FLAGS
 )
@@ -53,12 +67,41 @@ def _train() -> int:
     config = command_line.overridden(_config(workdir), FLAGS.override)
     from odelm.train.run import train
 
-    if FLAGS.distributed:
-        import jax
-
-        jax.distributed.initialize()
-    result = train(config, workdir)
+    with _joined():
+        result = train(config, workdir)
     return status_of(result.signal) if result.interrupted else 0
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """Lets this process be one of several while the block runs, if it was asked to be."""
+    given = {name: getattr(FLAGS, name) for name in ("coordinator", "num_processes", "process_id")}
+    if not FLAGS.distributed:
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"--{extra[0]} was given, which needs --distributed")
+        yield
+        return
+    import jax
+
+    # A signal to one of the processes stops all after the same update (odelm.train.agreement). JAX's own service would
+    # take SIGTERM away from us.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given["coordinator"],
+            num_processes=given["num_processes"],
+            process_id=given["process_id"],
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the processes cannot be joined ({str(error).splitlines()[0]}); start the same command for each, with "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N - 1"
+        ) from error
+    yield
+    # Not after an error: the others would be waited for, and they wait for this one until its heart stops.
+    jax.distributed.shutdown()
 
 
 def _config(workdir: str) -> Config:

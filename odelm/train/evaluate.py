@@ -59,8 +59,9 @@ class HeldOut:
     @cached_property
     def _batches(self) -> list[Batch]:
         """The evaluated batches, split over the processes like those of training."""
-        rows = self._config.train.batch_size // jax.process_count()
-        mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+        share, shares = sharding.batch_share(self._mesh)
+        rows = self._config.train.batch_size // shares
+        mine = slice(share * rows, (share + 1) * rows)
         batches = self._rows.batches(self._config.train.batch_size)
         return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self._mesh) for b in batches]
 

@@ -12,6 +12,7 @@ from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config
 from odelm.errors import RunFailure
 from odelm.interrupts import StopSignal
+from odelm.train.agreement import Agreement
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
 from odelm.train.health import Losses, collapsed
@@ -61,20 +62,20 @@ class Loop:
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to continue")
             return Result(start, recorded)
         baseline, losses = self.held_out.baseline(start, state.evaluated), {}
-        stop = StopSignal()
+        interrupted = 0
         if start < updates:
-            state, losses = self._train(state, stop)
+            state, losses, interrupted = self._train(state)
         step = int(state.step)
-        if stop.requested:
+        if interrupted:
             self.log.print(f"interrupted after update {step}; run the same command to resume from there")
-            return Result(step, losses, stop.requested)
+            return Result(step, losses, interrupted)
         losses = self._evaluate(step, state)
         self.log.comparison(baseline, losses)
         return Result(step, losses)
 
-    def _train(self, state: TrainState, stop: StopSignal) -> tuple[TrainState, dict[int, float]]:
-        """Returns the state after the last update, or after the first one that `stop` lets finish, which is saved, and
-        the last held-out losses on the way."""
+    def _train(self, state: TrainState) -> tuple[TrainState, dict[int, float], int]:
+        """Returns the state after the last update, or after the one that a signal to any process lets finish, which is
+        saved; the last held-out losses on the way; and that signal, or 0."""
         options, step = self.config.train, int(state.step)
         losses = self._missed_evaluation(state)
         batch = self.batches.next()
@@ -82,13 +83,15 @@ class Loop:
         self.batches.waited()
         window, recent, unread = Window(self.unrecorded), Losses(), deque[Metrics]()
         # Before this there is nothing to lose, and a compilation is not worth waiting for.
-        with stop:
-            while step < options.updates and not stop.requested:
+        with StopSignal() as stop:
+            signal = Agreement(self.mesh, lambda: stop.requested)
+            while step < options.updates and not signal.number:
                 grid = draw_grid(self.config, step)
                 state, metrics = compiled[len(grid) - 1](state, batch, grid)
                 step += 1
                 window.add(metrics, len(grid) - 1)
                 batch = self.batches.next_after(metrics)
+                signal.tell()
                 unread.append(metrics)
                 if len(unread) > MAX_IN_FLIGHT:
                     # It is finished, so that reading it does not hold up those that are running.
@@ -96,7 +99,7 @@ class Loop:
                 if step % options.log_every == 0 or step == options.updates:
                     self._record(step, window, recent, len(grid) - 1)
                 evaluated = {}
-                if step % options.eval_every == 0 and step < options.updates and not stop.requested:
+                if step % options.eval_every == 0 and step < options.updates and not signal.number:
                     paused = time.perf_counter()
                     losses = evaluated = self._evaluate(step, state)
                     window.leave_out(time.perf_counter() - paused)
@@ -106,7 +109,7 @@ class Loop:
             for metrics in unread:
                 self._check_skipped(metrics)
             self._save(step, state, window, {})
-        return state, losses
+            return state, losses, signal.close()
 
     def _save(self, step: int, state: TrainState, window: Window, losses: dict[int, float]) -> None:
         found = {"window": window.unrecorded(), "skipped": int(state.skipped)}

@@ -40,12 +40,12 @@ def train(config: Config, workdir: str | Path) -> Result:
     config = start.config
     check_trainable(config.model)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.train.batch_size, mesh)
+    sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
     directory.check_config(config)
     with directory.locked() if jax.process_index() == 0 else contextlib.nullcontext():
         prepared = prepare(config, tokenizer_file=start.tokenizer)
         directory.check_data(config.data, prepared.tokenizer, prepared.digest)
-        _check_batches(config, prepared)
+        _check_batches(config, prepared, mesh)
         if jax.process_index() == 0:
             directory.write(config, prepared.tokenizer, prepared.digest)
         optimizer = make_optimizer(config.optimizer, config.train.updates)
@@ -65,9 +65,9 @@ def check_trainable(model: ModelConfig) -> None:
             )
 
 
-def _check_batches(config: Config, prepared: Prepared) -> None:
+def _check_batches(config: Config, prepared: Prepared, mesh: Mesh) -> None:
     """Raises InputError for batches that cannot be made: builds the loaders once, before the run is written."""
-    train_batches(prepared, config, process_count=jax.process_count())
+    train_batches(prepared, config, process_count=sharding.batch_share(mesh)[1])
     eval_batches(prepared, config)
 
 
@@ -94,13 +94,12 @@ def _run(
         start = int(state.step)
         graph, _ = graph_of(config)
         with Log(directory.path, updates=config.train.updates, start=start, enabled=process == 0) as log:
-            _print_summary(log, config, state, prepared, summary)
+            _print_summary(log, config, state, prepared, mesh, summary)
             before = config.train.updates if directory.config is None else directory.config.train.updates
             if start and (change := schedule_change(before, config.train.updates, config.optimizer, start)):
                 log.print(change)
-            rows = train_batches(
-                prepared, config, start=start, process_index=process, process_count=jax.process_count()
-            )
+            share, shares = sharding.batch_share(mesh)
+            rows = train_batches(prepared, config, start=start, process_index=share, process_count=shares)
             held_out = HeldOut(config, graph, prepared, mesh, log)
             update = make_update(config, graph, optimizer)
             loop = Loop(
@@ -142,13 +141,19 @@ def _facts(prepared: Prepared) -> Meta:
     return {"versions": {"odelm": __version__} | versions, "tokenizer_sha256": tokenizer, "tokens": prepared.digest}
 
 
-def _print_summary(log: Log, config: Config, state: TrainState, prepared: Prepared, summary: str | None) -> None:
+def _print_summary(
+    log: Log, config: Config, state: TrainState, prepared: Prepared, mesh: Mesh, summary: str | None
+) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     model = config.model
     log.print(
         f"{model.kind}, {size / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
         f"groups {model.groups}, on {jax.device_count()} x {jax.devices()[0].device_kind}"
     )
+    if mesh.size > 1:
+        log.print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
+        for line in sharding.summary(state.params, mesh):
+            log.print(line)
     log.print(f"{prepared.train_tokens:,} training tokens; depth steps drawn: {config.step_sampling.kind}")
     if model.core not in config.trained_counts:
         log.print(f"full depth, {model.core} steps, is never drawn: the model will not be trained at it")

@@ -157,7 +157,8 @@ def compile_updates(
     if not counts:
         return {}
     start = time.perf_counter()
-    lowered = [jitted.lower(state, batch, jax.ShapeDtypeStruct((n + 1,), jnp.float32)) for n in counts]
+    with jax.set_mesh(mesh):
+        lowered = [jitted.lower(state, batch, jax.ShapeDtypeStruct((n + 1,), jnp.float32)) for n in counts]
     # On a GPU XLA times kernels while it compiles, and another compilation would disturb that.
     with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
         compiled = dict(zip(counts, pool.map(_compile, lowered), strict=True))

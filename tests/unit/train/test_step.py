@@ -37,12 +37,12 @@ ENCODER = dict(
 GRID = np.array([0, 2, 4], np.float32)
 
 
-def config_of(devices: int = 1, **model) -> Config:
+def config_of(mesh: tuple[int, int, int] = (1, 1, 1), **model) -> Config:
     return Config(
         model=ModelConfig(**SHAPE, **model),
         optimizer=OptimizerConfig(warmup=0),
         train=TrainConfig(batch_size=4, length=16, unroll=False),
-        mesh=MeshConfig(data=devices),
+        mesh=MeshConfig(*mesh),
     )
 
 
@@ -162,31 +162,41 @@ def test_training_traces_once_for_each_step_count(traces, tmp_path, monkeypatch)
     assert traces[traces.index("-- evaluated") :] == ["-- evaluated"] * 3, "traced again"
 
 
-def test_four_devices_take_the_update_of_one(first_updates, tmp_path):
+MESHES = [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2)]
+"""Of eight devices, by data, fsdp and tensor."""
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_every_mesh_takes_the_update_of_one_device(first_updates, tmp_path, kind):
     code = (
         "import jax, numpy as np\n"
-        "from tests.unit.train.test_step import config_of, updated\n"
-        "assert jax.device_count() == 4\n"
-        "state, metrics = updated(config_of(4))\n"
-        f"np.savez({str(tmp_path / 'four.npz')!r}, metrics['loss'], metrics['gradient_norm'],"
+        "from tests.unit.train.test_step import ENCODER, MESHES, config_of, updated\n"
+        "assert jax.device_count() == 8\n"
+        "for number, mesh in enumerate(MESHES):\n"
+        f"    state, metrics = updated(config_of(mesh, **{'ENCODER' if kind == 'encoder' else '{}'}))\n"
+        "    held = jax.tree.leaves(state.params)\n"
+        "    cut = sum(x.addressable_shards[0].data.size for x in held) / sum(x.size for x in held)\n"
+        f"    np.savez({str(tmp_path)!r} + f'/{{number}}.npz', cut, metrics['loss'], metrics['gradient_norm'],"
         " *jax.tree.leaves((state.params, state.optimizer)))\n"
     )
     environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    state, metrics = first_updates["decoder"]
+    state, metrics = first_updates[kind]
     one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves((state.params, state.optimizer))]
-    four = np.load(tmp_path / "four.npz")
-    assert len(one) == len(four.files)
-    # Sums over the batch in another order, in float32. The first AdamW update divides a gradient by its size,
-    # which turns the rounding of a gradient near zero into a part of the learning rate, 3e-3.
-    for name, single in zip(four.files, one, strict=True):
-        np.testing.assert_allclose(four[name], single, rtol=1e-4, atol=1e-4, err_msg=name)
+    for number, (_, fsdp, tensor) in enumerate(MESHES):
+        cut, *several = np.load(tmp_path / f"{number}.npz").values()
+        # Most of the parameters are in matrices, each cut along both axes or one of them.
+        assert cut == 1 if fsdp * tensor == 1 else cut < 0.6 + 0.5 / (fsdp * tensor), MESHES[number]
+        # Sums over the batch in another order, in float32. The first AdamW update divides a gradient by its size,
+        # which turns the rounding of a gradient near zero into a part of the learning rate, 3e-3.
+        for shared, single in zip(several, one, strict=True):
+            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4, err_msg=str(MESHES[number]))
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
