@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from odelm import ode
+from odelm.compiling import side_by_side
 from odelm.errors import InputError
 from odelm.infer.latency import Latency, measure
 from odelm.infer.runner import Runner, make_adaptive, make_forward
@@ -99,6 +100,8 @@ def sweep(
             plan = runner.plan(setting.steps, setting.solver, setting.integrator)
             calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
     with _within_budget():
+        # The first call of each compiles.
+        side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
         latencies = measure(calls, repeats=repeats)
         measured = _measured(runner, chosen, calls, latencies, held_out, before)
     rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
@@ -141,8 +144,8 @@ def _measured(
     before: Runner | None,
 ) -> list[Measured]:
     measured = []
-    for setting in chosen:
-        loss, evaluations = _quality(runner, setting, held_out)
+    qualities = side_by_side(lambda setting: _quality(runner, setting, held_out), chosen)
+    for setting, (loss, evaluations) in zip(chosen, qualities, strict=True):
         if setting.steps is not None:
             evaluations = _evaluations(runner, setting)
         elif not held_out:

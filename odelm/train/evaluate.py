@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from odelm import sharding
+from odelm.compiling import side_by_side
 from odelm.config import Config
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.tokens import Prepared
@@ -80,7 +81,10 @@ def make_loss(graph: nnx.GraphDef, *, solver: str = "euler") -> LossFunction:
 def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: Config) -> dict[int, MeanLoss]:
     """Returns the held-out loss for each of the config's evaluated step counts, full depth first."""
 
-    def mean(times: np.ndarray) -> MeanLoss:
-        return mean_loss([loss(params, batch, times) for batch in batches])
-
-    return {steps: mean(grid.equal(config.model.core, steps)) for steps in config.eval_steps}
+    grids = {steps: grid.equal(config.model.core, steps) for steps in config.eval_steps}
+    # The first call at each count compiles.
+    firsts = side_by_side(lambda times: jax.block_until_ready(loss(params, batches[0], times)), grids.values())
+    return {
+        steps: mean_loss([first, *(loss(params, batch, times) for batch in batches[1:])])
+        for (steps, times), first in zip(grids.items(), firsts, strict=True)
+    }

@@ -108,6 +108,8 @@ class Loop:
                     self._save(step, state, window, evaluated)
             for metrics in unread:
                 self._check_skipped(metrics)
+            if int(state.skipped) >= step:
+                raise self._diverged(step)
             self._save(step, state, window, {})
             return state, losses, signal.close()
 
@@ -119,13 +121,14 @@ class Loop:
 
     def _check_skipped(self, metrics: Metrics) -> None:
         """Raises RunFailure if too many updates in a row were skipped."""
-        skipped = int(metrics["skipped"])
-        if skipped < self.config.train.max_nonfinite:
-            return
+        if int(metrics["skipped"]) >= self.config.train.max_nonfinite:
+            raise self._diverged(int(metrics["skipped"]))
+
+    def _diverged(self, skipped: int) -> RunFailure:
         self.checkpoints.wait()
         good = self.checkpoints.latest()
         kept = "there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}"
-        raise RunFailure(
+        return RunFailure(
             f"loss, gradients or parameters were non-finite in {skipped} updates in a row, all skipped: training has "
             f"diverged; {kept}. Lower --config.optimizer.learning_rate, in a new --workdir"
         )

@@ -1,10 +1,8 @@
 """The training state and the one update, a pure function jitted once for each number of depth steps."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from odelm import rng, sharding
+from odelm.compiling import side_by_side
 from odelm.config import Config
 from odelm.models import create
 from odelm.models.loss import Batch, loss_sums
@@ -159,9 +158,7 @@ def compile_updates(
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = [jitted.lower(state, batch, jax.ShapeDtypeStruct((n + 1,), jnp.float32)) for n in counts]
-    # On a GPU XLA times kernels while it compiles, and another compilation would disturb that.
-    with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
-        compiled = dict(zip(counts, pool.map(_compile, lowered), strict=True))
+    compiled = dict(zip(counts, side_by_side(_compile, lowered, runs=False), strict=True))
     numbers = ", ".join(map(str, counts))
     announce(f"compiled the updates of {numbers} depth steps in {time.perf_counter() - start:.1f} s")
     return compiled

@@ -67,6 +67,8 @@ def test_while_it_imports(program, line, number, tmp_path):
 def test_while_updates_are_compiled(number, small, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     command = ["--config=tiny", f"--workdir={tmp_path / 'run'}", *small, "--config.train.unroll=true"]
+    # Many depth steps take longer to compile than a busy machine may take to send the signal.
+    command += ["--config.model.depth=24", "--config.step_sampling.counts=12,24"]
     with start("train.py", *command) as running:
         wait_for(running, lambda: "depth steps drawn" in running.stdout.readline())
         time.sleep(0.3)

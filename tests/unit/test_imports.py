@@ -29,6 +29,7 @@ ALLOWED = {
     "data": (GROUND - {"ode"}) | {"interrupts", "lazy"},
     "sharding": MODELS,
     "run_directory": {"errors", "files", "tokenizer", "config"},
+    "compiling": set(),
     "manifest": {"files"},
     "retention": {"config"},
     "checkpoint": MODELS | {"run_directory", "manifest", "retention"},
@@ -36,9 +37,9 @@ ALLOWED = {
     "pretrained": {"config", "errors", "checkpoint", "interop"},
     "train": MODELS
     | DATA
-    | {"version", "sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
+    | {"version", "compiling", "sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
     "infer": MODELS,
-    "evals": MODELS | DATA | {"run_directory", "pretrained", "infer"},
+    "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "infer"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 
