@@ -5,7 +5,7 @@ are gathered where they are used. `tensor` cuts heads, hidden units and vocabula
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -43,13 +43,14 @@ MESH_AXES: dict[str, str] = {"vocab": "tensor", "heads": "tensor", "hidden": "te
 """Which axis of the mesh cuts which logical axis."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Returns the mesh of all devices of all processes, with the axes `data`, `fsdp` and `tensor`.
+def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of all devices of all processes, or of those given, with the axes `data`, `fsdp` and `tensor`.
 
     Axis types are Auto, because `diffrax.diffeqsolve` does not trace under Explicit ones. Raises InputError if the axes
     need more devices than there are.
     """
-    available, sizes = jax.device_count(), dict(config.axes)
+    devices = jax.devices() if devices is None else devices
+    available, sizes = len(devices), dict(config.axes)
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     if known > available or (-1 in sizes.values() and available % known):
         raise InputError(
@@ -57,7 +58,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"{'-1 takes what is left, which must divide evenly' if -1 in sizes.values() else '-1 takes what is left'}"
         )
     shape = [available // known if size == -1 else size for size in sizes.values()]
-    used = jax.devices()[: int(np.prod(shape))]
+    used = devices[: int(np.prod(shape))]
     if jax.process_count() > 1 and len(used) < available:
         raise InputError(
             f"the mesh is {config.shown()}, which leaves {available - len(used)} of {available} devices of "

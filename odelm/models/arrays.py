@@ -53,8 +53,11 @@ def constrain(h: jax.Array) -> jax.Array:
 
 
 def batch_parts() -> int:
-    """Returns in how many parts the mesh that is set cuts the batch, 1 without one."""
+    """Returns in how many parts the mesh that is set cuts arrays along the batch, 1 without one; the parts that
+    `jax.shard_map` gives to each device are not cut any more."""
     mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return 1
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
 
 

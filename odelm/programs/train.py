@@ -37,7 +37,6 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "workdir",
     None,
-    required=True,
     help="Directory of the run: metrics, checkpoints, tokenizer.",
     flag_values=FLAGS,
 )
@@ -51,6 +50,13 @@ flags.DEFINE_bool(
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for --distributed.", flag_values=FLAGS)
 flags.DEFINE_integer("num_processes", None, "How many processes there are, for --distributed.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, for --distributed.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "slice",
+    None,
+    "A slice of TPUs, such as v5e:16x16, v5p:8x8x8 or v6e:4x4: prints what each chip would need for the recipe's "
+    'updates, compiled for it without one, and trains nothing. Takes `pip install ".[slice]"`.',
+    flag_values=FLAGS,
+)
 flags.register_validator(
     "workdir", lambda value: value != "", message="is empty, expected a directory", flag_values=FLAGS
 )
@@ -63,6 +69,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train() -> int:
+    if FLAGS.slice:
+        return _tell_needs(FLAGS.slice)
+    if FLAGS.workdir is None:
+        raise InputError("--workdir is missing: give a directory for the run, such as --workdir=runs/tiny")
     workdir = os.path.expanduser(FLAGS.workdir)
     config = command_line.overridden(_config(workdir), FLAGS.override)
     from odelm.train.run import train
@@ -70,6 +80,17 @@ def _train() -> int:
     with _joined():
         result = train(config, workdir)
     return status_of(result.signal) if result.interrupted else 0
+
+
+def _tell_needs(topology: str) -> int:
+    """Prints what a slice of TPUs would need for the recipe."""
+    if FLAGS.config is None:
+        raise InputError("--slice needs a recipe: give --config, such as --config=configs/decoder_medium.py")
+    config = command_line.overridden(load_recipe(FLAGS.config), FLAGS.override)
+    from odelm.train.slice import needs, table
+
+    print(table(list(needs(config, topology)), topology, config.train.batch_size * config.train.length))
+    return 0
 
 
 @contextlib.contextmanager

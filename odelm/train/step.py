@@ -17,8 +17,9 @@ from odelm import rng, sharding
 from odelm.compiling import side_by_side
 from odelm.config import Config
 from odelm.models import create
-from odelm.models.loss import Batch, loss_sums
+from odelm.models.loss import Batch
 from odelm.models.transformer import Grid
+from odelm.train.gradient import make_gradient
 
 Metrics = dict[str, jax.Array]
 Update = Callable[["TrainState", Batch, Grid], tuple["TrainState", Metrics]]
@@ -52,7 +53,21 @@ def graph_of(config: Config) -> tuple[nnx.GraphDef, Any]:
 
 def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Returns the state before the first update, made directly in its shardings."""
+    init = _init(config, optimizer)
+    return jax.jit(init, out_shardings=sharding.state_shardings(jax.eval_shape(init), mesh))()
 
+
+def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the shapes of what `init_state` returns, with their shardings."""
+    shapes = jax.eval_shape(_init(config, optimizer))
+    return jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def _init(config: Config, optimizer: optax.GradientTransformation) -> Callable[[], TrainState]:
     def init() -> TrainState:
         model = create(config.model, rngs=nnx.Rngs(rng.key(config.train.seed, "init")))
         params = nnx.state(model, nnx.Param)
@@ -60,8 +75,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, mesh: Me
         average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), average)
 
-    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
-    return jax.jit(init, out_shardings=shardings)()
+    return init
 
 
 def with_params(state: TrainState, params: Any) -> TrainState:
@@ -79,32 +93,7 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
     update was `skipped`.
     """
 
-    def gradient(state: TrainState, batch: Batch, grid: Grid) -> tuple[Any, jax.Array]:
-        """Returns the gradient of the objective, and the loss."""
-        key = rng.key(config.train.seed, "dropout", state.step) if config.model.dropout else None
-        tokens = jnp.asarray(batch["weights"]).sum()
-        orders = jnp.asarray(batch["order_weights"]).sum() if "order_weights" in batch else jnp.zeros(())
-
-        def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            model = nnx.merge(graph, params)
-            plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
-            sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss)
-            return sums.share(tokens, orders), sums.nats
-
-        parts = config.train.accumulate
-        if parts == 1:
-            gradients, nats = jax.grad(share, has_aux=True)(state.params, batch, key)
-            return gradients, nats / jnp.maximum(tokens, 1)
-
-        def add(sums: tuple[Any, jax.Array], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Any, jax.Array], None]:
-            i, part = numbered
-            own = None if key is None else jax.random.fold_in(key, i)
-            return jax.tree.map(jnp.add, sums, jax.grad(share, has_aux=True)(state.params, part, own)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(())
-        numbered = jnp.arange(parts), {name: _cut(jnp.asarray(rows), parts) for name, rows in batch.items()}
-        (gradients, nats), _ = jax.lax.scan(add, zeros, numbered)
-        return gradients, nats / jnp.maximum(tokens, 1)
+    gradient = make_gradient(config, graph)
 
     def averaged(state: TrainState, params: Any) -> Any:
         if state.average is None:
@@ -114,7 +103,7 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.average, params)
 
     def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
-        gradients, loss = gradient(state, batch, grid)
+        gradients, loss = gradient(state.params, batch, grid, state.step)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": params}
@@ -131,11 +120,6 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
     return update
 
 
-def _cut(rows: jax.Array, parts: int) -> jax.Array:
-    """Returns rows (B, ..) as (parts, B / parts, ..), each part with its share of what every device holds."""
-    return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)
-
-
 def compile_updates(
     update: Update,
     state: TrainState,
@@ -145,14 +129,7 @@ def compile_updates(
     announce: Callable[[str], None],
 ) -> dict[int, Update]:
     """Compiles one executable for each number of depth steps, ahead of the first update; donates the state."""
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    whole = sharding.replicated(mesh)
-    jitted = jax.jit(
-        update,
-        in_shardings=(shardings, sharding.batch_sharding(mesh), whole),
-        out_shardings=(shardings, whole),
-        donate_argnums=0,
-    )
+    jitted = jit_update(update, state, mesh)
     if not counts:
         return {}
     start = time.perf_counter()
@@ -162,6 +139,18 @@ def compile_updates(
     numbers = ", ".join(map(str, counts))
     announce(f"compiled the updates of {numbers} depth steps in {time.perf_counter() - start:.1f} s")
     return compiled
+
+
+def jit_update(update: Update, state: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns the jitted update, which donates the state; of `state` only the shardings are used."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        update,
+        in_shardings=(shardings, sharding.batch_sharding(mesh), whole),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

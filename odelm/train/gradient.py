@@ -1,0 +1,84 @@
+"""The gradient of a batch: in parts if it is asked for, and on each device by itself where each has the whole model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from odelm import rng
+from odelm.config import Config
+from odelm.models.loss import Batch, loss_sums
+from odelm.models.transformer import Grid
+
+Gradient = Callable[[Any, Batch, Grid, jax.Array], tuple[Any, jax.Array]]
+
+
+def make_gradient(config: Config, graph: nnx.GraphDef) -> Gradient:
+    """Returns `gradient(params, batch, grid, step) -> (gradients, loss)`, pure; dropout's key comes from the step."""
+
+    def gradient(params: Any, batch: Batch, grid: Grid, step: jax.Array) -> tuple[Any, jax.Array]:
+        mesh = jax.sharding.get_abstract_mesh()
+        if not _whole_on_each(mesh) or config.model.dropout:
+            key = rng.key(config.train.seed, "dropout", step) if config.model.dropout else None
+            return _gradient(config, graph, params, batch, grid, key, lambda local: local)
+
+        def on_one(params: Any, rows: Batch, grid: jax.Array) -> tuple[Any, jax.Array]:
+            return _gradient(config, graph, params, rows, grid, None, lambda local: jax.lax.psum(local, "data"))
+
+        # Left to itself the compiler sums the gradient of a shared block over the devices at each of its uses, in the
+        # 16 bits of its products. Here it is summed on the device first, and over the devices once, in float32.
+        whole, rows = PartitionSpec(), PartitionSpec("data")
+        return jax.shard_map(
+            on_one, mesh=mesh, in_specs=(whole, rows, whole), out_specs=whole, check_vma=False
+        )(params, dict(batch), jnp.asarray(grid))  # fmt: skip
+
+    return gradient
+
+
+def _whole_on_each(mesh: AbstractMesh) -> bool:
+    """Returns whether several devices share the batch and each has all parameters."""
+    return not mesh.empty and mesh.shape.get("data", 1) == mesh.size > 1
+
+
+def _gradient(
+    config: Config,
+    graph: nnx.GraphDef,
+    params: Any,
+    batch: Batch,
+    grid: Grid,
+    key: jax.Array | None,
+    over_devices: Callable[[Any], Any],
+) -> tuple[Any, jax.Array]:
+    """Returns the gradient of the objective and the loss; `over_devices` sums what each device has of its rows."""
+    batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
+    zero = jnp.zeros(())
+    orders = batch["order_weights"].sum() if "order_weights" in batch else zero
+    tokens, orders = over_devices((batch["weights"].sum(), orders))
+
+    def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
+        sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss)
+        return sums.share(tokens, orders), sums.nats
+
+    def add(sums: tuple[Any, jax.Array], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Any, jax.Array], None]:
+        i, part = numbered
+        own = None if key is None else jax.random.fold_in(key, i)
+        return jax.tree.map(jnp.add, sums, jax.grad(share, has_aux=True)(params, part, own)), None
+
+    parts = config.train.accumulate
+    if parts == 1:
+        found = jax.grad(share, has_aux=True)(params, batch, key)
+    else:
+        numbered = jnp.arange(parts), {name: _cut(rows, parts) for name, rows in batch.items()}
+        found, _ = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), zero), numbered)
+    gradients, nats = over_devices(found)
+    return gradients, nats / jnp.maximum(tokens, 1)
+
+
+def _cut(rows: jax.Array, parts: int) -> jax.Array:
+    """Returns rows (B, ..) as (parts, B / parts, ..), each part with its share of what every device holds."""
+    return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)

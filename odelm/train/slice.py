@@ -1,0 +1,190 @@
+"""What a slice of TPUs would need for a recipe: the real update compiled for it, on a machine that has none.
+
+`libtpu` (the extra `slice`) compiles for a topology that it is told. The chips' own figures are those that Google
+publishes (cloud.google.com/tpu/docs/v5e, v5p and v6e).
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from odelm import sharding
+from odelm.config import Config, DataConfig, ModelConfig
+from odelm.errors import InputError
+from odelm.train.optimizer import make_optimizer
+from odelm.train.step import abstract_state, graph_of, jit_update, make_update
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip."""
+
+    flops: float
+    """Operations a second in bfloat16."""
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Bytes a second from memory."""
+    links: float
+    """Bytes a second to its neighbours, all links together."""
+
+
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 1640e9, 448e9),
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "f64": 8, "s64": 8, "u64": 8}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one update of so many depth steps needs of each chip."""
+
+    steps: int
+    memory: int
+    """Bytes: parameters, optimiser state, batch, and what is held beside them."""
+    flops: float
+    traffic: float
+    """Bytes to and from the chip's memory."""
+    collectives: dict[str, int]
+    """Bytes that come out of each kind of collective."""
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Returns how long the chip's figures say that each part takes at least."""
+        sent = sum(self.collectives.values()) / chip.links
+        return {"compute": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth, "links": sent}
+
+
+def needs(config: Config, topology: str) -> Iterator[Need]:
+    """Yields what a slice such as "v5e:4x4" needs for the update at each count of steps.
+
+    Raises InputError for an unknown chip, where libtpu is missing, and for a mesh or a batch that does not fit.
+    """
+    devices = _devices(topology)
+    # No text is read, so it need not be there.
+    config = dataclasses.replace(config, model=_as_on_tpu(config.model), data=DataConfig()).validate()
+    mesh = sharding.make_mesh(config.mesh, devices=devices)
+    sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
+    optimizer = make_optimizer(config.optimizer, config.train.updates)
+    graph, _ = graph_of(config)
+    state = abstract_state(config, optimizer, mesh)
+    rows = (config.train.batch_size, config.train.length)
+    layout = sharding.batch_sharding(mesh)
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct(rows, dtype, sharding=layout) for name, dtype in dtypes.items()}
+    jitted = jit_update(make_update(config, graph, optimizer), state, mesh)
+    for count in config.trained_counts:
+        with jax.set_mesh(mesh):
+            lowered = jitted.lower(state, batch, jax.ShapeDtypeStruct((count + 1,), jnp.float32))
+        compiled = lowered.compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        assert memory is not None and isinstance(cost, dict)
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+        yield Need(
+            steps=count,
+            memory=held - memory.alias_size_in_bytes,
+            flops=float(cost["flops"]),
+            traffic=float(cost["bytes accessed"]),
+            collectives=collective_bytes(compiled.as_text() or ""),
+        )
+
+
+def table(found: list[Need], topology: str, tokens: int) -> str:
+    """Returns the needs as text, with the shortest update that the chips' published figures allow."""
+    chip = CHIPS[topology.partition(":")[0]]
+    lines = [f"{topology}, each chip with {chip.memory / 1e9:.0f} GB and {chip.flops / 1e12:.0f} TFLOP/s in bfloat16:"]
+    for need in found:
+        seconds = need.seconds(chip)
+        slowest = max(seconds, key=lambda name: seconds[name])
+        sent = ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in need.collectives.items()) or "nothing"
+        fits = "" if need.memory <= chip.memory else "; DOES NOT FIT"
+        lines.append(
+            f"{need.steps:4} steps: {need.memory / 1e9:.2f} GB a chip{fits}; {need.flops / 1e12:.2f} TFLOP, "
+            f"{need.traffic / 1e9:.1f} GB to and from memory, sent: {sent}; at least {1e3 * seconds[slowest]:.1f} ms "
+            f"({slowest}), so at most {tokens / seconds[slowest] / 1e6:.2f} M tokens/s"
+        )
+    return "\n".join(lines)
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """Returns the bytes that come out of each kind of collective of a compiled program on one device.
+
+    Those in a loop count as often as it runs.
+    """
+    bodies = _computations(program)
+    entry = next((name for name in bodies if name.startswith("ENTRY ")), None)
+    found: Counter[str] = Counter()
+
+    def add(name: str, times: int) -> None:
+        for line in bodies[name]:
+            made = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(", line)
+            if made is None:
+                continue
+            shape, operation = made.groups()
+            kind = operation.removesuffix("-start")
+            if kind in COLLECTIVES:
+                found[kind] += times * _size(shape, started=operation != kind)
+            repeated = times * _trips(line) if operation == "while" else times
+            for called in re.findall(r"(?:body|to_apply|calls|called_computations)=\{?%?([\w.\-]+)", line):
+                if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter", "fusion"):
+                    add(called, repeated)
+
+    if entry is not None:
+        add(entry, 1)
+    return dict(found)
+
+
+def _computations(program: str) -> dict[str, list[str]]:
+    """Returns the lines of each computation of a program by its name; that of the entry begins with "ENTRY "."""
+    bodies: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in program.splitlines():
+        start = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if start and not line.startswith(" "):
+            current = bodies.setdefault((start[1] or "") + start[2], [])
+        else:
+            current.append(line)
+    return bodies
+
+
+def _trips(line: str) -> int:
+    found = re.search(r'known_trip_count":?\{"n":"(\d+)"', line)
+    return int(found[1]) if found else 1
+
+
+def _size(shape: str, *, started: bool) -> int:
+    """Returns the bytes of a shape as HLO writes it; one that is only started has its operands before its results."""
+    parts = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shape)
+    sizes = [BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n])) for dtype, dims in parts]
+    return sum(sizes[len(sizes) // 2 :] if started and len(sizes) > 1 else sizes)
+
+
+def _devices(topology: str) -> list[Any]:
+    chip = topology.partition(":")[0]
+    if chip not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
+        raise InputError(
+            f"--slice is {topology!r}, expected a chip and a shape, such as v5e:16x16; chips: {', '.join(CHIPS)}"
+        )
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except Exception as error:
+        raise InputError(
+            f"no programs can be compiled for {topology} here ({str(error).splitlines()[0][:150]}); "
+            "install libtpu: pip install '.[slice]'"
+        ) from error
+
+
+def _as_on_tpu(model: ModelConfig) -> ModelConfig:
+    """Returns a model's config with the dtype that `auto` is on a TPU."""
+    return dataclasses.replace(model, dtype="bfloat16") if model.dtype == "auto" else model
