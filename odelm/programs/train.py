@@ -50,6 +50,13 @@ flags.DEFINE_bool(
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for --distributed.", flag_values=FLAGS)
 flags.DEFINE_integer("num_processes", None, "How many processes there are, for --distributed.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, for --distributed.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace so many updates, from the fourth on, with jax.profiler into profile/ in the workdir.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "slice",
     None,
@@ -78,7 +85,7 @@ def _train() -> int:
     from odelm.train.run import train
 
     with _joined():
-        result = train(config, workdir)
+        result = train(config, workdir, profile=FLAGS.profile)
     return status_of(result.signal) if result.interrupted else 0
 
 

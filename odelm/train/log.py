@@ -63,7 +63,9 @@ class Log:
         """Records the updates up to `step`; `loss` and `tokens_per_s` also show in the bar, or as a line."""
         loss = math.nan if record["loss"] is None else record["loss"]
         if not self.console.is_terminal:
-            self.print(f"update {step}/{self._updates}: loss {loss:.4f}, {record['tokens_per_s']:,.0f} tokens/s")
+            share = record.get("model_flops_utilisation")
+            used = "" if share is None else f", {share:.0%} of the peak"
+            self.print(f"update {step}/{self._updates}: loss {loss:.4f}, {record['tokens_per_s']:,.0f} tokens/s{used}")
         if record.get("skipped"):
             self.print(f"update {step}: {record['skipped']} updates skipped, whose loss or gradient was non-finite")
         self._progress.update(

@@ -15,10 +15,12 @@ from odelm.interrupts import StopSignal
 from odelm.train.agreement import Agreement
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
+from odelm.train.flops import cost_of, peak_flops, training_flops
 from odelm.train.health import Losses, collapsed
 from odelm.train.log import Log
 from odelm.train.optimizer import schedule
 from odelm.train.prefetch import MAX_IN_FLIGHT, Prefetch
+from odelm.train.profile import Profile
 from odelm.train.step import Metrics, TrainState, Update, compile_updates
 from odelm.train.window import Window
 
@@ -53,6 +55,7 @@ class Loop:
     """What every checkpoint is to say of the run."""
     entropy: float
     """Of token frequencies, in nats a token."""
+    profile: Profile
 
     def __call__(self, state: TrainState) -> Result:
         """Trains from `state`, which is donated, and returns how that ended."""
@@ -71,6 +74,7 @@ class Loop:
             return Result(step, losses, interrupted)
         losses = self._evaluate(step, state)
         self.log.comparison(baseline, losses)
+        self.log.print(cost_of(self.config, step))
         return Result(step, losses)
 
     def _train(self, state: TrainState) -> tuple[TrainState, dict[int, float], int]:
@@ -89,6 +93,8 @@ class Loop:
                 grid = draw_grid(self.config, step)
                 state, metrics = compiled[len(grid) - 1](state, batch, grid)
                 step += 1
+                if traced := self.profile.after_update(metrics):
+                    self.log.print(traced)
                 window.add(metrics, len(grid) - 1)
                 batch = self.batches.next_after(metrics)
                 signal.tell()
@@ -106,6 +112,8 @@ class Loop:
                 # Not while updates are being skipped: the run may be about to end, and to be looked into from before.
                 if step % options.checkpoint_every == 0 and not int(state.skipped):
                     self._save(step, state, window, evaluated)
+            if traced := self.profile.close():
+                self.log.print(traced)
             for metrics in unread:
                 self._check_skipped(metrics)
             if int(state.skipped) >= step:
@@ -152,6 +160,13 @@ class Loop:
         tokens = options.batch_size * options.length
         rate = schedule(self.config.optimizer, options.updates)(step - 1)
         measured = window.close(tokens=tokens, waited=self.batches.waited())
+        if measured["mean_steps"] is not None and (peak := peak_flops()) is not None:
+            # Positions that are masked are few, and a readout of them alone is not worth a count of its own.
+            needed = training_flops(
+                self.config.model, steps=measured["mean_steps"], length=options.length,
+                predicted=1.0 if self.config.model.kind == "decoder" else self.config.data.mask_rate,
+            )  # fmt: skip
+            measured["model_flops_utilisation"] = needed * measured["tokens_per_s"] / (peak * self.mesh.size)
         own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}
         self.log.training(step, measured | own)
         if warning := recent.jumped(measured["loss"]):

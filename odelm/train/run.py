@@ -24,13 +24,16 @@ from odelm.train.log import Log
 from odelm.train.loop import Loop, Result
 from odelm.train.optimizer import make_optimizer, schedule_change
 from odelm.train.prefetch import Prefetch
+from odelm.train.profile import Profile
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
 from odelm.version import __version__
 
 
-def train(config: Config, workdir: str | Path) -> Result:
+def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
     """Trains in `workdir`, from its newest checkpoint if it has one, and returns how that ended.
+
+    With `profile` so many updates are traced into `profile/` there.
 
     Raises InputError, before anything is written there, for an invalid config or a workdir that holds another run.
     """
@@ -52,7 +55,7 @@ def train(config: Config, workdir: str | Path) -> Result:
         state = _initial_state(start, optimizer, mesh)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
-        return _run(config, directory, prepared, mesh, optimizer, state, summary)
+        return _run(config, directory, prepared, mesh, optimizer, state, summary, profile)
 
 
 def check_trainable(model: ModelConfig) -> None:
@@ -84,6 +87,7 @@ def _run(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     summary: str | None,
+    profile: int,
 ) -> Result:
     process = jax.process_index()
     checkpoints = Checkpoints(
@@ -113,6 +117,7 @@ def _run(
                 unrecorded=meta.get("window", ()),
                 facts=_facts(prepared),
                 entropy=token_entropy(prepared),
+                profile=Profile(directory.path, profile if process == 0 else 0),
             )
             result = loop(state)
         checkpoints.wait()

@@ -40,9 +40,9 @@ class Window:
     def close(self, *, tokens: int, waited: float) -> Record:
         """Returns what the log records of the updates, of `tokens` tokens each, and starts again.
 
-        `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps, the norms
-        are those of the last update, and `data_wait` is the share of the time that was spent waiting for data. A number
-        that is not finite is None.
+        `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps,
+        `mean_steps` the mean of these numbers. The norms are those of the last update, and `data_wait` is the share of
+        the time that was spent waiting for data. A number that is not finite is None.
         """
         updates = self.unrecorded()
         used = [update for update in updates if not update.get("skipped")]
@@ -53,6 +53,7 @@ class Window:
             "loss_by_steps": {str(n): _mean(u["loss"] for u in used if u["steps"] == n) for n in counts},
             **{name: _finite(updates[-1][name]) for name in updates[-1] if name.endswith("_norm")},
             "tokens_per_s": self._own * tokens / seconds,
+            "mean_steps": _mean(update["steps"] for update in updates),
             "data_wait": waited / seconds,
         }
         if len(used) < len(updates):

@@ -252,6 +252,14 @@ def test_raising_the_updates_says_what_becomes_of_the_rate(config, run, tmp_path
     assert "resumed after update 3" in out and "train.updates is" not in out
 
 
+def test_updates_are_traced_on_request(config, tmp_path, capsys):
+    train(with_train(config, updates=6), tmp_path, profile=2)
+    assert f"a trace of 2 updates is in {tmp_path / 'profile'}" in capsys.readouterr().out
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    train(with_train(config, updates=6 + 4), tmp_path, profile=9)
+    assert "a trace of 1 updates is in" in capsys.readouterr().out
+
+
 def test_a_second_run_in_the_same_directory_is_refused(config, run):
     from odelm.run_directory import RunDirectory
 
