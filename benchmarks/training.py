@@ -139,10 +139,11 @@ def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
     config = transformers.GPT2Config(
         vocab_size=options.vocabulary, n_positions=shape["length"], n_embd=shape["width"], n_layer=shape["depth"],
         n_head=shape["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.GPT2LMHeadModel(config).to(device).train()
+    model: Any = transformers.GPT2LMHeadModel(config)
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model)
     tokens = torch.randint(0, options.vocabulary, (shape["batch"], shape["length"]), device=device)

@@ -10,7 +10,7 @@ import datetime
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from odelm import manifest
+from odelm import manifest, sharding
 from odelm import tokenizer as tokenizers
 from odelm.config import Config, TrainConfig
 from odelm.errors import InputError, RunFailure
@@ -136,19 +137,35 @@ class Checkpoints:
         Damaged ones are announced, and moved to `damaged/` in the run directory. Raises InputError if all are damaged.
         """
         given = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
-        for step, items in self._newest_whole(**given):
-            return Restored(step, items["params"], items["optimizer"], self._meta(step), items.get(AVERAGE))
-        return None
+        newest = self._newest_whole(**given)
+        if newest is None:
+            return None
+        step, items = newest
+        return Restored(step, items["params"], items["optimizer"], self._meta(step), items.get(AVERAGE))
 
     def restore_params(self, step: int | None, params: Any) -> Any:
         """Returns only the parameters of `step`, or with None of the newest checkpoint that is whole: their mean, if it
         has one."""
         if step is None:
-            return next(items["params"] for _, items in self._newest_whole(params=params))
+            newest = self._newest_whole(params=params)
+            assert newest is not None, "latest_step has found one"
+            return newest[1]["params"]
         try:
             return self._read(step, params=params)["params"]
         except manifest.Damaged as damage:
             raise InputError(self._unreadable(step, damage)) from damage
+
+    def newest_whole(self) -> int:
+        """Returns the newest step whose files are what its manifest says; raises InputError if there is none."""
+
+        def check(step: int) -> None:
+            if manifest.is_sealed(self._root / str(step)):
+                manifest.check(self._root / str(step))
+
+        found = self._first_whole(check)
+        if found is None:
+            raise InputError(f"{self._workdir} has no finished checkpoint; train for longer, or resume the run")
+        return found[0]
 
     def close(self) -> None:
         """Waits until everything that was saved is complete on disk; raises RunFailure if it cannot be written."""
@@ -181,23 +198,33 @@ class Checkpoints:
         when = datetime.datetime.fromtimestamp((self._root / str(step)).stat().st_mtime, datetime.UTC)
         return Saved(step, when, {"loss": losses[max(losses, key=int)]} if losses else None)
 
-    def _newest_whole(self, **items: Any) -> Iterator[tuple[int, Any]]:
-        """Yields the newest checkpoint that is whole, once it is read."""
-        steps, first = self.steps(), None
-        for step in reversed(steps):
+    def _newest_whole(self, **items: Any) -> tuple[int, Any] | None:
+        """Returns the newest checkpoint that is whole, and what was read of it; None if there is no checkpoint."""
+        return self._first_whole(lambda step: self._read(step, **items))
+
+    def _first_whole(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
+        """Returns the newest step that `read` does not find damaged, and what it returns; None if there is no step.
+
+        Those before it are announced and set aside. Raises InputError if all are damaged.
+        """
+        damaged: list[tuple[int, manifest.Damaged]] = []
+        for step in reversed(self.steps()):
             try:
-                found = self._read(step, **items)
+                found = read(step)
             except manifest.Damaged as damage:
-                first = first or self._unreadable(step, damage)
-                older = [other for other in steps if other < step]
-                if older:
-                    self._announce(f"checkpoint {step} of {self._workdir} is damaged, {damage}: takes step {older[-1]}")
-                    self._set_aside(step)
+                damaged.append((step, damage))
                 continue
-            yield step, found
-            return
-        if first is not None:
-            raise InputError(first)
+            for newer, damage in damaged:
+                self._announce(f"checkpoint {newer} of {self._workdir} is damaged, {damage}: takes step {step}")
+                self._set_aside(newer)
+            return step, found
+        if damaged:
+            (newest, damage), others = damaged[0], " and the others are damaged too;" if len(damaged) > 1 else ""
+            raise InputError(
+                f"checkpoint {newest} of {self._workdir} cannot be read: {damage};{others} restore it, or train again in "
+                "another --workdir"
+            )
+        return None
 
     def _set_aside(self, step: int) -> None:
         """Moves a checkpoint that is unfinished or damaged out of the way of a run that will save that step again."""
@@ -306,13 +333,32 @@ def latest_step(workdir: str | Path) -> int:
     return step
 
 
+def newest_whole(workdir: str | Path) -> int:
+    """Returns the step of the newest checkpoint whose every byte is right; those that are damaged are told on stderr.
+
+    Raises InputError if there is none.
+    """
+    latest_step(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.newest_whole()
+    finally:
+        checkpoints.close()
+
+
 def load(
-    workdir: str | Path, *, step: int | None = None, adjust: Callable[[Config], Config] | None = None
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    adjust: Callable[[Config], Config] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[CausalLM | MaskedLM, Config, Tokenizer]:
     """Returns (model, config, tokenizer) of a training directory, at its newest checkpoint that is whole or at `step`.
 
-    `adjust` may change the config before the model is made, such as its dtype. Raises InputError, naming what is
-    missing, for a directory that is not a run or has no finished checkpoint, and for a checkpoint that is unreadable.
+    `adjust` may change the config before the model is made, such as its dtype. The parameters go to the first device,
+    or are cut over the axes `fsdp` and `tensor` of a mesh of Auto axes, so that a model may be larger than one card.
+    Raises InputError, naming what is missing, for a directory that is not a run or has no finished checkpoint, and for
+    a checkpoint that is unreadable.
     """
     config = read_config(workdir)
     config = adjust(config).validate() if adjust else config
@@ -322,8 +368,14 @@ def load(
     latest_step(workdir)
     model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model, nnx.Param)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    if mesh is None:
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        layouts = jax.tree.map(lambda _: first, abstract)
+    else:
+        layouts = sharding.state_shardings(abstract, mesh)
+    abstract = jax.tree.map(
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract, layouts
+    )
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         params = checkpoints.restore_params(step, abstract)

@@ -10,24 +10,32 @@ from odelm.errors import InputError
 from odelm.interop.family import Model
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from tokenizers import Tokenizer
 
 
 def load(
-    path: str | Path, *, step: int | None = None, adjust: Callable[[Config], Config] | None = None
+    path: str | Path,
+    *,
+    step: int | None = None,
+    adjust: Callable[[Config], Config] | None = None,
+    mesh: "Mesh | None" = None,
 ) -> tuple[Model, Config, "Tokenizer | None"]:
     """Returns (model, config, tokenizer) of a run directory or of a Hugging Face folder.
 
     Args:
         step: of a run, which checkpoint; None is the newest.
         adjust: changes the config before the model is made; of a folder only its dtypes are taken.
+        mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run; None is one device.
 
     The tokenizer is None for a folder without a `tokenizer.json`. Raises InputError, naming what is missing or does
     not fit, for what is neither.
     """
     path = Path(path).expanduser()
     if not interop.is_folder(path):
-        return checkpoint.load(path, step=step, adjust=adjust)
+        return checkpoint.load(path, step=step, adjust=adjust, mesh=mesh)
+    if mesh is not None:
+        raise InputError(f"{path} is a Hugging Face folder, which is loaded on one device: start a run from it first")
     if step is not None:
         raise InputError(f"step={step} was given, but {path} is a Hugging Face folder, which has no checkpoints")
     options = adjust(Config()).model if adjust else None

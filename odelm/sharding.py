@@ -114,7 +114,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         raise InputError(f"no pattern of odelm.sharding.LOGICAL_AXES matches {name}, {shape}: add one")
     if not shape:
         return PartitionSpec()
-    cuts = [None if axis is None else MESH_AXES[axis] for axis in axes]
+    cuts = [None if axis is None or MESH_AXES[axis] not in mesh.shape else MESH_AXES[axis] for axis in axes]
     for size, cut in zip(shape, cuts, strict=False):
         if cut is not None and size % mesh.shape[cut]:
             raise InputError(

@@ -14,10 +14,11 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from odelm.config import Config, default_steps
+from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.programs import command_line
 
@@ -43,6 +44,7 @@ flags.DEFINE_enum(
 _integer("batch", 1, "Sequences in the timed batch.", lower_bound=1)
 _integer("length", None, "Tokens a sequence, timed and evaluated; default: as in training, or 128.", lower_bound=1)
 _string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
+_integer("tensor", 1, "Devices that share out the parameters, for a model larger than one of them.", lower_bound=1)
 _float("adaptive_tolerance", None, "Also let the solver choose its steps, to this tolerance.")
 _integer("repeats", 30, "Timed calls of each setting.", lower_bound=1)
 _integer(
@@ -76,14 +78,23 @@ def _infer() -> int:
         step = None
     else:
         read_config(source)  # its errors come before those of the checkpoints
-        step = checkpoint.latest_step(source)
-    loaded = pretrained.load(source, step=step, adjust=_with_dtype)
+        step = checkpoint.newest_whole(source)
+    loaded = pretrained.load(source, step=step, adjust=_with_dtype, mesh=_mesh())
     steps = _steps(loaded[1])
     if FLAGS.prompt is not None:
         _generate(loaded, steps, FLAGS.prompt)
     else:
         _compare(loaded, steps, source, step)
     return 0
+
+
+def _mesh() -> Any:
+    """Returns the mesh that the parameters are cut over, None for one device."""
+    if FLAGS.tensor == 1:
+        return None
+    from odelm.sharding import make_mesh
+
+    return make_mesh(MeshConfig(data=1, tensor=FLAGS.tensor))
 
 
 def _source() -> Path:

@@ -141,8 +141,10 @@ def check_gradients(case: Case, theirs, ours, folder) -> None:
         got = {name: gradient for name, gradient in got.items() if "c_attn" not in name}
     largest = max(np.abs(gradient).max() for gradient in want.values())
     for name, gradient in got.items():
-        # Keys' biases shift every logit of a row alike: their gradient is nothing but rounding.
-        scale = max(np.abs(want[name]).max(), 1e-3 * largest)
+        # Keys' biases shift every logit of a row alike: their gradient is nothing but rounding. Those of queries and
+        # keys are sums in which nearly all cancels, of terms of the largest's size, each with a float32's rounding of
+        # 6e-8: five of these are allowed (one or two were seen).
+        scale = max(np.abs(want[name]).max(), 3e-3 * largest)
         assert np.abs(gradient - want[name]).max() < 1e-4 * scale, f"the gradient of {name} differs"
     assert float(objective) == pytest.approx(loss.item(), rel=1e-5)
 

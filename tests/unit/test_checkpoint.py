@@ -5,6 +5,8 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ from flax import nnx
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import config, manifest, run_directory
+from odelm import checkpoint, config, manifest, run_directory
 from odelm.checkpoint import Checkpoints
 from odelm.config import replace
 from odelm.errors import RunFailure
@@ -226,6 +228,40 @@ def test_every_kind_of_damage_in_every_file_is_found(saved, tmp_path, harm):
         assert files_of(run, 5) and (run / run_directory.DAMAGED / "5").is_dir()
         assert_same(nnx.state(odelm.load(run)[0], nnx.Param), later)
         shutil.rmtree(run)
+
+
+def test_the_newest_whole_step_is_found_without_loading(saved, tmp_path, capsys):
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    assert checkpoint.newest_whole(run) == 5
+    flip(files_of(run, 5)[3], np.random.default_rng(2))
+    assert checkpoint.newest_whole(run) == 3
+    assert "checkpoint 5" in capsys.readouterr().err
+    flip(files_of(run, 3)[3], np.random.default_rng(2))
+    with pytest.raises(odelm.InputError, match="checkpoint 5 .* cannot be read"):
+        checkpoint.newest_whole(run)
+
+
+def test_a_model_is_loaded_over_several_devices(saved, tmp_path):
+    code = (
+        "import jax, numpy as np, odelm\n"
+        "from odelm.sharding import make_mesh\n"
+        "from odelm.config import MeshConfig\n"
+        "from flax import nnx\n"
+        f"path, tokens = {str(saved[0])!r}, np.arange(8)[None] % 13\n"
+        "config, mesh = odelm.load(path)[1], make_mesh(MeshConfig(data=1, fsdp=2, tensor=1))\n"
+        "whole, cut = odelm.load(path)[0], odelm.load(path, mesh=mesh)[0]\n"
+        "sizes = [sum(s.data.size for s in x.addressable_shards) for x in jax.tree.leaves(nnx.state(cut, nnx.Param))]\n"
+        "one = [x.addressable_shards[0].data.size for x in jax.tree.leaves(nnx.state(cut, nnx.Param))]\n"
+        "assert sum(one) < 0.7 * sum(x.size for x in jax.tree.leaves(nnx.state(whole, nnx.Param)))\n"
+        "for steps in (4, 2):\n"
+        "    np.testing.assert_allclose(cut(tokens, steps=steps), whole(tokens, steps=steps), rtol=1e-4, atol=1e-5)\n"
+    )
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    }
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_where_all_are_damaged_the_newest_is_told(saved, tmp_path):

@@ -32,7 +32,7 @@ ALLOWED = {
     "compiling": set(),
     "manifest": {"files"},
     "retention": {"config"},
-    "checkpoint": MODELS | {"run_directory", "manifest", "retention"},
+    "checkpoint": MODELS | {"run_directory", "manifest", "retention", "sharding"},
     "interop": MODELS | {"lazy"},
     "pretrained": {"config", "errors", "checkpoint", "interop"},
     "train": MODELS
