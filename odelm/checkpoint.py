@@ -219,7 +219,8 @@ class Checkpoints:
                 self._set_aside(newer)
             return step, found
         if damaged:
-            (newest, damage), others = damaged[0], " and the others are damaged too;" if len(damaged) > 1 else ""
+            newest, damage = damaged[0]
+            others = " and the others are damaged too;" if len(damaged) > 1 else ""
             raise InputError(
                 f"checkpoint {newest} of {self._workdir} cannot be read: {damage};{others} restore it, or train again in "
                 "another --workdir"
