@@ -222,8 +222,8 @@ class Checkpoints:
             newest, damage = damaged[0]
             others = " and the others are damaged too;" if len(damaged) > 1 else ""
             raise InputError(
-                f"checkpoint {newest} of {self._workdir} cannot be read: {damage};{others} restore it, or train again in "
-                "another --workdir"
+                f"checkpoint {newest} of {self._workdir} cannot be read: {damage};{others} restore it, or train "
+                "again in another --workdir"
             )
         return None
 
