@@ -1,8 +1,9 @@
 """XLA's attention against cuDNN's by length, taking turns: where `model.attention="auto"` should choose which.
 
-    python -m benchmarks.attention [--tokens=16384] [--heads=12] [--size=64] [--repeats=20]
+    python -m benchmarks.attention [--tokens=16384] [--heads=12] [--size=64] [--repeats=20] [--mask=padding]
 
-Needs a GPU. Prints milliseconds (medians) in bfloat16, forward and with gradients, and XLA's time over cuDNN's.
+With `--mask` each row has three quarters of real tokens (`padding`), or four `documents`. Needs a GPU. Prints
+milliseconds (medians) in bfloat16, forward and with gradients, and XLA's time over cuDNN's.
 """
 
 import argparse
@@ -14,16 +15,26 @@ import jax.numpy as jnp
 
 from odelm.infer.latency import measure
 from odelm.models.attention import attend
+from odelm.models.view import View
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
 
-def forward(causal: bool, implementation: str):
-    return jax.jit(lambda q, k, v: attend(q, k, v, mask=None, causal=causal, implementation=implementation))
+def mask_of(kind: str, length: int) -> jax.Array | None:
+    """Returns which keys each query may attend to, as `odelm.models.View.allowed`."""
+    index = jnp.arange(length)[None]
+    if kind == "padding":
+        return View(real=index < 3 * length // 4).allowed(length, causal=True)
+    documents = index // (length // 4)
+    return View(segments=(documents, documents)).allowed(length, causal=True) if kind == "documents" else None
 
 
-def gradient(causal: bool, implementation: str):
-    call = forward(causal, implementation)
+def forward(causal: bool, implementation: str, mask: jax.Array | None):
+    return jax.jit(lambda q, k, v: attend(q, k, v, mask=mask, causal=causal, implementation=implementation))
+
+
+def gradient(causal: bool, implementation: str, mask: jax.Array | None):
+    call = forward(causal, implementation, mask)
     return jax.jit(jax.grad(lambda q, k, v: jnp.square(call(q, k, v).astype(jnp.float32)).mean(), (0, 1, 2)))
 
 
@@ -33,12 +44,16 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--mask", choices=("none", "padding", "documents"), default="none")
     options = parser.parse_args()
     print(jax.devices()[0].device_kind, f"jax {jax.__version__}", json.dumps(vars(options)))
     for transform, causal, length in itertools.product((forward, gradient), (True, False), LENGTHS):
         shape = (max(options.tokens // length, 1), length, options.heads, options.size)
         q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3))
-        calls = {name: transform(causal, name) for name in ("xla", "cudnn")}
+        # A row for each sequence, as a batch has them.
+        mask = mask_of(options.mask, length)
+        mask = None if mask is None else jnp.broadcast_to(mask, (shape[0], *mask.shape[1:]))
+        calls = {name: transform(causal, name, mask) for name in ("xla", "cudnn")}
         times = measure(
             {name: (lambda f=f, parts=(q, k, v): f(*parts)) for name, f in calls.items()}, repeats=options.repeats
         )

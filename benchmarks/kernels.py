@@ -1,4 +1,4 @@
-"""Where the time of a compiled call goes on a GPU: a trace by `jax.profiler`, summed by kind of kernel."""
+"""Which kernels take the time of a compiled call on a GPU: a trace by `jax.profiler`, summed by kind."""
 
 import re
 from collections import defaultdict

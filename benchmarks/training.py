@@ -19,6 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from odelm.config import ModelConfig
+from odelm.train.flops import training_flops
+
 SHAPES = {
     "tiny": {"width": 64, "heads": 4, "depth": 4, "batch": 4, "length": 64},
     "small": {"width": 768, "heads": 12, "depth": 12, "batch": 32, "length": 1024},
@@ -48,18 +51,12 @@ def median_of(run: Callable[[], None], wait: Callable[[], None], *, calls: int, 
     return statistics.median(found)
 
 
-def flops(shape: dict[str, int], layers: int, vocabulary: int) -> float:
-    """Returns the operations an update needs: 6 a weight of a matrix and token, and those of causal attention."""
-    D, L, tokens = shape["width"], shape["length"], shape["batch"] * shape["length"]
-    return 3 * tokens * (2 * (12 * D * D * layers + D * vocabulary) + 2 * L * D * layers)
-
-
 def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     """Times the update at every count of steps."""
     import jax
     import numpy as np
 
-    from odelm.config import Config, MeshConfig, ModelConfig, StepSamplingConfig, TrainConfig
+    from odelm.config import Config, MeshConfig, StepSamplingConfig, TrainConfig
     from odelm.ode import grid
     from odelm.sharding import make_mesh, place_batch
     from odelm.train.optimizer import make_optimizer
@@ -206,11 +203,11 @@ def show(result: dict[str, Any], options: argparse.Namespace) -> None:
     """Prints a line for each count that a side has measured, and for random counts."""
     shape = SHAPES[options.shape]
     tokens = result["tokens"]
-    more = tokens / (shape["batch"] * shape["length"])
+    model = ModelConfig(width=shape["width"], heads=shape["heads"], depth=shape["depth"], vocab_size=options.vocabulary)
     devices = math.prod(map(int, result.get("mesh", "1").split(",")))
     parameters = f"{result['parameters'] / 1e6:.1f} M parameters"
     rows = {
-        f"{count} steps": (float(s), more * flops(shape, int(count), options.vocabulary))
+        f"{count} steps": (float(s), tokens * training_flops(model, steps=int(count), length=shape["length"]))
         for count, s in result["seconds"].items()
     }
     if len(rows) > 1:

@@ -1,14 +1,10 @@
 """The checkpoints of a run, saved and restored with Orbax, for training and inference alike.
 
-A checkpoint, `checkpoints/<step>/` in the run directory, has the items `params`, `optimizer` and `meta`, and a manifest
-of the checksums of all files (`odelm.manifest`). "Step k" means that k updates were made; the data position and the
-random draws are functions of it. A checkpoint counts once it has its manifest. Every byte of one is checked before it
-is restored, and one that is damaged is passed over for the one before it.
+A checkpoint has the items `params`, `optimizer` and `meta`, and `average` if parameters are averaged. "Step k" means
+that k updates were made; the data position and the random draws are functions of it. Every byte of one is checked
+before it is restored, and one that is damaged is passed over for the one before it.
 """
 
-import datetime
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,28 +15,28 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from odelm import manifest, sharding
 from odelm import tokenizer as tokenizers
+from odelm.checkpoint_files import SEALED, CheckpointFiles, Meta
 from odelm.config import Config, TrainConfig
 from odelm.errors import InputError, RunFailure
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of
-from odelm.retention import Saved, superseded
-from odelm.run_directory import CHECKPOINTS, CONFIG, DAMAGED, TOKENIZER, read_config
+from odelm.run_directory import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 
-Meta = dict[str, Any]
-"""What a checkpoint says beside arrays, as JSON: at least its `step`."""
-SEALED = "sealed"
-"""In `meta`: the checkpoint is one that gets a manifest. Those of version 0.1 have none, and are not checked."""
 AVERAGE = "average"
 """The item of a checkpoint that has the mean of the parameters."""
-REMOVED = ".removed"
-"""What the name of a checkpoint that is being removed ends in."""
 FILE_ERRORS = ("No space left", "ENOSPC", "Disk quota", "Permission denied", "Read-only file system")
 """What TensorStore says of a file system that takes nothing more; its errors have no type of their own."""
+
+
+def to_stderr(text: str) -> None:
+    """Prints a line to stderr."""
+    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -63,32 +59,29 @@ class Checkpoints:
         *,
         retention: TrainConfig | None = None,
         read_only: bool = False,
-        announce: Callable[[str], None] | None = None,
+        announce: Callable[[str], None] = to_stderr,
     ):
-        """`retention` says which checkpoints stay, None that all do; `announce` is told of damaged ones."""
+        """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one."""
+        self._files, self._retention, self._announce = CheckpointFiles(workdir), retention, announce
         # A reader does not touch unfinished checkpoints: a run that is in progress may be writing them.
+        self._read_only = read_only
+        self._on_first_process(self._files.clean)
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )
-        self._workdir, self._read_only = Path(workdir), read_only
-        self._retention = retention
-        self._announce = announce or (lambda text: print(text, file=sys.stderr))
-        self._root = (self._workdir / CHECKPOINTS).absolute()
-        if not read_only and jax.process_index() == 0:
-            for left in self._root.glob(f"*{REMOVED}"):
-                shutil.rmtree(left, ignore_errors=True)
-        self._manager = ocp.CheckpointManager(self._root, options=options)
+        self._manager = ocp.CheckpointManager(self._files.root, options=options)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
+        # Kept, because the manifest of the last save appears at another moment for each process.
+        self._taken = set(self._files.steps())
 
     def steps(self) -> list[int]:
         """Returns the steps of the finished checkpoints, ascending; damaged ones are among them until they are read."""
-        return [step for step in self._all_steps() if not self._is_unfinished(step)]
+        return self._files.steps()
 
     def latest(self) -> int | None:
         """Returns the newest finished step, or None."""
-        steps = self.steps()
-        return steps[-1] if steps else None
+        return max(self.steps(), default=None)
 
     def save(self, step: int, params: Any, optimizer: Any, meta: Meta | None = None, *, average: Any = None) -> None:
         """Saves in the background; `step` is the number of updates made. A step already there stays as it is.
@@ -98,20 +91,18 @@ class Checkpoints:
         Raises RunFailure if this save, or the one before it, cannot be written.
         """
         self.wait()
-        if step in self.steps():
+        if step in self._taken:
             return
-        if (self._root / str(step)).exists():
-            self._set_aside(step)
-        newest = max(self._all_steps(), default=-1)
-        if step < newest:
-            raise RuntimeError(f"step {step} was not saved: the newest checkpoint is already {newest}")
         items = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         said = ocp.args.JsonSave({"step": step, SEALED: 1} | (meta or {}))
         try:
-            self._manager.save(step, args=ocp.args.Composite(**arrays, meta=said))
+            saved = self._manager.save(step, args=ocp.args.Composite(**arrays, meta=said))
         except Exception as error:
             raise self._unwritten(step, error) from error
+        if not saved:
+            raise RuntimeError(f"step {step} was not saved: the newest checkpoint is already {self.latest()}")
+        self._taken.add(step)
         self._saving = self._pool.submit(self._finish, step)
 
     def wait(self) -> None:
@@ -120,52 +111,45 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def restore(self, step: int, params: Any, optimizer: Any) -> Restored:
-        """Returns the checkpoint of `step`; the arguments give structure, dtypes and shardings.
-
-        Raises InputError for a step that is not there, does not fit the arguments, or is damaged.
-        """
-        try:
-            items = self._read(step, params=params, optimizer=optimizer)
-        except manifest.Damaged as damage:
-            raise InputError(self._unreadable(step, damage)) from damage
-        return Restored(step, items["params"], items["optimizer"], self._meta(step))
-
     def restore_newest(self, params: Any, optimizer: Any, *, average: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is no checkpoint.
 
-        Damaged ones are announced, and moved to `damaged/` in the run directory. Raises InputError if all are damaged.
+        The arguments give structure, dtypes and shardings. Damaged checkpoints are announced, and moved to `damaged/` in
+        the run directory. Raises InputError if all are damaged, and if one does not fit the arguments.
         """
         given = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
-        newest = self._newest_whole(**given)
+        newest = self._files.first_whole(lambda step: self._read(step, **given), self._announce)
         if newest is None:
             return None
-        step, items = newest
-        return Restored(step, items["params"], items["optimizer"], self._meta(step), items.get(AVERAGE))
+        step, items, damaged = newest
+        if damaged and not self._read_only:
+            self._on_first_process(lambda: self._files.set_aside(damaged))
+            self._manager.reload()
+            self._taken -= set(damaged)
+        return Restored(step, items["params"], items["optimizer"], self._files.meta(step), items.get(AVERAGE))
 
     def restore_params(self, step: int | None, params: Any) -> Any:
         """Returns only the parameters of `step`, or with None of the newest checkpoint that is whole: their mean, if it
         has one."""
         if step is None:
-            newest = self._newest_whole(params=params)
+            newest = self._files.first_whole(lambda step: self._read_params(step, params), self._announce)
             assert newest is not None, "latest_step has found one"
-            return newest[1]["params"]
+            return newest[1]
+        steps = self.steps()
+        if step not in steps:
+            raise InputError(
+                f"there is no checkpoint {step} of {self._files.workdir} (the newest is {self.latest()}); "
+                f"there are {', '.join(map(str, steps))}"
+            )
         try:
-            return self._read(step, params=params)["params"]
+            return self._read_params(step, params)
         except manifest.Damaged as damage:
-            raise InputError(self._unreadable(step, damage)) from damage
-
-    def newest_whole(self) -> int:
-        """Returns the newest step whose files are what its manifest says; raises InputError if there is none."""
-
-        def check(step: int) -> None:
-            if manifest.is_sealed(self._root / str(step)):
-                manifest.check(self._root / str(step))
-
-        found = self._first_whole(check)
-        if found is None:
-            raise InputError(f"{self._workdir} has no finished checkpoint; train for longer, or resume the run")
-        return found[0]
+            older = [other for other in steps if other < step]
+            then = f"to resume from step {max(older)}" if older else "and train again"
+            raise InputError(
+                f"checkpoint {step} of {self._files.workdir} cannot be read: {damage}; "
+                f"remove {self._files.workdir / CHECKPOINTS / str(step)} {then}"
+            ) from damage
 
     def close(self) -> None:
         """Waits until everything that was saved is complete on disk; raises RunFailure if it cannot be written."""
@@ -180,78 +164,32 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
-                manifest.write(self._root / str(step))
-                self._remove_old()
+                self._files.seal(step)
+                if self._retention is not None:
+                    self._files.remove_superseded(self._retention)
         except Exception as error:
             raise self._unwritten(step, error) from error
 
-    def _remove_old(self) -> None:
-        if self._retention is None:
+    def _on_first_process(self, change: Callable[[], None]) -> None:
+        """Lets one process change the files of a run that it writes, and the others wait for it."""
+        if self._read_only:
             return
-        for step in superseded([self._saved(step) for step in self.steps()], self._retention):
-            # What is left of a removal that is interrupted is no step.
-            removed = (self._root / str(step)).rename(self._root / f"{step}{REMOVED}")
-            shutil.rmtree(removed, ignore_errors=True)
+        if jax.process_index() == 0:
+            change()
+        multihost_utils.sync_global_devices("checkpoint files")
 
-    def _saved(self, step: int) -> Saved:
-        losses = self._meta(step).get("eval_loss") or {}
-        when = datetime.datetime.fromtimestamp((self._root / str(step)).stat().st_mtime, datetime.UTC)
-        return Saved(step, when, {"loss": losses[max(losses, key=int)]} if losses else None)
-
-    def _newest_whole(self, **items: Any) -> tuple[int, Any] | None:
-        """Returns the newest checkpoint that is whole, and what was read of it; None if there is no checkpoint."""
-        return self._first_whole(lambda step: self._read(step, **items))
-
-    def _first_whole(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
-        """Returns the newest step that `read` does not find damaged, and what it returns; None if there is no step.
-
-        Those before it are announced and set aside. Raises InputError if all are damaged.
-        """
-        damaged: list[tuple[int, manifest.Damaged]] = []
-        for step in reversed(self.steps()):
-            try:
-                found = read(step)
-            except manifest.Damaged as damage:
-                damaged.append((step, damage))
-                continue
-            for newer, damage in damaged:
-                self._announce(f"checkpoint {newer} of {self._workdir} is damaged, {damage}: takes step {step}")
-                self._set_aside(newer)
-            return step, found
-        if damaged:
-            newest, damage = damaged[0]
-            others = " and the others are damaged too;" if len(damaged) > 1 else ""
-            raise InputError(
-                f"checkpoint {newest} of {self._workdir} cannot be read: {damage};{others} restore it, or train "
-                "again in another --workdir"
-            )
-        return None
-
-    def _set_aside(self, step: int) -> None:
-        """Moves a checkpoint that is unfinished or damaged out of the way of a run that will save that step again."""
-        if self._read_only or jax.process_index():
-            return
-        to = self._workdir / DAMAGED / str(step)
-        shutil.rmtree(to, ignore_errors=True)
-        to.parent.mkdir(exist_ok=True)
-        (self._root / str(step)).rename(to)
-        self._manager.reload()
+    def _read_params(self, step: int, params: Any) -> Any:
+        """Returns the parameters to evaluate: the mean, if the checkpoint has one."""
+        name = AVERAGE if (self._files.directory(step) / AVERAGE).is_dir() else "params"
+        return self._read(step, **{name: params})[name]
 
     def _read(self, step: int, **items: Any) -> Any:
-        """Returns items of a checkpoint; raises Damaged, or InputError if they are not there or do not fit."""
-        if step not in self.steps():
-            raise InputError(
-                f"there is no checkpoint {step} of {self._workdir} (the newest is {self.latest()}); "
-                f"there are {', '.join(map(str, self.steps()))}"
-            )
-        directory = self._root / str(step)
-        if manifest.is_sealed(directory):
-            manifest.check(directory)
-        if "optimizer" not in items and (directory / AVERAGE).is_dir():
-            return {"params": self._read(step, optimizer=None, average=items["params"])[AVERAGE]}
-        args = {name: ocp.args.StandardRestore(item) for name, item in items.items() if item is not None}
+        """Returns items of a checkpoint; raises Damaged, or InputError if they do not fit."""
+        self._files.check(step)
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
-            self._check_shapes(step, items.get("params", items.get(AVERAGE)))
+            for name in items.keys() - {"optimizer"}:
+                self._check_shapes(step, name, items[name])
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except InputError:
             raise
@@ -259,38 +197,17 @@ class Checkpoints:
             reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
             raise manifest.Damaged(reason) from error
 
-    def _check_shapes(self, step: int, params: Any) -> None:
+    def _check_shapes(self, step: int, item: str, params: Any) -> None:
         """Raises InputError if the saved parameters have other names or shapes; Orbax names neither."""
-        metadata = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "params")
+        metadata = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / item)
         saved, given = _shapes(metadata.tree), _shapes(params)
         for name in sorted(saved.keys() | given.keys()):
             before, now = saved.get(name, "absent"), given.get(name, "absent")
             if before != now:
                 raise InputError(
-                    f"checkpoint {step} of {self._workdir} does not fit: its {name} is {before}, "
+                    f"checkpoint {step} of {self._files.workdir} does not fit: its {name} is {before}, "
                     f"but {CONFIG} gives {now}; restore the {CONFIG} that it was saved with"
                 )
-
-    def _all_steps(self) -> list[int]:
-        names = (path.name for path in self._root.iterdir()) if self._root.is_dir() else ()
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    def _is_unfinished(self, step: int) -> bool:
-        """Returns whether a checkpoint lacks the manifest that it was to have: its save was interrupted."""
-        return not manifest.is_sealed(self._root / str(step)) and SEALED in self._meta(step)
-
-    def _meta(self, step: int) -> Meta:
-        try:
-            found = json.loads((self._root / str(step) / "meta" / "metadata").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _unreadable(self, step: int, damage: Exception) -> str:
-        older = [other for other in self.steps() if other < step]
-        then = f"to resume from step {max(older)}" if older else "and train again"
-        directory = self._workdir / CHECKPOINTS / str(step)
-        return f"checkpoint {step} of {self._workdir} cannot be read: {damage}; remove {directory} {then}"
 
     def _unwritten(self, step: int, error: Exception) -> Exception:
         """Returns the failure to report for an error of the file system, and any other error as it is."""
@@ -299,7 +216,7 @@ class Checkpoints:
             return error
         good = self.latest()
         return RunFailure(
-            f"checkpoint {step} of {self._workdir} cannot be written ({text[:200]}); "
+            f"checkpoint {step} of {self._files.workdir} cannot be written ({text[:200]}); "
             + ("there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}")
             + ": make room, and run the same command to resume"
         )
@@ -311,40 +228,30 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def has_checkpoint(workdir: str | Path) -> bool:
     """Returns whether a run has a finished checkpoint."""
-    if not (Path(workdir) / CHECKPOINTS).is_dir():
-        return False
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.latest() is not None
-    finally:
-        checkpoints.close()
+    return bool(CheckpointFiles(workdir).steps())
 
 
 def latest_step(workdir: str | Path) -> int:
     """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
-    if not (Path(workdir) / CHECKPOINTS).is_dir():
+    files = CheckpointFiles(workdir)
+    if not files.root.is_dir():
         raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        step = checkpoints.latest()
-    finally:
-        checkpoints.close()
-    if step is None:
+    steps = files.steps()
+    if not steps:
         raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
-    return step
+    return steps[-1]
 
 
 def newest_whole(workdir: str | Path) -> int:
-    """Returns the step of the newest checkpoint whose every byte is right; those that are damaged are told on stderr.
+    """Returns the step of the newest checkpoint whose every byte is right; damaged ones are reported on stderr.
 
     Raises InputError if there is none.
     """
     latest_step(workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.newest_whole()
-    finally:
-        checkpoints.close()
+    files = CheckpointFiles(workdir)
+    found = files.first_whole(files.check, to_stderr)
+    assert found is not None, "latest_step has found one"
+    return found[0]
 
 
 def load(

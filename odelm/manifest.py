@@ -32,8 +32,8 @@ def write(directory: Path) -> None:
 
 def check(directory: Path) -> None:
     """Reads every file of a directory; raises `Damaged` for the first that is not what the manifest says."""
-    listed = _listed(directory)
-    missing, unlisted = set(listed) - set(_files(directory)), set(_files(directory)) - set(listed)
+    listed, there = _listed(directory), set(_files(directory))
+    missing, unlisted = listed.keys() - there, there - listed.keys()
     if missing:
         raise Damaged(f"{min(missing)} is missing")
     if unlisted:

@@ -70,7 +70,8 @@ flags.register_validator(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0 for a finished run, 130 or 143 for an interrupted one, 2 for a mistake."""
+    """Returns the exit status: 0 for a finished run, 130 or 143 for an interrupted one, 1 for one that cannot continue,
+    2 for a mistake."""
     options = f"Options of a recipe, with their defaults (docs/options.md):\n{as_help(Config())}"
     return command_line.run(_train, FLAGS, arguments, __doc__ or "", options)
 

@@ -116,7 +116,7 @@ class Loop:
                 self.log.print(traced)
             for metrics in unread:
                 self._check_skipped(metrics)
-            if int(state.skipped) >= step:
+            if step >= options.updates and int(state.skipped) >= step:
                 raise self._diverged(step)
             self._save(step, state, window, {})
             return state, losses, signal.close()

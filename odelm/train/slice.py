@@ -1,7 +1,7 @@
 """What a slice of TPUs would need for a recipe: the real update compiled for it, on a machine that has none.
 
-`libtpu` (the extra `slice`) compiles for a topology that it is told. The chips' own figures are those that Google
-publishes (cloud.google.com/tpu/docs/v5e, v5p and v6e).
+`libtpu` (the extra `slice`) compiles for a topology by its name. The figures of a chip are those that Google publishes
+(cloud.google.com/tpu/docs/v5e, v5p and v6e).
 """
 
 import dataclasses
@@ -67,8 +67,11 @@ class Need:
 def needs(config: Config, topology: str) -> Iterator[Need]:
     """Yields what a slice such as "v5e:4x4" needs for the update at each count of steps.
 
-    Raises InputError for an unknown chip, where libtpu is missing, and for a mesh or a batch that does not fit.
+    Raises InputError for an unknown chip, where libtpu is missing, for an encoder, and for a mesh or a batch that does
+    not fit.
     """
+    if config.model.kind != "decoder":
+        raise InputError("--slice takes a recipe of a decoder: batches of masked tokens are not made without a text")
     devices = _devices(topology)
     # No text is read, so it need not be there.
     config = dataclasses.replace(config, model=_as_on_tpu(config.model), data=DataConfig()).validate()

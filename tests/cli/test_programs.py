@@ -339,6 +339,11 @@ def test_infer_refuses_a_report_where_a_file_is(call, decoder, tmp_path):
     refused(call("infer.py", f"--workdir={run}", *options), "infer", "--out")
 
 
+def test_a_process_of_no_job_is_refused(call, tmp_path):
+    command = f"--workdir={tmp_path}", "--config=tiny", "--process_id=0"
+    refused(call("train.py", *command), "--process_id", "needs --distributed")
+
+
 def test_a_damaged_checkpoint_is_told_in_one_line(decoder, call, tmp_path):
     run = shutil.copytree(decoder, tmp_path / "run")
     command = f"--workdir={run}", "--steps=2", "--length=16", "--repeats=1", "--eval_batches=0"

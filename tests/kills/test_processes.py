@@ -51,6 +51,13 @@ def start(workdir: Path, corpus: Path, cache: Path, *, processes: int = 2, **opt
     return started
 
 
+def wait_for_an_update(processes: list[subprocess.Popen[str]]) -> None:
+    """Waits until the first process, which alone prints, reports an update."""
+    assert processes[0].stdout is not None
+    while not processes[0].stdout.readline().startswith("update "):
+        assert processes[0].poll() is None
+
+
 def ended(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
     """Returns the status and the output of each process."""
     try:
@@ -88,9 +95,7 @@ def test_two_processes_train_as_one_device_does(alone, corpus, tmp_path, mesh):
 def test_a_signal_to_one_process_stops_both_and_the_run_resumes(alone, corpus, tmp_path, which):
     long = dict(train__updates=4000, train__checkpoint_every=1000, train__eval_every=5000)
     processes = start(tmp_path / "run", corpus, alone, **long)
-    assert processes[0].stdout is not None
-    while not processes[0].stdout.readline().startswith("update "):
-        assert processes[0].poll() is None
+    wait_for_an_update(processes)
     processes[which].send_signal(signal.SIGTERM)
     found = ended(processes)
     assert [status for status, _ in found] == [143, 143], found
@@ -108,17 +113,9 @@ def test_a_signal_to_one_process_stops_both_and_the_run_resumes(alone, corpus, t
 def test_a_process_that_dies_ends_the_other_within_a_minute(alone, corpus, tmp_path, which):
     long = dict(train__updates=100_000, train__checkpoint_every=1000, train__eval_every=100_000)
     processes = start(tmp_path / "run", corpus, alone, **long)
-    assert processes[0].stdout is not None
-    while not processes[0].stdout.readline().startswith("update "):
-        assert processes[0].poll() is None
+    wait_for_an_update(processes)
     processes[which].kill()
     since = time.monotonic()
     status, output = ended(processes, timeout=90)[1 - which]
     assert status not in (0, 130, 143) and time.monotonic() - since < 60, output
     assert output.strip(), "it ended without a word"
-
-
-def test_processes_that_do_not_come_are_told(tmp_path):
-    from odelm.programs.train import main
-
-    assert main([f"--workdir={tmp_path}", "--config=tiny", "--process_id=0"]) == 2

@@ -58,7 +58,7 @@ def test_load_returns_the_newest_step_and_a_saved_step_is_not_overwritten(saved)
 def test_restore_returns_parameters_and_optimizer(saved):
     workdir, _, params, later = saved
     checkpoints = Checkpoints(workdir)
-    restored = checkpoints.restore(checkpoints.latest(), params, OPTIMIZER)
+    restored = checkpoints.restore_newest(params, OPTIMIZER)
     checkpoints.close()
     assert (restored.step, restored.meta) == (5, {"step": 5, "sealed": 1, "note": [1.5, None]})
     assert_same((restored.params, restored.optimizer), (later, OPTIMIZER))
@@ -123,16 +123,16 @@ def test_damaged_parameters_are_told_and_the_checkpoint_before_is_taken(saved, t
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_optimizer_stops_a_resumed_run_the_same_way(saved, tmp_path, damage):
+def test_damaged_optimizers_stop_a_run_that_would_resume(saved, tmp_path, damage):
     run = shutil.copytree(saved[0], tmp_path / "run")
-    damage(run / run_directory.CHECKPOINTS / "3" / "optimizer")
+    for step in ("3", "5"):
+        damage(run / run_directory.CHECKPOINTS / step / "optimizer")
     checkpoints = Checkpoints(run)
     with pytest.raises(odelm.InputError) as caught:
-        checkpoints.restore(3, saved[2], OPTIMIZER)
+        checkpoints.restore_newest(saved[2], OPTIMIZER)
     checkpoints.close()
     message = message_of(caught)
-    assert message.startswith(f"checkpoint 3 of {run} cannot be read: ")
-    assert message.endswith(f"; remove {run / run_directory.CHECKPOINTS / '3'} and train again")
+    assert message.startswith(f"checkpoint 5 of {run} cannot be read: ") and "the others are damaged too" in message
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,19 @@ def test_a_save_that_was_interrupted_before_its_manifest_does_not_count(saved, t
     assert_same(nnx.state(odelm.load(run)[0], nnx.Param), saved[2])
     with pytest.raises(odelm.InputError, match=r"no checkpoint 5 of .*\(the newest is 3\)"):
         odelm.load(run, step=5)
+
+
+def test_an_interrupted_save_does_not_stand_in_the_way_of_an_earlier_step(saved, tmp_path):
+    """A run that resumes from before it may be stopped, and save, before it gets there again."""
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    (run / run_directory.CHECKPOINTS / "5" / manifest.MANIFEST).unlink()
+    checkpoints = Checkpoints(run)
+    assert checkpoints.restore_newest(saved[2], OPTIMIZER).step == 3
+    checkpoints.save(4, saved[3], OPTIMIZER)
+    checkpoints.save(5, saved[3], OPTIMIZER)
+    checkpoints.close()
+    assert Checkpoints(run, read_only=True).steps() == [3, 4, 5]
+    assert (run / run_directory.DAMAGED / "5").is_dir()
 
 
 def test_a_manifest_is_what_sha256sum_reads(saved):

@@ -32,7 +32,8 @@ ALLOWED = {
     "compiling": set(),
     "manifest": {"files"},
     "retention": {"config"},
-    "checkpoint": MODELS | {"run_directory", "manifest", "retention", "sharding"},
+    "checkpoint_files": {"config", "errors", "manifest", "retention", "run_directory"},
+    "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
     "interop": MODELS | {"lazy"},
     "pretrained": {"config", "errors", "checkpoint", "interop"},
     "train": MODELS

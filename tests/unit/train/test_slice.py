@@ -1,4 +1,4 @@
-"""What is counted of a compiled program, and what is told of a slice; with libtpu one is compiled for it."""
+"""How a compiled program is counted, and what is reported for a slice; with libtpu an update is compiled for one."""
 
 import importlib.util
 import os
@@ -51,6 +51,11 @@ def test_the_slowest_part_bounds_the_update():
 def test_an_unknown_slice_is_refused(topology):
     with pytest.raises(InputError, match="expected a chip and a shape, such as v5e:16x16; chips: v5e, v5p, v6e"):
         list(needs(config_of(), topology))
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(InputError, match="--slice takes a recipe of a decoder"):
+        list(needs(config_of(kind="encoder"), "v5e:2x2"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
