@@ -4,8 +4,8 @@
 
 Both sides train GPT-2's shape on synthetic tokens, bfloat16 products and float32 parameters, AdamW, no dropout. The
 sides take turns, a process each, so that a card's memory is one side's alone: `transformers`, then odelm, `--rounds`
-times. Of odelm every count of steps has its update timed; "random counts" is the mean of their times. The table has
-tokens/s (the median of the rounds), the share of `--peak` a device, and the memory beside parameters and optimiser.
+times. Of odelm every count of steps has its update timed; "random" is the mean of their times. Each turn prints the
+median time of an update, tokens/s, the share of `--peak` a device, and the memory beside parameters and optimiser.
 """
 
 import argparse

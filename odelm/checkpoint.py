@@ -114,8 +114,8 @@ class Checkpoints:
     def restore_newest(self, params: Any, optimizer: Any, *, average: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is no checkpoint.
 
-        The arguments give structure, dtypes and shardings. Damaged checkpoints are announced, and moved to `damaged/` in
-        the run directory. Raises InputError if all are damaged, and if one does not fit the arguments.
+        The arguments give structure, dtypes and shardings. Damaged checkpoints are announced, and moved to `damaged/`
+        in the run directory. Raises InputError if all are damaged, and if one does not fit the arguments.
         """
         given = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
         newest = self._files.first_whole(lambda step: self._read(step, **given), self._announce)

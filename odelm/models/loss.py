@@ -106,6 +106,7 @@ def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch
     total, nats = summed_cross_entropy(
         *model.head.parts(picked, model.embed.tokens[...]), jnp.asarray(batch["targets"]), weights, z_loss=z_loss
     )
+    # The nats have no gradient of their own: with a penalty, that of both is the penalty's.
     penalty = total - nats.sum() if z_loss else jnp.zeros(())
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
