@@ -103,7 +103,7 @@ class _Guard:
     """The signal handlers, and the thread that sees a signal while the main thread is busy elsewhere."""
 
     def __init__(self, line: str):
-        self._line, self._leaving = line, threading.Lock()
+        self._line, self._leaving, self._ending = line, threading.Lock(), False
         self._told, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
@@ -155,6 +155,7 @@ class _Guard:
 
     def _exit(self, status: int) -> None:
         """Ends the process without the ends of threads and libraries, which may hang or fail."""
+        self._ending = True
         for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
             process.kill()
             process.join(1.0)
@@ -167,8 +168,8 @@ class _Guard:
     def _be_quiet_when_interrupted(self) -> None:
         """Lets nothing be told of what fails in threads and callbacks once the end has begun."""
         unraisable, in_thread = sys.unraisablehook, threading.excepthook
-        sys.unraisablehook = lambda told: None if _interrupted else unraisable(told)
-        threading.excepthook = lambda told: None if _interrupted else in_thread(told)
+        sys.unraisablehook = lambda told: None if _interrupted or self._ending else unraisable(told)
+        threading.excepthook = lambda told: None if _interrupted or self._ending else in_thread(told)
 
 
 def _interrupt(number: int) -> None:

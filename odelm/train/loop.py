@@ -152,7 +152,7 @@ class Loop:
         step = int(state.step)
         if step == 0 or step % self.config.train.eval_every or self.held_out.recorded(step):
             return {}
-        return self.held_out.evaluate(step, state.evaluated)
+        return self._evaluate(step, state)
 
     def _record(self, step: int, window: Window, recent: Losses, steps: int) -> None:
         """Logs the updates since the last record; `steps` is the number of depth steps of the last one."""
@@ -161,7 +161,7 @@ class Loop:
         rate = schedule(self.config.optimizer, options.updates)(step - 1)
         measured = window.close(tokens=tokens, waited=self.batches.waited())
         if measured["mean_steps"] is not None and (peak := peak_flops()) is not None:
-            # Positions that are masked are few, and a readout of them alone is not worth a count of its own.
+            # A masked model reads out the masked positions only.
             needed = training_flops(
                 self.config.model, steps=measured["mean_steps"], length=options.length,
                 predicted=1.0 if self.config.model.kind == "decoder" else self.config.data.mask_rate,

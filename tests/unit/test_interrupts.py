@@ -142,6 +142,22 @@ def main():
     finally:
         time.sleep(0.3)
 """,
+    "while a thread reads a queue": """
+import contextlib, hashlib, multiprocessing.util, queue
+def main():
+    told = multiprocessing.Queue()
+    multiprocessing.util.Finalize(None, time.sleep, (0.3,), exitpriority=0)
+    def read():
+        while True:
+            with contextlib.suppress(queue.Empty):
+                told.get(True, 0.001)
+    told.put("something")
+    threading.Thread(target=read, daemon=True).start()
+    with interrupts.StopSignal():
+        kill()
+        threading.Timer(0.5, kill).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+""",
     "with children": """
 import subprocess
 def main():
