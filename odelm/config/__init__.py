@@ -5,25 +5,15 @@ A recipe under `configs/` is a `get_config()` that returns a `Config`. `Config.v
 """
 
 from odelm.config.data import CORPORA, MASK_UNITS, ON_BAD_RECORD, PACKINGS, SPLITS, DataConfig
+from odelm.config.init import MERGES, OVERRIDABLE, InitConfig
 from odelm.config.load import load_recipe, recipe_names
 from odelm.config.model import ACTIVATIONS, ATTENTIONS, DTYPES, KINDS, NORM_PLACEMENTS, NORMS, POSITIONS, ModelConfig
+from odelm.config.optimizer import DECAYS, OPTIMIZERS, OptimizerConfig
 from odelm.config.parse import parse_value
 from odelm.config.recipe import Config
 from odelm.config.serialize import changed_options, check_option, from_dict, from_json, options, replace, to_json
-from odelm.config.training import (
-    DECAYS,
-    MERGES,
-    OVERRIDABLE,
-    REMAT_POLICIES,
-    SAMPLINGS,
-    InitConfig,
-    MeshConfig,
-    OptimizerConfig,
-    StepSamplingConfig,
-    TrainConfig,
-    annealed_steps,
-    default_steps,
-)
+from odelm.config.step_sampling import SAMPLINGS, StepSamplingConfig, annealed_steps, default_steps
+from odelm.config.training import REMAT_POLICIES, MeshConfig, TrainConfig
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,6 +32,7 @@ __all__ = [
     "NORMS",
     "NORM_PLACEMENTS",
     "ON_BAD_RECORD",
+    "OPTIMIZERS",
     "OVERRIDABLE",
     "OptimizerConfig",
     "PACKINGS",

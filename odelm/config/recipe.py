@@ -4,15 +4,11 @@ from dataclasses import dataclass, field
 
 from odelm.config.checks import check_types
 from odelm.config.data import DataConfig
+from odelm.config.init import InitConfig
 from odelm.config.model import ModelConfig
-from odelm.config.training import (
-    InitConfig,
-    MeshConfig,
-    OptimizerConfig,
-    StepSamplingConfig,
-    TrainConfig,
-    default_steps,
-)
+from odelm.config.optimizer import OptimizerConfig
+from odelm.config.step_sampling import StepSamplingConfig, default_steps
+from odelm.config.training import MeshConfig, TrainConfig
 from odelm.errors import InputError
 
 

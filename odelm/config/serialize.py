@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from odelm.config.model import ModelConfig
 from odelm.config.recipe import Config
-from odelm.config.training import default_steps
+from odelm.config.step_sampling import default_steps
 from odelm.errors import InputError, nearest
 
 T = TypeVar("T")

@@ -59,7 +59,8 @@ class Classifier(SharedTransformer):
         """Returns a classifier with a copy of a pre-trained encoder's body and a new head."""
         model = cls(encoder.config, outputs=outputs, rngs=rngs)
         body = nnx.clone(encoder)
-        model.embed, model.blocks, model.final_norm = body.embed, body.blocks, body.final_norm
+        model.embed, model.final_norm = body.embed, body.final_norm
+        model.prelude, model.blocks, model.coda = body.prelude, body.blocks, body.coda
         return model
 
     def readout(self, hidden: jax.Array) -> jax.Array:

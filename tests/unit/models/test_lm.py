@@ -172,8 +172,9 @@ def test_adaptive_steps_approach_the_fine_grid(make_model, tokens):
     assert evaluations.dtype == jnp.int32 and 6 < int(evaluations) < 500
 
 
-def test_classifier(make_model, make_config, tokens):
-    encoder = nnx.clone(make_model(kind="encoder"))
+@pytest.mark.parametrize("ends", [dict(), dict(depth=6, prelude=1, coda=1)])
+def test_classifier(make_model, make_config, tokens, ends):
+    encoder = nnx.clone(make_model(kind="encoder", **ends))
     model = Classifier.from_encoder(encoder, outputs=3, rngs=nnx.Rngs(1))
     outputs = model(tokens, steps=2)
     assert (outputs.shape, outputs.dtype) == ((2, 3), jnp.float32)
