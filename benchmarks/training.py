@@ -78,7 +78,7 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
         train=TrainConfig(batch_size=rows, length=length, remat=options.remat or None),
     ).validate()
     mesh = make_mesh(MeshConfig(**sizes))
-    optimizer = make_optimizer(config.optimizer, 1000)
+    optimizer = make_optimizer(config.optimizer, 1000, config.model)
     graph, _ = graph_of(config)
     state = init_state(config, optimizer, mesh)
     tokens = np.random.default_rng(0).integers(0, options.vocabulary, (rows, length + 1), dtype=np.int32)

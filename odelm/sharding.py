@@ -30,12 +30,12 @@ LOGICAL_AXES: tuple[tuple[str, Axes], ...] = (
     (r".*feedforward/up/kernel", ("width", "hidden")),
     (r".*feedforward/up/bias", ("hidden",)),
     (r".*feedforward/down/kernel", ("hidden", "width")),
-    (r".*modulation/out/kernel", (None, "width")),
+    (r".*modulation/(out|wide)/kernel", (None, "width")),
     (r".*residual/[a-z]+/down", (None, "width", None)),
     (r".*residual/[a-z]+/up", (None, None, "width")),
     (r"head/bias", ("vocab",)),
     # Vectors of the width, small matrices and heads for a class: every device holds them whole.
-    (r".*(scale|bias)|.*modulation/hidden/kernel|(order|head)/(pool|out)/kernel", ()),
+    (r".*(scale|bias)|.*(weights|by_time)|.*modulation/hidden/kernel|(order|head)/(pool|out)/kernel", ()),
 )
 """The first pattern that matches the whole of a parameter's name (`blocks/0/attention/qkv/kernel`) names its axes."""
 

@@ -24,6 +24,7 @@ def stacks(draw, max_groups: int = 6, max_stretch: int = 8) -> c.ModelConfig:
 @st.composite
 def models(draw) -> c.ModelConfig:
     stack, heads, kind = draw(stacks()), draw(st.integers(1, 8)), draw(st.sampled_from(c.KINDS))
+    placement, modulated = draw(st.sampled_from(c.NORM_PLACEMENTS)), draw(switches)
     return c.ModelConfig(
         kind=kind,
         vocab_size=draw(st.integers(300, 60_000)),
@@ -39,11 +40,15 @@ def models(draw) -> c.ModelConfig:
         embed_dim=draw(maybe(st.integers(1, 256).map(lambda half: 2 * half))),
         max_length=draw(st.integers(16, 4096)),
         norm=draw(st.sampled_from(c.NORMS)),
-        norm_placement=draw(st.sampled_from(c.NORM_PLACEMENTS)),
+        norm_placement=placement,
         norm_eps=draw(st.floats(1e-12, 1e-3)),
         activation=draw(st.sampled_from(c.ACTIVATIONS)),
         positions=draw(st.sampled_from(c.POSITIONS)),
-        time_modulation=draw(switches),
+        time_modulation=modulated,
+        wide_modulation=modulated and draw(switches),
+        lanes=draw(st.integers(1, 3)) if placement == "pre" else 1,
+        reference_depth=draw(maybe(st.integers(stack.ends + 1, 48))),
+        reference_width=draw(maybe(st.integers(1, 4096))),
         token_types=draw(st.integers(0, 2)),
         sentence_order=kind == "encoder" and draw(switches),
         dropout=draw(st.floats(0, 0.99)),
@@ -59,6 +64,7 @@ def samplings(draw, model: c.ModelConfig) -> c.StepSamplingConfig:
     chosen = tuple(draw(st.lists(counts, min_size=least, max_size=4, unique=True)))
     weighted = chosen and draw(switches)
     weights = draw(st.lists(st.floats(0, 5), min_size=len(chosen) - 1, max_size=len(chosen) - 1)) if weighted else []
+    anneal = draw(st.floats(0, 1))
     return c.StepSamplingConfig(
         kind=draw(st.sampled_from(c.SAMPLINGS)),
         counts=chosen,
@@ -66,7 +72,8 @@ def samplings(draw, model: c.ModelConfig) -> c.StepSamplingConfig:
         low=draw(st.floats(0.1, 1)),
         high=draw(st.floats(1, 10)),
         jitter=draw(st.floats(0, 0.9)),
-        anneal=draw(st.floats(0, 1)),
+        anneal=anneal,
+        fine_last=draw(st.floats(0, 1)) * (1 - anneal),
     )
 
 

@@ -73,8 +73,19 @@ class ModelConfig:
     """The readout is the transposed embedding, in place of a matrix of its own."""
     time_modulation: bool = True
     """Let the block know its depth time (see `odelm.models.modulation`)."""
+    wide_modulation: bool = False
+    """Time also scales queries, keys, values and hidden units (see `odelm.models.modulation`)."""
+    lanes: int = 1
+    """States side by side around the core, of which the block reads a mix and writes to all: hyper-connections (see
+    `odelm.models.lanes`)."""
     parallel_branches: bool = False
     """Attention and MLP read the same state, instead of one after the other."""
+    reference_depth: int | None = None
+    """A depth at which learning rates were tuned. What the block adds is then scaled, and its last matrices are
+    initialised, so that they hold at this depth too; None is this depth itself."""
+    reference_width: int | None = None
+    """A width at which learning rates were tuned. Embeddings, readout and the optimiser's rates are then scaled so that
+    they hold at this width too; None is this width itself."""
     token_types: int = 0
     """Number of token-type (segment) embeddings; 0 is none."""
     sentence_order: bool = False
@@ -121,9 +132,9 @@ class ModelConfig:
         choice("model.attention", self.attention, ATTENTIONS)
         choice("model.dtype", self.dtype, DTYPES)
         choice("model.residual_dtype", self.residual_dtype, DTYPES)
-        for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "max_length"):
+        for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "lanes", "max_length"):
             positive(f"model.{name}", getattr(self, name))
-        for name in ("feedforward", "embed_dim"):
+        for name in ("feedforward", "embed_dim", "reference_depth", "reference_width"):
             if getattr(self, name) is not None:
                 positive(f"model.{name}", getattr(self, name))
         divides("model.heads", self.heads, "model.width", self.width)
@@ -140,6 +151,18 @@ class ModelConfig:
         for name in ("token_types", "layer_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")
+        if self.reference_depth is not None and self.reference_depth <= self.ends:
+            raise InputError(
+                f"model.reference_depth is {self.reference_depth}, expected more than the {self.ends} layers of its "
+                "prelude and coda"
+            )
+        if self.wide_modulation and not self.time_modulation:
+            raise InputError("model.wide_modulation is True, but model.time_modulation is False: set both, or neither")
+        if self.lanes > 1 and self.norm_placement == "post":
+            raise InputError(
+                f"model.lanes is {self.lanes}, but a post-norm block writes its whole state: expected 1, or "
+                "model.norm_placement='pre'"
+            )
         if self.positions == "rotary" and self.head_size % 2:
             raise InputError(
                 f"model.width / model.heads is {self.head_size}, but rotary positions turn pairs: expected an "

@@ -37,6 +37,8 @@ class StepSamplingConfig:
     few_first: float = 0.0
     """Share of the updates, the first ones, in which only the smaller half of the counts is drawn; 0 draws from all at
     once. Updates of few steps are cheap, and more of them fit into the same time."""
+    fine_last: float = 0.0
+    """Share of the updates, the last ones, in which only the larger half of the counts is drawn."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -73,8 +75,16 @@ class StepSamplingConfig:
             raise InputError(f"step_sampling.jitter is {self.jitter}, expected at least 0 and below 1")
         if not 0.0 <= self.anneal <= 1.0:
             raise InputError(f"step_sampling.anneal is {self.anneal}, expected a share of the updates, 0 to 1")
-        if not 0.0 <= self.few_first <= 1.0:
-            raise InputError(f"step_sampling.few_first is {self.few_first}, expected a share of the updates, 0 to 1")
+        for name in ("few_first", "fine_last"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(
+                    f"step_sampling.{name} is {getattr(self, name)}, expected a share of the updates, 0 to 1"
+                )
+        if max(self.few_first, self.anneal) + self.fine_last > 1.0:
+            raise InputError(
+                f"step_sampling.fine_last is {self.fine_last}, which leaves too few updates to few_first "
+                f"({self.few_first}) and anneal ({self.anneal}): expected shares that add up to 1 or less"
+            )
         if self.few_first and self.anneal:
             raise InputError("step_sampling.few_first begins with few steps and anneal with many: set one of them to 0")
         return self

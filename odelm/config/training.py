@@ -29,6 +29,11 @@ class TrainConfig:
     """In how many parts a batch is computed, one after the other: less memory, and the same update."""
     z_loss: float = 0.0
     """What the squared logarithm of the softmax's sum weighs in what is minimised, such as 1e-4: keeps logits small."""
+    distill: float = 0.0
+    """Share of an update of few steps that learns what the model itself predicts at full depth, in place of the text;
+    0 is none. Such an update costs a pass over the full depth more."""
+    distill_from: float = 0.5
+    """Of `distill`: the share of the updates after which it begins, when full depth has something to teach."""
     length: int = 128
     """Tokens a sequence."""
     eval_every: int = 200
@@ -80,6 +85,9 @@ class TrainConfig:
         divides("train.accumulate", self.accumulate, "train.batch_size", self.batch_size)
         if self.z_loss < 0:
             raise InputError(f"train.z_loss is {self.z_loss}, expected 0 or more")
+        for name in ("distill", "distill_from"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected a share, 0 to 1")
         if self.remat is not None:
             choice("train.remat", self.remat, REMAT_POLICIES)
         for name in ("keep_every", "keep_minutes", "keep_best"):

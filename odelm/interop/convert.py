@@ -40,15 +40,20 @@ MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "u
 def unrolled(model: Model) -> Model:
     """Returns a model with a block for each unit of depth, equal to this one at unit steps.
 
-    Time modulation and residuals are folded into the weights, in float32.
+    Time modulation and residuals are folded into the weights, in float32. Raises InputError for a model of several
+    lanes.
     """
+    if model.config.lanes > 1:
+        raise InputError(f"model.lanes is {model.config.lanes}, but separate layers have one state: expected 1")
     config = dataclasses.replace(
         model.config,
         prelude=0,
         coda=0,
         groups=model.config.depth,
         time_modulation=False,
+        wide_modulation=False,
         layer_rank=0,
+        reference_depth=None,
         # Modulation shifts a state whose norms have no bias of their own.
         bias=model.config.bias or model.config.time_modulation,
     )
@@ -84,7 +89,8 @@ def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
     does not divide over the groups, or `init.layer` is no layer of a stretch.
     """
     ends = model.config.prelude, model.config.coda
-    if model.config.time_modulation or model.config.layer_rank:
+    options = model.config
+    if options.time_modulation or options.layer_rank or options.reference_depth is not None or options.lanes > 1:
         model = unrolled(model)
     config = _shared_config(model.config, init, ends)
     given, size = parameters(model), config.core // config.groups
@@ -168,6 +174,10 @@ def _at_time(block: SharedBlock, t: float) -> Arrays:
     if condition.delta is not None:
         for name, key in MATRICES.items():
             arrays |= _with_delta(arrays, name, getattr(condition.delta, key))
+    if condition.scales is not None:
+        qkv, hidden = condition.scales
+        arrays |= _gated(arrays, "attention/qkv", qkv)
+        arrays["feedforward/down/kernel"] = arrays["feedforward/down/kernel"] * hidden[:, None]
     arrays |= _gated(arrays, "attention/out", condition.gate1) | _gated(arrays, "feedforward/down", condition.gate2)
     return arrays | _norms(condition)
 

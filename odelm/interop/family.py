@@ -113,6 +113,10 @@ def common_obstacles(config: ModelConfig) -> list[str]:
         found.append("positions=rotary (only learned, or sinusoidal as a table)")
     if config.activation not in WRITTEN_ACTIVATIONS:
         found.append(f"activation={config.activation}")
+    if config.lanes > 1:
+        found.append(f"lanes={config.lanes}")
+    if config.reference_width is not None:
+        found.append(f"reference_width={config.reference_width} (which scales the embeddings)")
     if config.parallel_branches:
         found.append("parallel_branches=True")
     return found

@@ -63,7 +63,7 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
 def as_family(model: Model) -> tuple[Family, Model]:
     """Returns the family that has an equivalent of the model, and the equivalent in the form that it writes."""
     config = model.config
-    separate = config.time_modulation or config.layer_rank > 0 or config.ends > 0
+    separate = config.time_modulation or config.layer_rank > 0 or config.ends > 0 or config.reference_depth is not None
     unshared = config.groups == config.depth or separate
     if config.kind == "decoder":
         family = GPT2

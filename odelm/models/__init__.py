@@ -7,6 +7,7 @@ from odelm.models.embed import Embed, Readout
 from odelm.models.feedforward import FeedForward
 from odelm.models.field import BlockField
 from odelm.models.inputs import Inputs
+from odelm.models.lanes import LaneBlock
 from odelm.models.lm import CausalLM, Classifier, Encoder, MaskedLM, create
 from odelm.models.memory import Memory
 from odelm.models.modulation import Modulation
@@ -26,6 +27,7 @@ __all__ = [
     "Encoder",
     "FeedForward",
     "Inputs",
+    "LaneBlock",
     "LayerDelta",
     "Memory",
     "MaskedLM",

@@ -25,6 +25,11 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     return a.astype(wide) + b.astype(wide)
 
 
+def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Returns `factor * x`, multiplied in float32: in 16 bits a factor near 1 would lose what it has learned."""
+    return x if factor is None else (x.astype(factor.dtype) * along_last(factor, x.ndim)).astype(x.dtype)
+
+
 def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
     """Returns the rows (.., E) of `table` (V, E) at `index` (..); NaN for an index that is not from 0 to V - 1."""
     spread = _spread(index, 1)

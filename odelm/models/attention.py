@@ -9,6 +9,7 @@ from flax import nnx
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.models import initialize
+from odelm.models.arrays import scaled
 from odelm.models.memory import KeyValues
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
@@ -52,16 +53,18 @@ class Attention(nnx.Module):
         *,
         qkv_delta: Delta | None = None,
         out_delta: Delta | None = None,
+        qkv_scale: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
 
         `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding.
-        The deltas are added to the two linear maps.
+        The deltas are added to the two linear maps; then queries, keys and values take `qkv_scale` (3, H, K).
         """
         view = self._view(x.shape[1]) if view is None else view
         qkv = self.qkv(x)
         if qkv_delta is not None:
             qkv = qkv + qkv_delta(x.astype(qkv.dtype)).reshape(qkv.shape)
+        qkv = scaled(qkv, qkv_scale)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.config import ModelConfig
-from odelm.models.arrays import add, along_last
+from odelm.models import initialize
+from odelm.models.arrays import add, along_last, scaled
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
 from odelm.models.memory import KeyValues
@@ -30,13 +31,15 @@ from odelm.ode.dtypes import at_least_float32
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Condition:
-    """All that a block draws from its time: the affine maps of its norms, and (D,) gates on its branches."""
+    """All that a block draws from its time: the affine maps of its norms, (D,) gates on its branches, and with
+    `wide_modulation` factors on queries, keys and values (3, H, K) and on hidden units (F,)."""
 
     norm1: Affine
     norm2: Affine | None
     gate1: jax.Array | None
     gate2: jax.Array | None
     delta: BlockDelta | None = None
+    scales: tuple[jax.Array, jax.Array] | None = None
 
 
 class SharedBlock(nnx.Module):
@@ -63,6 +66,7 @@ class SharedBlock(nnx.Module):
         self.feedforward = FeedForward(config, rngs=rngs)
         self.norm1 = Norm(config, config.width)
         self.norm2 = None if self.parallel and self.post_norm else Norm(config, config.width)
+        self.branch_factor = initialize.branch_factor(config)
         rows = 4 if self.norm2 is None else 6
         self.modulation = Modulation(config, rows, first=first, rngs=rngs) if config.time_modulation else None
         self.residual = (
@@ -76,12 +80,15 @@ class SharedBlock(nnx.Module):
         """Returns what the block needs to know of the time `t`, a float32 scalar."""
         delta = None if self.residual is None else self.residual(t)
         delta1, delta2 = (None, None) if delta is None else (delta.norm1, delta.norm2)
+        factor = self.branch_factor
         if self.modulation is None:
             norm2 = self.norm2 and self.norm2.affine(delta=delta2)
-            return Condition(self.norm1.affine(delta=delta1), norm2, None, None, delta)
+            gate = None if factor == 1 else jnp.full(self.norm1.scale.shape, factor, jnp.float32)
+            return Condition(self.norm1.affine(delta=delta1), norm2, gate, gate, delta)
         gate1, gate2, *affine = self.modulation(t)
         norm2 = self.norm2 and self.norm2.affine(*affine[2:], delta=delta2)
-        return Condition(self.norm1.affine(*affine[:2], delta=delta1), norm2, 1 + gate1, 1 + gate2, delta)
+        gates = factor * (1 + gate1), factor * (1 + gate2)
+        return Condition(self.norm1.affine(*affine[:2], delta=delta1), norm2, *gates, delta, self.modulation.scales(t))
 
     def increment(
         self,
@@ -98,12 +105,11 @@ class SharedBlock(nnx.Module):
             return after - h, memory
         key1, key2 = _split(key)
         a, memory = self._attend(self.norm1(h, affine=condition.norm1), condition, view, key1, memory)
-        a = _scaled(a, condition.gate1)
+        a = scaled(a, condition.gate1)
         inner = h if self.parallel else add(h, a).astype(h.dtype)
         assert self.norm2 is not None
-        return a + _scaled(
-            self._feed(self.norm2(inner, affine=condition.norm2), condition, key2), condition.gate2
-        ), memory
+        fed = self._feed(self.norm2(inner, affine=condition.norm2), condition, key2)
+        return a + scaled(fed, condition.gate2), memory
 
     def step(
         self,
@@ -147,12 +153,15 @@ class SharedBlock(nnx.Module):
         memory: KeyValues | None,
     ) -> tuple[jax.Array, KeyValues | None]:
         qkv, out = (None, None) if condition.delta is None else (condition.delta.qkv, condition.delta.out)
-        context, memory = self.attention(x, view=view, memory=memory, qkv_delta=qkv, out_delta=out)
+        scale = None if condition.scales is None else condition.scales[0]
+        context, memory = self.attention(x, view=view, memory=memory, qkv_delta=qkv, out_delta=out, qkv_scale=scale)
         return self.dropout(context, deterministic=key is None, rngs=key), memory
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
         up, down = (None, None) if condition.delta is None else (condition.delta.up, condition.delta.down)
-        return self.dropout(self.feedforward(x, up_delta=up, down_delta=down), deterministic=key is None, rngs=key)
+        scale = None if condition.scales is None else condition.scales[1]
+        fed = self.feedforward(x, up_delta=up, down_delta=down, hidden_scale=scale)
+        return self.dropout(fed, deterministic=key is None, rngs=key)
 
 
 def euler(h: jax.Array, slope: jax.Array, dt: jax.Array | float) -> jax.Array:
@@ -166,11 +175,6 @@ def _moved(h: jax.Array, dt: jax.Array | float, gate: jax.Array | None, branch: 
     wide = at_least_float32(h.dtype)
     size = jnp.asarray(dt, wide)
     return h.astype(wide) + (size if gate is None else along_last(size * gate, h.ndim)) * branch.astype(wide)
-
-
-def _scaled(x: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """Returns `gate * x`, multiplied in float32: in 16 bits a gate near 1 would lose what it has learned."""
-    return x if gate is None else (x.astype(gate.dtype) * along_last(gate, x.ndim)).astype(x.dtype)
 
 
 def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

@@ -8,6 +8,7 @@ the gradients, whose only unknown is the factor that the summed loss is multipli
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -19,6 +20,18 @@ PIECE_BYTES = 1 << 30
 """The logits held at once: so many bytes in float32 (4 GiB of device memory with what is made of them)."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Teacher:
+    """What a model is to learn from beside the text: what is read from other states by the same readout, without a
+    gradient (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
+
+    x: jax.Array
+    """(B, L, E)."""
+    share: jax.Array | float
+    """How much of what is learned it is: 0 none, 1 all."""
+
+
 def summed_cross_entropy(
     x: jax.Array,
     matrix: jax.Array,
@@ -27,6 +40,7 @@ def summed_cross_entropy(
     weights: jax.Array,
     *,
     z_loss: float = 0.0,
+    teacher: Teacher | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the weighted sum of `-log softmax(x matrix^T + bias)` at the targets, and each token's share of it.
@@ -42,10 +56,11 @@ def summed_cross_entropy(
         weights: float32 (B, L), 0 where nothing is predicted.
         z_loss: what `logsumexp(logits)^2` weighs in the sum beside it, which keeps logits small (Chowdhery et al. 2022,
             arXiv 2204.02311, section 5); the shares leave it out.
+        teacher: whose predictions are learned in place of a share of the targets; the shares leave it out.
         piece_bytes: of the logits that are held at once, in float32.
     """
     pieces = _count_pieces(targets.shape, matrix.shape[0], piece_bytes)
-    total, nats = cast(tuple[jax.Array, jax.Array], _summed(x, matrix, bias, targets, weights, z_loss, pieces))
+    total, nats = cast(tuple[jax.Array, jax.Array], _summed(x, matrix, bias, targets, weights, teacher, z_loss, pieces))
     return total, jax.lax.stop_gradient(nats)
 
 
@@ -58,24 +73,30 @@ def _count_pieces(shape: tuple[int, ...], words: int, piece_bytes: int) -> int:
     return next(count for count in range(max(wanted, 1), shape[1] + 1) if shape[1] % count == 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _summed(
     x: jax.Array,
     matrix: jax.Array,
     bias: jax.Array | None,
     targets: jax.Array,
     weights: jax.Array,
+    teacher: Teacher | None,
     z_loss: float,
     pieces: int,
 ) -> tuple[jax.Array, jax.Array]:
     matrix = matrix.astype(x.dtype)
 
     def body(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        part, targets, weights = piece
-        lse, nats = cross_entropy(_logits(part, matrix, bias), targets)
-        return total + ((nats + z_loss * jnp.square(lse)) * weights).sum(), nats * weights
+        part, targets, weights, *taught = piece
+        logits = _logits(part, matrix, bias)
+        lse, nats = cross_entropy(logits, targets)
+        learned = nats
+        if teacher is not None:
+            chances = jax.nn.softmax(_logits(taught[0], matrix, bias))
+            learned = learned + teacher.share * (lse - (chances * logits).sum(-1) - nats)
+        return total + ((learned + z_loss * jnp.square(lse)) * weights).sum(), nats * weights
 
-    total, nats = _over(body, jnp.zeros(()), _cut((x, targets, weights), pieces))
+    total, nats = _over(body, jnp.zeros(()), _cut((x, targets, weights, *_taught(teacher)), pieces))
     return total, _joined(nats)
 
 
@@ -85,6 +106,7 @@ def _forward(
     bias: jax.Array | None,
     targets: jax.Array,
     weights: jax.Array,
+    teacher: Teacher | None,
     z_loss: float,
     pieces: int,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
@@ -92,28 +114,33 @@ def _forward(
 
     def body(sums: tuple, piece: tuple[jax.Array, ...]) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
         total, of_matrix, of_bias = sums
-        part, targets, weights = piece
+        part, targets, weights, *taught = piece
         # In 16 bits, as the products are, they take half the time to write and to read twice.
         logits = _logits(part, small, bias, dtype=x.dtype).astype(jnp.float32)
         lse, nats = cross_entropy(logits, targets)
         slope = (weights * (1 + 2 * z_loss * lse))[..., None] * jnp.exp(logits - lse[..., None])
-        slope = slope - jnp.where(_chosen(logits, targets), weights[..., None], 0.0)
+        aim, learned = jnp.where(_chosen(logits, targets), weights[..., None], 0.0), nats
+        if teacher is not None:
+            chances = jax.nn.softmax(_logits(taught[0], small, bias, dtype=x.dtype).astype(jnp.float32))
+            learned = learned + teacher.share * (lse - (chances * logits).sum(-1) - nats)
+            aim = aim + teacher.share * (weights[..., None] * chances - aim)
+        slope = slope - aim
         low = slope.astype(x.dtype)
         of_matrix = of_matrix + _product("...v,...e->ve", low, part, matrix)
         of_bias = None if bias is None else of_bias + slope.sum(tuple(range(slope.ndim - 1)))
         of_part = _product("...v,ve->...e", low, small, part).astype(x.dtype)
-        return (total + ((nats + z_loss * jnp.square(lse)) * weights).sum(), of_matrix, of_bias), (
-            nats * weights,
-            of_part,
-        )
+        total = total + ((learned + z_loss * jnp.square(lse)) * weights).sum()
+        return (total, of_matrix, of_bias), (nats * weights, of_part)
 
     zeros = (jnp.zeros(()), jnp.zeros_like(matrix, jnp.float32), None if bias is None else jnp.zeros_like(bias))
-    (total, of_matrix, of_bias), (nats, of_x) = _over(body, zeros, _cut((x, targets, weights), pieces))
-    return (total, _joined(nats)), (_joined(of_x), of_matrix.astype(matrix.dtype), of_bias, targets, weights)
+    (total, of_matrix, of_bias), (nats, of_x) = _over(
+        body, zeros, _cut((x, targets, weights, *_taught(teacher)), pieces)
+    )
+    return (total, _joined(nats)), (_joined(of_x), of_matrix.astype(matrix.dtype), of_bias)
 
 
 def _backward(z_loss: float, pieces: int, kept: tuple, factors: tuple[jax.Array, jax.Array]) -> tuple:
-    of_x, of_matrix, of_bias, *_ = kept
+    of_x, of_matrix, of_bias = kept
     factor = factors[0]
     return (
         (factor * of_x.astype(factor.dtype)).astype(of_x.dtype),
@@ -121,10 +148,15 @@ def _backward(z_loss: float, pieces: int, kept: tuple, factors: tuple[jax.Array,
         None if of_bias is None else factor * of_bias,
         None,
         None,
+        None,
     )
 
 
 _summed.defvjp(_forward, _backward)
+
+
+def _taught(teacher: Teacher | None) -> tuple[jax.Array, ...]:
+    return () if teacher is None else (jax.lax.stop_gradient(teacher.x),)
 
 
 def _over(body: Callable[[Any, Any], tuple[Any, Any]], first: Any, pieces: tuple[jax.Array, ...]) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ class Embed(nnx.Module):
         if config.token_types:
             self.types = nnx.Param(initialize.embedding(rngs.params(), (config.token_types, E)))
         self.norm = Norm(config, E) if config.embed_norm else None
+        self.factor = initialize.embedding_factor(config)
         self.dropout = nnx.Dropout(config.dropout)
         self.project = (
             nnx.Linear(E, config.width, use_bias=config.bias, kernel_init=initialize.matrix, rngs=rngs)
@@ -65,6 +66,8 @@ class Embed(nnx.Module):
             x = x + (types[None, :1] if given is None else lookup(types, jnp.asarray(given)))
         if self.positions != "rotary":
             x = x + self._position_features(inputs)
+        if self.factor != 1:
+            x = self.factor * x
         if self.norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)
@@ -93,7 +96,7 @@ class Readout(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, E = config.width, config.embed_size
         self.masked = config.kind == "encoder"
-        self.dtype = compute_dtype(config)
+        self.dtype, self.factor = compute_dtype(config), initialize.embedding_factor(config)
         # A gate needs a layer of twice the size, which this head lacks.
         self.activation = "gelu_tanh" if config.activation == "swiglu" else config.activation
         if self.masked or config.embed_dim is not None:
@@ -119,4 +122,6 @@ class Readout(nnx.Module):
         if self.masked:
             x = self.norm(activate(x, self.activation))
         matrix = self.tokens[...] if hasattr(self, "tokens") else embedding
+        if self.factor != 1:
+            x = x / self.factor
         return upcast_float16_on_cpu(x), matrix, self.bias[...] if self.masked else None

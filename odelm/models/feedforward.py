@@ -5,6 +5,7 @@ from flax import nnx
 
 from odelm.config import ACTIVATIONS, ModelConfig
 from odelm.models import initialize
+from odelm.models.arrays import scaled
 from odelm.models.precision import compute_dtype
 from odelm.models.residual import Delta
 
@@ -25,13 +26,20 @@ class FeedForward(nnx.Module):
             F, D, use_bias=config.bias, dtype=dtype, kernel_init=initialize.branch_output(config), rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, up_delta: Delta | None = None, down_delta: Delta | None = None) -> jax.Array:
-        """Returns (.., D) of (.., D). The deltas are added to the two linear maps."""
+    def __call__(
+        self,
+        x: jax.Array,
+        up_delta: Delta | None = None,
+        down_delta: Delta | None = None,
+        *,
+        hidden_scale: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns (.., D) of (.., D). The deltas are added to the two linear maps; hidden units take `hidden_scale`."""
         up = self.up(x)
         if up_delta is not None:
             up = up + up_delta(x.astype(up.dtype))
         # For the gradient `up` is kept alone. On a GPU XLA then computes a GELU in the product before it.
-        inner = jax.checkpoint(lambda x: activate(x, self.activation))(up)
+        inner = jax.checkpoint(lambda x, scale: scaled(activate(x, self.activation), scale))(up, hidden_scale)
         down = self.down(inner)
         return down if down_delta is None else down + down_delta(inner)
 

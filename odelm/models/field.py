@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from odelm.models.arrays import constrain
 from odelm.models.block import SharedBlock
 from odelm.models.chain import BlockChain
+from odelm.models.lanes import LaneBlock
 from odelm.models.view import View
 
 TimedCondition = tuple[Any, jax.Array | None]
@@ -24,7 +25,7 @@ class BlockField:
     reaches by other roundings is the same time (`key_at`).
     """
 
-    block: SharedBlock | BlockChain
+    block: SharedBlock | BlockChain | LaneBlock
     view: View | None = None
     key: jax.Array | None = None
 

@@ -22,6 +22,7 @@ plateau of token frequencies: width 64, depth 12, unit steps, 800 updates of 32 
 training loss 5.31 without it and 4.75 with it, all else equal.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -36,8 +37,19 @@ embedding: Initializer = jax.nn.initializers.variance_scaling(
 )
 
 
+def branch_factor(config: ModelConfig) -> float:
+    """Returns what each branch's output is multiplied by, 1 at the config's `reference_depth`.
+
+    In a deeper model the block does less at every step and its last matrices start as large, so that a learning rate
+    changes what the whole depth does by as much ("On the Residual Scaling of Looped Transformers", arXiv 2606.18524).
+    """
+    if config.reference_depth is None:
+        return 1.0
+    return branch_scale(config) / branch_scale(dataclasses.replace(config, depth=config.reference_depth))
+
+
 def branch_scale(config: ModelConfig) -> float:
-    """Returns the factor on the standard deviation of each branch's last matrix."""
+    """Returns the standard deviation of what a branch adds, at initialisation, to a state of unit scale."""
     if not config.ends:
         return math.sqrt(config.groups / (2 * config.inner_blocks)) / config.depth
     return 1 / math.sqrt(2 * config.inner_blocks * (config.ends + config.core**2 / config.groups))
@@ -45,4 +57,17 @@ def branch_scale(config: ModelConfig) -> float:
 
 def branch_output(config: ModelConfig) -> Initializer:
     """Returns the initialiser of a branch's last matrix."""
-    return jax.nn.initializers.variance_scaling(branch_scale(config) ** 2, "fan_in", "normal", dtype=jnp.float32)
+    scale = branch_scale(config) / branch_factor(config)
+    return jax.nn.initializers.variance_scaling(scale**2, "fan_in", "normal", dtype=jnp.float32)
+
+
+def embedding_factor(config: ModelConfig) -> float:
+    """Returns what embeddings are multiplied by where they enter the state, and the readout is divided by.
+
+    1 at the config's `reference_width`. Embeddings (V, E) are of size `1/sqrt(E)`, and a state that is read is of unit
+    scale: the factor keeps the state's beginning as large, and what a learning rate does to the logits, at every width
+    (Yang et al. 2022, arXiv 2203.03466, table 8, for tied matrices).
+    """
+    if config.reference_width is None or config.embed_dim is not None:
+        return 1.0
+    return math.sqrt(config.width / config.reference_width)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelm.models.arrays import pick
-from odelm.models.cross_entropy import cross_entropy, summed_cross_entropy
+from odelm.models.cross_entropy import Teacher, cross_entropy, summed_cross_entropy
 from odelm.models.inputs import Inputs
 from odelm.models.lm import CausalLM, MaskedLM
 from odelm.models.transformer import DepthPlan
@@ -29,7 +29,7 @@ class LossSums:
     squares: jax.Array
     """float32 (4,), summed over rows with n tokens and x nats: x², x n, n² and 1; what a standard error takes."""
     penalty: jax.Array
-    """What is minimised beside the nats, summed (`z_loss`)."""
+    """What is minimised beside the nats, summed (`z_loss`), or in place of a share of them (`taught_by`)."""
 
     @property
     def loss(self) -> jax.Array:
@@ -76,6 +76,7 @@ def loss_sums(
     plan: DepthPlan | None = None,
     key: jax.Array | None = None,
     z_loss: float = 0.0,
+    taught_by: Teacher | None = None,
 ) -> LossSums:
     """Returns the summed loss of a batch of `odelm.data.loader`; the options are those of `run`.
 
@@ -83,7 +84,7 @@ def loss_sums(
     """
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
-    return sums_from_hidden(model, hidden, data, z_loss=z_loss)
+    return sums_from_hidden(model, hidden, data, z_loss=z_loss, taught_by=taught_by)
 
 
 def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
@@ -97,17 +98,31 @@ def inputs_of(batch: Batch) -> Inputs:
     return Inputs(tokens=batch["tokens"], **named)
 
 
-def sums_from_hidden(model: CausalLM | MaskedLM, hidden: jax.Array, batch: Batch, *, z_loss: float = 0.0) -> LossSums:
-    """Returns the summed loss given the hidden states (B, L, D) of the batch."""
-    picked = hidden
-    if "positions" in batch:
-        picked = pick(hidden, jnp.asarray(batch["positions"]))
+def sums_from_hidden(
+    model: CausalLM | MaskedLM,
+    hidden: jax.Array,
+    batch: Batch,
+    *,
+    z_loss: float = 0.0,
+    taught_by: Teacher | None = None,
+) -> LossSums:
+    """Returns the summed loss given the hidden states (B, L, D) of the batch.
+
+    `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text.
+    """
+
+    def read(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        if "positions" in batch:
+            states = pick(states, jnp.asarray(batch["positions"]))
+        return model.head.parts(states, model.embed.tokens[...])
+
     weights = jnp.asarray(batch["weights"])
+    teacher = None if taught_by is None else Teacher(read(taught_by.x)[0], taught_by.share)
     total, nats = summed_cross_entropy(
-        *model.head.parts(picked, model.embed.tokens[...]), jnp.asarray(batch["targets"]), weights, z_loss=z_loss
+        *read(hidden), jnp.asarray(batch["targets"]), weights, z_loss=z_loss, teacher=teacher
     )
     # The nats have no gradient of their own: with a penalty, that of both is the penalty's.
-    penalty = total - nats.sum() if z_loss else jnp.zeros(())
+    penalty = jnp.zeros(()) if not z_loss and teacher is None else total - nats.sum()
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):

@@ -9,8 +9,13 @@ norms and a gate for each of its branches, after the adaptive norm of diffusion 
   and a grid between them breaks it; with low ones it is a smooth field that any grid may sample;
 - it depends on `t` only, so it is computed for a whole grid before the first step (`odelm.ode.make_plan`).
 
+With `wide_modulation` it also scales queries, keys, values and hidden units, so that what the block computes is
+another mixture at every time; such scales fold into the columns of the matrices before them.
+
 The last layer starts at zero, so a modulated block starts as the plain block.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +46,22 @@ class Modulation(nnx.Module):
         self.first, self.depth = first, config.depth
         self.rows = rows
         self.hidden = nnx.Linear(2 * FREQUENCIES, HIDDEN, kernel_init=initialize.matrix, rngs=rngs)
-        self.out = nnx.Linear(HIDDEN, rows * config.width, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.out = nnx.Linear(HIDDEN, rows * config.width, kernel_init=zeros, rngs=rngs)
+        self.heads = (3, config.heads, config.head_size)
+        scales = 3 * config.width + config.feedforward_size
+        self.wide = nnx.Linear(HIDDEN, scales, kernel_init=zeros, rngs=rngs) if config.wide_modulation else None
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """Returns float32 (rows, D) for a scalar time."""
-        hidden = jax.nn.silu(self.hidden(time_features((self.first + t) / self.depth)))
-        return self.out(hidden).reshape(self.rows, -1)
+        return self.out(self._features(t)).reshape(self.rows, -1)
+
+    def scales(self, t: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Returns the factors on queries, keys and values (3, H, K) and on hidden units (F,); None if not `wide`."""
+        if self.wide is None:
+            return None
+        scales, qkv = 1 + self.wide(self._features(t)), math.prod(self.heads)
+        return scales[:qkv].reshape(self.heads), scales[qkv:]
+
+    def _features(self, t: jax.Array) -> jax.Array:
+        return jax.nn.silu(self.hidden(time_features((self.first + t) / self.depth)))

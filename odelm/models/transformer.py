@@ -1,11 +1,9 @@
 """Embed, prelude, integrate over depth, coda, normalise: what the language models and the classifier have in common."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
@@ -17,12 +15,13 @@ from odelm.models.chain import BlockChain
 from odelm.models.embed import Embed
 from odelm.models.field import BlockField, key_at
 from odelm.models.inputs import Array, Inputs, as_inputs
+from odelm.models.lanes import LaneBlock, joined, split
 from odelm.models.memory import Memory, empty_key_values, empty_memory
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype, state_dtype
+from odelm.models.stretches import Grid, stretches, with_ends
 from odelm.models.view import View, see
 
-Grid = Sequence[float] | np.ndarray | jax.Array
 DepthPlan = tuple[ode.Plan, ...]
 """One plan for each block in turn: those of the prelude, of each group of the core, and of the coda."""
 INTEGRATORS = ("scan", "diffrax")
@@ -42,9 +41,10 @@ class SharedTransformer(nnx.Module):
         config = self.config
         self.embed = Embed(config, rngs=rngs)
         block = SharedBlock if config.inner_blocks == 1 else BlockChain
+        core = block if config.lanes == 1 else LaneBlock
         starts = ode.grid.boundaries(config.core, config.groups)[:-1]
         self.prelude = nnx.List([block(config, first=i, single=True, rngs=rngs) for i in range(config.prelude)])
-        self.blocks = nnx.List([block(config, first=config.prelude, start=float(t), rngs=rngs) for t in starts])
+        self.blocks = nnx.List([core(config, first=config.prelude, start=float(t), rngs=rngs) for t in starts])
         after = range(config.depth - config.coda, config.depth)
         self.coda = nnx.List([block(config, first=i, single=True, rngs=rngs) for i in after])
         self.final_norm = Norm(config, config.width) if config.norm_placement == "pre" else None
@@ -122,11 +122,13 @@ class SharedTransformer(nnx.Module):
         h, blocks = self._start(inputs, key), []
         fields = self._fields(view, key)
         kept = (None,) * len(fields) if memory is None else memory.blocks
-        for field, part, part_memory in zip(fields, plan, kept, strict=True):
+        for number, (field, part, part_memory) in enumerate(zip(fields, plan, kept, strict=True)):
+            h = self._into_lanes(h, number)
             if part.solver is not None:
                 h = ode.follow_diffrax(field, h, part)
             else:
                 h, part_memory = ode.follow(field, h, _with_keys(part, field.key), part_memory)
+            h = self._out_of_lanes(h, number)
             blocks.append(part_memory)
         if memory is not None:
             memory = dataclasses.replace(memory, blocks=tuple(blocks))
@@ -166,9 +168,9 @@ class SharedTransformer(nnx.Module):
     ) -> DepthPlan:
         if integrator not in INTEGRATORS:
             raise InputError(f"integrator is {integrator!r}; {nearest(integrator, INTEGRATORS)}")
-        grids = self._grids(steps, grid)
+        grids = stretches(self.config, steps, grid)
         parts = []
-        for field, times, core in zip(self._fields(), self._with_ends(grids), self._is_core(), strict=True):
+        for field, times, core in zip(self._fields(), grids, self._is_core(), strict=True):
             if integrator == "diffrax" and core:
                 parts.append(ode.make_diffrax_plan(field, times, solver=solver))
             else:
@@ -192,14 +194,17 @@ class SharedTransformer(nnx.Module):
         inputs, view, _ = see(inputs, self.config, None)
         h, evaluations = self._start(inputs, None), jnp.int32(0)
         boundaries = ode.grid.boundaries(self.config.core, self.config.groups)
-        stretches = self._with_ends(ode.grid.cut(boundaries, boundaries))
-        for field, (t0, t1), core in zip(self._fields(view), stretches, self._is_core(), strict=True):
+        spans = with_ends(self.config, ode.grid.cut(boundaries, boundaries))
+        fields = zip(self._fields(view), spans, self._is_core(), strict=True)
+        for number, (field, (t0, t1), core) in enumerate(fields):
+            h = self._into_lanes(h, number)
             if core:
                 h, count = ode.integrate_adaptive(
                     field, h, float(t0), float(t1), tolerance=tolerance, solver=solver, max_steps=max_steps
                 )
             else:
                 h, count = ode.integrate(field, h, [t0, t1]), 1
+            h = self._out_of_lanes(h, number)
             evaluations += count
         return self._end(h), evaluations
 
@@ -242,6 +247,15 @@ class SharedTransformer(nnx.Module):
     def _end(self, h: jax.Array) -> jax.Array:
         return h if self.final_norm is None else self.final_norm(h)
 
+    def _into_lanes(self, h: jax.Array, number: int) -> jax.Array:
+        """Returns the state that block `number` starts from: in lanes where the core begins."""
+        return split(h, self.config.lanes) if self.config.lanes > 1 and number == len(self.prelude) else h
+
+    def _out_of_lanes(self, h: jax.Array, number: int) -> jax.Array:
+        """Returns the state after block `number`: the mean of the lanes where the core ends."""
+        last = len(self.prelude) + len(self.blocks) - 1
+        return joined(h) if self.config.lanes > 1 and number == last else h
+
     def _fields(self, view: View | None = None, key: jax.Array | None = None) -> list[BlockField]:
         """Returns the field of every block in turn. The groups' dropout keys come first, so that a model without
         prelude and coda draws what it always did."""
@@ -255,36 +269,6 @@ class SharedTransformer(nnx.Module):
     def _is_core(self) -> list[bool]:
         """Returns for every block in turn whether it belongs to the core."""
         return [False] * len(self.prelude) + [True] * len(self.blocks) + [False] * len(self.coda)
-
-    def _with_ends(self, stretches: Sequence[Grid]) -> list[Grid]:
-        """Returns the stretches of the core between those of prelude and coda, a unit step each."""
-        unit = np.array([0, 1], np.float32)
-        return [*[unit] * len(self.prelude), *stretches, *[unit] * len(self.coda)]
-
-    def _grids(self, steps: int | None, grid: Grid | None) -> list[Grid]:
-        """Cuts the requested grid at the group boundaries. A traced grid is cut into equal shares."""
-        core, groups = self.config.core, self.config.groups
-        if steps is not None and grid is not None:
-            raise InputError(f"both steps={steps} and a grid were given; give one")
-        if grid is None:
-            steps = core if steps is None else ode.grid.whole("steps", steps)
-            if steps % groups:
-                raise InputError(
-                    f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "
-                    f"try {max(groups, round(steps / groups) * groups)}"
-                    + (", or share its layers first (init.groups)" if groups == core > 1 else "")
-                )
-            grid = ode.grid.equal(core, steps)
-        elif not isinstance(grid, Tracer):
-            grid = ode.grid.checked(np.asarray(grid), core, groups)
-            return list(ode.grid.cut(grid, ode.grid.boundaries(core, groups)))
-        share, rest = divmod(len(grid) - 1, groups)
-        if rest:
-            raise InputError(
-                f"a traced grid has {len(grid) - 1} steps, which are no equal shares of the model's {groups} groups; "
-                f"give a multiple of {groups}, or a grid of known values"
-            )
-        return [grid[g * share : (g + 1) * share + 1] for g in range(groups)]
 
 
 def _with_keys(plan: ode.Plan, key: jax.Array | None) -> ode.Plan:

@@ -20,16 +20,20 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
 
 
 def _allowed_counts(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the counts available at an update, and their weights: all of them once a curriculum has ended."""
+    """Returns the counts available at an update, and their weights: all of them where no curriculum holds."""
     counts, weights = config.step_counts, config.step_sampling.weights
     anneal, few = (
         share * config.train.updates for share in (config.step_sampling.anneal, config.step_sampling.few_first)
     )
-    if update >= max(anneal, few):
+    last = (1 - config.step_sampling.fine_last) * config.train.updates
+    if max(anneal, few) <= update < last:
         return counts, weights
     drawn = [i for i in range(len(counts)) if not weights or weights[i]]
+    half = (len(drawn) + 1) // 2
     if update < few:
-        first = sorted(drawn, key=lambda i: counts[i])[: (len(drawn) + 1) // 2]
+        chosen = sorted(drawn, key=lambda i: counts[i])[:half]
+    elif update < anneal:
+        chosen = sorted(drawn, key=lambda i: -counts[i])[: 1 + int(len(drawn) * update / anneal)]
     else:
-        first = sorted(drawn, key=lambda i: -counts[i])[: 1 + int(len(drawn) * update / anneal)]
-    return tuple(counts[i] for i in first), tuple(weights[i] for i in first) if weights else ()
+        chosen = sorted(drawn, key=lambda i: -counts[i])[:half]
+    return tuple(counts[i] for i in chosen), tuple(weights[i] for i in chosen) if weights else ()

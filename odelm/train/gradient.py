@@ -10,7 +10,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from odelm import rng
 from odelm.config import Config
-from odelm.models.loss import Batch, loss_sums
+from odelm.models.cross_entropy import Teacher
+from odelm.models.lm import CausalLM, MaskedLM
+from odelm.models.loss import Batch, inputs_of, loss_sums
 from odelm.models.transformer import Grid
 
 Gradient = Callable[[Any, Batch, Grid, jax.Array], tuple[Any, jax.Array]]
@@ -23,17 +25,17 @@ def make_gradient(config: Config, graph: nnx.GraphDef) -> Gradient:
         mesh = jax.sharding.get_abstract_mesh()
         if not _whole_on_each(mesh) or config.model.dropout:
             key = rng.key(config.train.seed, "dropout", step) if config.model.dropout else None
-            return _gradient(config, graph, params, batch, grid, key, lambda local: local)
+            return _gradient(config, graph, params, batch, grid, step, key, lambda local: local)
 
-        def on_one(params: Any, rows: Batch, grid: jax.Array) -> tuple[Any, jax.Array]:
-            return _gradient(config, graph, params, rows, grid, None, lambda local: jax.lax.psum(local, "data"))
+        def on_one(params: Any, rows: Batch, grid: jax.Array, step: jax.Array) -> tuple[Any, jax.Array]:
+            return _gradient(config, graph, params, rows, grid, step, None, lambda local: jax.lax.psum(local, "data"))
 
         # Left to itself the compiler sums the gradient of a shared block over the devices at each of its uses, in the
         # 16 bits of its products. Here it is summed on the device first, and over the devices once, in float32.
         whole, rows = PartitionSpec(), PartitionSpec("data")
         return jax.shard_map(
-            on_one, mesh=mesh, in_specs=(whole, rows, whole), out_specs=whole, check_vma=False
-        )(params, dict(batch), jnp.asarray(grid))  # fmt: skip
+            on_one, mesh=mesh, in_specs=(whole, rows, whole, whole), out_specs=whole, check_vma=False
+        )(params, dict(batch), jnp.asarray(grid), jnp.asarray(step))  # fmt: skip
 
     return gradient
 
@@ -49,6 +51,7 @@ def _gradient(
     params: Any,
     batch: Batch,
     grid: Grid,
+    step: jax.Array,
     key: jax.Array | None,
     over_devices: Callable[[Any], Any],
 ) -> tuple[Any, jax.Array]:
@@ -61,7 +64,10 @@ def _gradient(
     def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
         plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
-        sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss)
+        teacher = _teacher(
+            config, nnx.merge(graph, jax.lax.stop_gradient(params)), part, steps=len(grid) - 1, step=step
+        )
+        sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss, taught_by=teacher)
         return sums.share(tokens, orders), sums.nats
 
     def add(sums: tuple[Any, jax.Array], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Any, jax.Array], None]:
@@ -77,6 +83,22 @@ def _gradient(
         found, _ = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), zero), numbered)
     gradients, nats = over_devices(found)
     return gradients, nats / jnp.maximum(tokens, 1)
+
+
+def _teacher(
+    config: Config, model: CausalLM | MaskedLM, batch: Batch, *, steps: int, step: jax.Array
+) -> Teacher | None:
+    """Returns what the model makes of a batch at full depth, for an update of fewer steps to learn, if it is asked for.
+
+    Before its time it is not computed, and its share is 0.
+    """
+    if not config.train.distill or steps == config.model.core:
+        return None
+    inputs, plan = inputs_of(batch), model.plan(unroll=config.train.unroll)
+    shape = jax.eval_shape(lambda: model.run(inputs, plan)[0])
+    begun = step >= round(config.train.distill_from * config.train.updates)
+    hidden = jax.lax.cond(begun, lambda: model.run(inputs, plan)[0], lambda: jnp.zeros(shape.shape, shape.dtype))
+    return Teacher(hidden, jnp.where(begun, config.train.distill, 0.0))
 
 
 def _cut(rows: jax.Array, parts: int) -> jax.Array:

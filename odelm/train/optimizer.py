@@ -4,6 +4,7 @@ AdamW is Loshchilov and Hutter 2019, arXiv 1711.05101. Muon makes the momentum o
 2024, kellerjordan.github.io/posts/muon), by an iteration of matrix products: in a shared model on one block only.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from odelm.config import OptimizerConfig
+from odelm.config import ModelConfig, OptimizerConfig
 from odelm.models.parameters import name_of
 
 MUON_MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
@@ -58,15 +59,15 @@ def schedule_change(before: int, now: int, config: OptimizerConfig, step: int) -
     )
 
 
-def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, updates: int, model: ModelConfig) -> optax.GradientTransformation:
     """Returns the whole chain. A shared block's gradient is the sum over its uses; clipping sees that sum."""
-    adamw = optax.adamw(
-        schedule(config, updates),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decayed,
+    # This is `optax.adamw` with a place for rates of their own: decay takes the same share of every matrix.
+    own_rates = [] if model.reference_width is None else [optax.stateless(functools.partial(_scaled_by_width, model))]
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        *own_rates,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule(config, updates)),
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm), adamw if config.kind == "adamw" else _muon(config, updates, adamw)
@@ -107,6 +108,27 @@ def _scaled_by_shape(updates: Any, _: Any) -> Any:
 
 def _size(shape: tuple[int, ...], axes: int | Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in ([axes] if isinstance(axes, int) else axes))
+
+
+WIDTH_POWERS = (
+    (r".*/(attention/qkv|attention/out|feedforward/up|feedforward/down)/kernel|head/project/kernel", -1.0),
+    (r"(embed|head)/tokens|embed/(learned|types)", -0.5),
+)
+"""The powers of `width / reference_width` that the updates of AdamW are multiplied by: of matrices that sum over the
+width or the hidden units, and of embeddings, which are as small as `1/sqrt(width)`; none of the others."""
+
+
+def _scaled_by_width(model: ModelConfig, updates: Any, _: Any) -> Any:
+    """Returns the updates that do as much here as they would at the config's `reference_width` (Yang et al. 2022, arXiv
+    2203.03466, table 8)."""
+    assert model.reference_width is not None
+    ratio = model.width / model.reference_width
+
+    def scaled(path: tuple, update: jax.Array) -> jax.Array:
+        power = next((power for pattern, power in WIDTH_POWERS if re.fullmatch(pattern, name_of(path))), 0.0)
+        return ratio**power * update if power else update
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
 
 
 def _labels(params: Any) -> Any:

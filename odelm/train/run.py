@@ -51,7 +51,7 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
         _check_batches(config, prepared, mesh)
         if jax.process_index() == 0:
             directory.write(config, prepared.tokenizer, prepared.digest)
-        optimizer = make_optimizer(config.optimizer, config.train.updates)
+        optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
         state = _initial_state(start, optimizer, mesh)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model

@@ -77,7 +77,7 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
     config = dataclasses.replace(config, model=_as_on_tpu(config.model), data=DataConfig()).validate()
     mesh = sharding.make_mesh(config.mesh, devices=devices)
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
-    optimizer = make_optimizer(config.optimizer, config.train.updates)
+    optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
     graph, _ = graph_of(config)
     state = abstract_state(config, optimizer, mesh)
     rows = (config.train.batch_size, config.train.length)

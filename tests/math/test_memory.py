@@ -27,6 +27,7 @@ MODELS = {
     "learned positions": dict(positions="learned"),
     "chain": dict(inner_blocks=2),
     "parallel, post": dict(norm_placement="post", parallel_branches=True, positions="sinusoidal"),
+    "lanes": dict(lanes=2, wide_modulation=True, **ENDS),
     "layer residuals": dict(layer_rank=2, time_modulation=False),
 }
 GRIDS = {

@@ -60,6 +60,14 @@ WRONG = [
     (dict(optimizer__kind="moun"), r"optimizer\.kind is 'moun'.*muon"),
     (dict(optimizer__average=1.0), r"optimizer\.average is 1.0, expected at least 0 and below 1"),
     (dict(step_sampling__few_first=0.5, step_sampling__anneal=0.5), r"few_first begins with few steps"),
+    (
+        dict(step_sampling__few_first=0.6, step_sampling__fine_last=0.5),
+        r"fine_last is 0\.5, which leaves too few updates",
+    ),
+    (dict(step_sampling__fine_last=1.5), r"fine_last is 1\.5, expected a share"),
+    (dict(train__distill=2.0), r"train\.distill is 2\.0, expected a share"),
+    (dict(model__wide_modulation=True, model__time_modulation=False), r"model\.wide_modulation is True, but"),
+    (dict(model__lanes=0), r"model\.lanes is 0, expected a positive"),
     (dict(train__remat=3), r"train\.remat is 3 \(int\), expected str \| None"),
     *[
         ({f"model__{name}": 0}, rf"model\.{name} is 0, expected a positive whole number")

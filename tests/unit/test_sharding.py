@@ -16,6 +16,7 @@ WHOLE = dict(bias=True, norm="layernorm", prelude=1, coda=1, depth=6)
 MODELS = [
     dict(**WHOLE, layer_rank=2, activation="swiglu", embed_dim=8),
     dict(**WHOLE, positions="learned", tie_readout=False),
+    dict(lanes=2, wide_modulation=True),
     dict(kind="encoder", norm_placement="post", norm="layernorm", bias=True, token_types=2, sentence_order=True,
          embed_dim=8, embed_norm=True, inner_blocks=2, positions="learned"),
 ]  # fmt: skip
@@ -43,6 +44,7 @@ def test_every_row_matches_a_parameter_and_every_parameter_a_row(named):
         assert sharding.logical_axes(f"1/0/mu/{name}") == axes
         # What is held whole is small: vectors, one for each layer at most, and matrices of a fixed size or for a head.
         small = len(shape) == 1 or name.endswith(("bias", "scale")) or "modulation/hidden" in name
+        small = small or name.endswith("by_time")
         assert any(axes) or small or name.startswith(("order", "head")), name
     assert sharding.logical_axes("0/count") == ()
 

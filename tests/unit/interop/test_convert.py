@@ -24,6 +24,10 @@ SHARED = {
     "albert low rank": ALBERT | dict(layer_rank=3, groups=2, time_modulation=True),
     "inner": ALBERT | dict(inner_blocks=2, layer_rank=2, time_modulation=True),
     "modern": dict(activation="swiglu", layer_rank=2),
+    "wide": dict(wide_modulation=True, activation="swiglu", layer_rank=2, bias=True),
+    "wide, post": ALBERT | dict(time_modulation=True, wide_modulation=True),
+    "another depth's": PLAIN | dict(groups=2, reference_depth=8),
+    "another depth's, modulated": dict(reference_depth=2, reference_width=4),
 }
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from odelm.errors import InputError
 from odelm.models import attention
+from odelm.models.arrays import scaled
 from odelm.models.attention import attend, choose_implementation, rotate
-from odelm.models.block import _scaled
 from odelm.models.view import View, rotary_angles
 
 
@@ -73,5 +73,5 @@ def test_rotation_and_gates_are_computed_in_float32():
     exact = rotate(x.astype(jnp.float32), angles)
     np.testing.assert_array_equal(rotate(x, angles), exact.astype(jnp.bfloat16))
     # 1.005 is 1.0078 in bfloat16, and the product then 203 in place of 202.
-    scaled = _scaled(jnp.bfloat16(201), jnp.float32(1.005))
-    assert scaled.dtype == jnp.bfloat16 and float(scaled) == 202
+    found = scaled(jnp.bfloat16(201), jnp.float32(1.005))
+    assert found.dtype == jnp.bfloat16 and float(found) == 202

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from odelm.models.cross_entropy import _count_pieces, summed_cross_entropy
+from odelm.models.cross_entropy import Teacher, _count_pieces, summed_cross_entropy
 
 B, L, E, V = 3, 12, 8, 40
 WHOLE = 4 * B * L * V
@@ -95,3 +95,34 @@ def test_no_more_than_a_piece_of_the_logits_is_held():
     whole = 4 * rows * length * words
     assert held(whole) > whole
     assert held(whole // 16) < whole / 3
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_teacher_takes_the_place_of_a_share_of_the_targets(pieces):
+    x, matrix, shift, targets, weights = drawn()
+    taught, share = drawn(seed=1)[0], 0.7
+
+    def wanted(x, matrix, shift):
+        total, nats = plain(x, matrix, shift, targets, weights, 0.1)
+        logits, those = (jnp.einsum("ble,ve->blv", h, matrix) + shift[None, None] for h in (x, taught))
+        chances = jax.lax.stop_gradient(jax.nn.softmax(those))
+        learned = optax.softmax_cross_entropy(logits, chances) * weights
+        return total + share * (learned - nats).sum(), nats
+
+    def given(x, matrix, shift):
+        return summed_cross_entropy(
+            x, matrix, shift, targets, weights, z_loss=0.1, teacher=Teacher(taught, share), piece_bytes=WHOLE // pieces
+        )
+
+    (got, nats), gradients = jax.value_and_grad(given, (0, 1, 2), has_aux=True)(x, matrix, shift)
+    (want, each), exact = jax.value_and_grad(wanted, (0, 1, 2), has_aux=True)(x, matrix, shift)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(given(x, matrix, shift)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(nats, each, rtol=1e-5, atol=1e-5)
+    for left, right in zip(gradients, exact, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+    plainly = summed_cross_entropy(x, matrix, shift, targets, weights, z_loss=0.1)[0]
+    assert abs(float(plainly) - float(want)) > 1
+    by_itself = jax.grad(lambda h: summed_cross_entropy(
+        x, matrix, shift, targets, weights, teacher=Teacher(h, share))[0])(taught)  # fmt: skip
+    np.testing.assert_array_equal(by_itself, 0)

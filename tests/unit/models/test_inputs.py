@@ -126,10 +126,11 @@ TABULATED = [
     dict(groups=2, layer_rank=2, activation="swiglu"),
     dict(depth=6, prelude=1, coda=1, embed_dim=8, bias=True),
     dict(inner_blocks=2),
+    dict(lanes=2, wide_modulation=True),
 ]
 
 
-@pytest.mark.parametrize("options", TABULATED, ids=["decoder", "encoder", "groups", "ends", "chain"])
+@pytest.mark.parametrize("options", TABULATED, ids=["decoder", "encoder", "groups", "ends", "chain", "lanes"])
 def test_a_model_is_tabulated(make_model, tokens, options):
     model = make_model(**options)
     before = model(tokens)

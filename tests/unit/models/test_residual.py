@@ -51,7 +51,12 @@ def test_a_new_model_starts_as_the_shared_one(options, make_config, tokens):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(groups=2, layer_rank=2), dict(groups=2, inner_blocks=2), dict(inner_blocks=2, layer_rank=1)]
+    "options",
+    [
+        dict(groups=2, layer_rank=2),
+        dict(groups=2, inner_blocks=2),
+        dict(inner_blocks=2, layer_rank=1, wide_modulation=True),
+    ],
 )
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, make_model, tokens):

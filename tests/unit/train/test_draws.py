@@ -63,6 +63,16 @@ def test_few_steps_come_first():
     assert set(drawn[: updates // 4]) == {3, 4} and set(drawn[updates // 4 :]) == {3, 4, 6, 12}
 
 
+def test_fine_steps_come_last():
+    config = config_of(counts=(3, 12, 6, 4), few_first=0.25, fine_last=0.5)
+    updates = config.train.updates
+    drawn = [len(draw_grid(config, update)) - 1 for update in range(updates)]
+    assert set(drawn[: updates // 4]) == {3, 4} and set(drawn[updates // 2 :]) == {6, 12}
+    assert set(drawn[updates // 4 : updates // 2]) == {3, 4, 6, 12}
+    weighted = config_of(counts=(3, 12, 6), weights=(1.0, 0.0, 2.0), fine_last=0.5)
+    assert {len(draw_grid(weighted, update)) - 1 for update in range(updates // 2, updates)} == {6}
+
+
 def test_annealing_lets_the_largest_counts_in_first():
     config = config_of(counts=(3, 12, 6), anneal=0.5)
     config = replace(config, {"train.updates": 600})

@@ -1,7 +1,9 @@
 """The learning rate against its closed form, and what decays."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -53,7 +55,7 @@ def test_only_matrices_decay(make_config):
     model = odelm.create(make_config(bias=True, norm="layernorm"), rngs=nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     config = OptimizerConfig(learning_rate=0.1, warmup=0, weight_decay=0.5)
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, model.config)
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     moved = jax.tree_util.tree_leaves_with_path(updates)
@@ -81,7 +83,7 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config):
     model = odelm.create(make_config(prelude=1, bias=True, layer_rank=2), rngs=nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     config = OptimizerConfig(kind="muon", learning_rate=0.1, muon_learning_rate=0.5, warmup=0, weight_decay=0.0)
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, model.config)
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(lambda p: 1e-3 * rng.standard_normal(p.shape).astype(np.float32), params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -101,3 +103,26 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config):
     # The first step of AdamW is the rate in each coordinate.
     for name, leaf in adam.items():
         assert np.median(np.abs(leaf)) == pytest.approx(0.1, rel=1e-2) and np.abs(leaf).max() < 0.101, name
+
+
+def test_adamw_keeps_the_state_that_optax_gives_it(make_config):
+    """Checkpoints hold it: those of earlier versions must fit."""
+    config = make_config()
+    params = nnx.state(odelm.create(config, rngs=nnx.Rngs(0)), nnx.Param)
+    given = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(0.1), mask=decayed))
+    own = make_optimizer(OptimizerConfig(), 10, config).init(params)
+    assert jax.tree.structure(own) == jax.tree.structure(given.init(params))
+
+
+def test_rates_at_a_reference_width(make_config):
+    """The first step of AdamW is the rate in each coordinate: here that of each kind of parameter."""
+    options = dict(width=64, reference_width=16, positions="learned", bias=True)
+    params = nnx.state(odelm.create(make_config(**options), rngs=nnx.Rngs(0)), nnx.Param)
+    config = OptimizerConfig(learning_rate=0.1, warmup=0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10, make_config(**options))
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        name = name_of(path)
+        matrix = name.endswith("kernel") and "modulation" not in name
+        power = -1 if matrix else -0.5 if name in ("embed/tokens", "embed/learned") else 0
+        np.testing.assert_allclose(leaf, -0.1 * 4.0**power, rtol=1e-3, err_msg=name)

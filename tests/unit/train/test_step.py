@@ -12,7 +12,9 @@ import jax.extend.core
 import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from odelm import sharding
 from odelm.config import (
@@ -24,6 +26,8 @@ from odelm.config import (
     StepSamplingConfig,
     TrainConfig,
 )
+from odelm.models.arrays import pick
+from odelm.models.loss import inputs_of, loss_sums
 from odelm.train import log, run
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
@@ -70,7 +74,7 @@ def prepared(config: Config):
     """Returns what one update needs: the function, the state and the batch it is called with, and the mesh."""
     mesh = sharding.make_mesh(config.mesh)
     graph, _ = graph_of(config)
-    optimizer = make_optimizer(config.optimizer, 10)
+    optimizer = make_optimizer(config.optimizer, 10, config.model)
     state = init_state(config, optimizer, mesh)
     batch = sharding.place_batch(batch_of(config), mesh)
     return make_update(config, graph, optimizer), state, batch, mesh
@@ -265,6 +269,45 @@ def test_z_loss_is_minimised_and_not_reported():
     _, other = jax.jit(heavy)(state, batch, GRID)
     assert float(other["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     assert float(other["gradient_norm"]) != pytest.approx(float(metrics["gradient_norm"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("model", [{}, ENCODER], ids=["decoder", "encoder"])
+def test_few_steps_learn_from_full_depth_once_it_is_time(model):
+    """The objective is made again from the model's logits; before its time the update is the plain one."""
+    config = with_train(config_of(**model), distill=0.75, distill_from=0.5, updates=10)
+    update, state, batch, _ = prepared(config)
+    plain, *_ = prepared(config_of(**model))
+    graph, _ = graph_of(config)
+
+    def objective(params):
+        student, teacher = nnx.merge(graph, params), nnx.merge(graph, state.params)
+        inputs = inputs_of(batch)
+        sums = loss_sums(student, batch, plan=student.plan(grid=GRID))
+        states, aims = student.run(inputs, student.plan(grid=GRID))[0], teacher.run(inputs, teacher.plan())[0]
+        if "positions" in batch:
+            states, aims = pick(states, batch["positions"]), pick(aims, batch["positions"])
+        cross = optax.softmax_cross_entropy(student.readout(states), jax.nn.softmax(teacher.readout(aims)))
+        taught = (cross * batch["weights"]).sum() / batch["weights"].sum()
+        return 0.25 * sums.loss + 0.75 * taught + sums.objective - sums.loss
+
+    late = dataclasses.replace(state, step=jnp.int32(5))
+    wanted = float(optax.tree.norm(jax.jit(jax.grad(objective))(state.params)))
+    before, late, without = (
+        jax.jit(f)(s, batch, GRID)[1] for f, s in ((update, state), (update, late), (plain, state))
+    )
+    assert float(late["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
+    assert float(late["gradient_norm"]) != pytest.approx(float(without["gradient_norm"]), rel=1e-2)
+    for name in without:
+        assert float(before[name]) == pytest.approx(float(without[name]), rel=1e-5), name
+    assert float(late["loss"]) == pytest.approx(float(without["loss"]), rel=1e-6)
+
+
+def test_full_depth_has_no_teacher():
+    config = with_train(config_of(), distill=0.75, distill_from=0.0)
+    update, state, batch, _ = prepared(config)
+    names = list(equations(jax.make_jaxpr(update)(state, batch, np.arange(5, dtype=np.float32)).jaxpr))
+    assert "cond" not in names
+    assert "cond" in list(equations(jax.make_jaxpr(update)(state, batch, GRID).jaxpr))
 
 
 def test_the_mean_of_parameters_is_their_running_mean():

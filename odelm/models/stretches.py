@@ -1,0 +1,53 @@
+"""Which times each block crosses: a grid over the core, cut between its groups, with prelude and coda at its ends."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from odelm.config import ModelConfig
+from odelm.errors import InputError
+from odelm.ode import grid as grids
+
+Grid = Sequence[float] | np.ndarray | jax.Array
+
+
+def stretches(config: ModelConfig, steps: int | None, grid: Grid | None) -> list[Grid]:
+    """Returns the times of every block in turn, for so many equal steps over the core or a grid over it.
+
+    Raises InputError for both, for steps that do not spread evenly over the groups, and for a grid that is none of
+    this core. A traced grid is cut into equal shares.
+    """
+    return with_ends(config, _over_core(config, steps, grid))
+
+
+def with_ends(config: ModelConfig, core: Sequence[Grid]) -> list[Grid]:
+    """Returns the stretches of the core between those of prelude and coda, a unit step each."""
+    unit = np.array([0, 1], np.float32)
+    return [*[unit] * config.prelude, *core, *[unit] * config.coda]
+
+
+def _over_core(config: ModelConfig, steps: int | None, grid: Grid | None) -> list[Grid]:
+    core, groups = config.core, config.groups
+    if steps is not None and grid is not None:
+        raise InputError(f"both steps={steps} and a grid were given; give one")
+    if grid is None:
+        steps = core if steps is None else grids.whole("steps", steps)
+        if steps % groups:
+            raise InputError(
+                f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "
+                f"try {max(groups, round(steps / groups) * groups)}"
+                + (", or share its layers first (init.groups)" if groups == core > 1 else "")
+            )
+        grid = grids.equal(core, steps)
+    elif not isinstance(grid, Tracer):
+        grid = grids.checked(np.asarray(grid), core, groups)
+        return list(grids.cut(grid, grids.boundaries(core, groups)))
+    share, rest = divmod(len(grid) - 1, groups)
+    if rest:
+        raise InputError(
+            f"a traced grid has {len(grid) - 1} steps, which are no equal shares of the model's {groups} groups; "
+            f"give a multiple of {groups}, or a grid of known values"
+        )
+    return [grid[g * share : (g + 1) * share + 1] for g in range(groups)]
