@@ -11,7 +11,7 @@ NORMS = ("layernorm", "rmsnorm")
 NORM_PLACEMENTS = ("pre", "post")
 ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu", "relu2", "relu", "silu")
 POSITIONS = ("learned", "sinusoidal", "rotary")
-ATTENTIONS = ("auto", "xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -93,7 +93,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
     attention: str = "auto"
-    """Its implementation: `xla`, `cudnn` (GPU, 16 bits), or `auto`, which takes cuDNN where it was measured to pay."""
+    """Its implementation: `xla`, `cudnn` (GPU, 16 bits), `splash` (TPU, lengths that are multiples of 128; elsewhere it
+    is interpreted, for tests), or `auto`, which takes cuDNN where it was measured to pay, and splash on TPUs."""
     dtype: str = "auto"
     """Of matrix products; `auto` is bfloat16 on GPU and TPU, float32 on CPU. Parameters are float32."""
     residual_dtype: str = "auto"

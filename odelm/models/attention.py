@@ -21,6 +21,11 @@ CUDNN_FROM = 256
 GPU")."""
 
 
+SPLASH_LANES, SPLASH_FROM = 128, 512
+"""Splash attention takes lengths that are multiples of the first, and is taken from the second on: below, the scores
+are few. (Not measured: no TPU was at hand.)"""
+
+
 class Attention(nnx.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), the three input projections in one."""
 
@@ -74,12 +79,21 @@ class Attention(nnx.Module):
             assert view.start is not None
             memory = memory.written(k, v, view.start)
             k, v = memory.keys, memory.values
-        context = attend(
-            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal),
-            causal=self.causal and memory is None, implementation=self.implementation,
-        )  # fmt: skip
+        context = self._attend(q, k, v, view)
         out = self.out(context)
         return (out if out_delta is None else out + out_delta(context.reshape(out.shape))), memory
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
+        """Returns the values (B, S, H, K) averaged for each query (B, L, H, K)."""
+        alone = view.start is None
+        if alone and takes_splash(self.implementation, q):
+            from odelm.models.splash import splash_attention  # Pallas takes a while to import
+
+            return splash_attention(q, k, v, segments=view.segment_ids(q.shape[:2]), causal=self.causal)
+        return attend(
+            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal), causal=self.causal and alone,
+            implementation="auto" if self.implementation == "splash" else self.implementation,
+        )  # fmt: skip
 
     def _view(self, length: int) -> View:
         if self.rotary_base is None:
@@ -102,6 +116,21 @@ def attend(
     with jax.numpy_dtype_promotion("standard"):  # its softmax mixes float32 with 16 bits
         context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
     return context.astype(v.dtype)
+
+
+def takes_splash(implementation: str, q: jax.Array) -> bool:
+    """Returns whether attention without a memory is computed by `odelm.models.splash`; "auto" takes it on TPUs.
+
+    Raises InputError if "splash" is asked for at a length that it cannot compute.
+    """
+    length = q.shape[1]
+    if implementation == "splash" and length % SPLASH_LANES:
+        raise InputError(
+            f"model.attention is 'splash', but the length is {length}: expected a multiple of {SPLASH_LANES}, or "
+            "model.attention='auto'"
+        )
+    fits = length % SPLASH_LANES == 0 and length >= SPLASH_FROM
+    return implementation == "splash" or (implementation == "auto" and jax.default_backend() == "tpu" and fits)
 
 
 def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn"]:

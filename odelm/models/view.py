@@ -56,6 +56,16 @@ class View:
             allowed = allowed & part
         return allowed
 
+    def segment_ids(self, shape: tuple[int, ...]) -> jax.Array | None:
+        """Returns the segment of each token, int32 (B, L), in place of `allowed` where there is no memory; None is one.
+
+        Padding is a segment of its own: what attention computes there is another thing, of no use either.
+        """
+        if self.real is None and self.segments is None:
+            return None
+        ids = jnp.zeros(shape, jnp.int32) if self.segments is None else self.segments[0].astype(jnp.int32)
+        return ids if self.real is None else jnp.where(jnp.broadcast_to(self.real, shape), ids, -1)
+
 
 def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inputs, View | None, Memory | None]:
     """Returns the inputs, the view that attention has of them, and the memory with their places marked.

@@ -18,6 +18,7 @@ import numpy as np
 from odelm import sharding
 from odelm.config import Config, DataConfig, ModelConfig
 from odelm.errors import InputError
+from odelm.models.attention import SPLASH_FROM, SPLASH_LANES
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import abstract_state, graph_of, jit_update, make_update
 
@@ -74,7 +75,9 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
         raise InputError("--slice takes a recipe of a decoder: batches of masked tokens are not made without a text")
     devices = _devices(topology)
     # No text is read, so it need not be there.
-    config = dataclasses.replace(config, model=_as_on_tpu(config.model), data=DataConfig()).validate()
+    config = dataclasses.replace(
+        config, model=_as_on_tpu(config.model, config.train.length), data=DataConfig()
+    ).validate()
     mesh = sharding.make_mesh(config.mesh, devices=devices)
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
     optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
@@ -188,6 +191,9 @@ def _devices(topology: str) -> list[Any]:
         ) from error
 
 
-def _as_on_tpu(model: ModelConfig) -> ModelConfig:
-    """Returns a model's config with the dtype that `auto` is on a TPU."""
-    return dataclasses.replace(model, dtype="bfloat16") if model.dtype == "auto" else model
+def _as_on_tpu(model: ModelConfig, length: int) -> ModelConfig:
+    """Returns a model's config with what `auto` is on a TPU."""
+    dtype = "bfloat16" if model.dtype == "auto" else model.dtype
+    long = length % SPLASH_LANES == 0 and length >= SPLASH_FROM
+    attention = "splash" if model.attention == "auto" and long else model.attention
+    return dataclasses.replace(model, dtype=dtype, attention=attention)

@@ -1,0 +1,69 @@
+"""Attention on TPUs in blocks that stay on the chip: JAX's splash attention, laid out by the mesh that is set.
+
+No matrix of scores is ever in memory, and neither is a mask: causality is worked into the order of the blocks, and
+padding and packed documents are numbers of segments, one for each token.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+
+from odelm.models.arrays import BATCH_AXES
+
+LARGEST_BLOCK = 512
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.Array | None, causal: bool
+) -> jax.Array:
+    """Returns the values (B, L, H, K) averaged for each query (B, L, H, K), in their dtype.
+
+    A token attends to those of its own segment, int32 (B, L); None is one segment. L is a multiple of 128. Off a TPU
+    the kernel is interpreted, which is slow, and right.
+    """
+    if segments is None:
+        segments = jnp.zeros(q.shape[:2], jnp.int32)
+
+    def on_device(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        ways = {"tpu": False, "default": True}
+        return jax.lax.platform_dependent(
+            q, k, v, segments,
+            **{name: functools.partial(_attend, causal=causal, interpret=how) for name, how in ways.items()},
+        )  # fmt: skip
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
+        return on_device(q, k, v, segments)
+    # The compiler does not know how to cut a kernel: each device gets its rows and its heads.
+    rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, "tensor")
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(q, k, v, segments)  # fmt: skip
+
+
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, causal: bool, interpret: bool
+) -> jax.Array:
+    length, heads = q.shape[1], q.shape[2]
+    block = next(size for size in (LARGEST_BLOCK, LARGEST_BLOCK // 2, 128) if length % size == 0)
+    one = (masks.CausalMask if causal else masks.FullMask)((length, length))
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
+             "block_q_dq", "block_kv_dq")  # fmt: skip
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([one] * heads), block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)),
+        head_shards=1, q_seq_shards=1, interpret=interpret,
+    )  # fmt: skip
+
+    def of_row(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+        by_head = (jnp.swapaxes(part, 0, 1) for part in (q, k, v))
+        values: Any = kernel(*by_head, segment_ids=kernels.SegmentIds(segments, segments))
+        return jnp.swapaxes(values, 0, 1)
+
+    scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
+    return jax.vmap(of_row)(q * scale, k, v, segments).astype(v.dtype)
