@@ -27,7 +27,7 @@ from odelm.data.loader import held_out_rows, train_batches
 from odelm.data.prepare import Prepared, prepare
 from odelm.models.loss import mean_loss
 from odelm.ode import grid
-from odelm.programs.command_line import overridden
+from odelm.programs.command_line import overridden, use_compilation_cache
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import make_loss
 from odelm.train.optimizer import make_optimizer, schedule
@@ -93,6 +93,7 @@ class Variant:
         self.mesh = sharding.make_mesh(self.config.mesh)
         self.loss = make_loss(graph_of(self.config)[0])
         self.seconds: dict[tuple[int, bool], list[float]] = {}
+        self.timed: TrainState | None = None
         self.compile()
 
     @property
@@ -113,16 +114,19 @@ class Variant:
     def measure(self) -> None:
         """Times each update once more, early and late in a training."""
         for late in (False, True):
-            state = self._state(0, step=self.config.train.updates if late else 0)
+            step = self.config.train.updates if late else 0
+            state = dataclasses.replace(self.timed or self._state(0), step=jnp.int32(step))
             for count in self.counts:
                 times = grid.equal(self.config.model.core, count)
                 since = time.perf_counter()
                 state, metrics = self.updates[count](state, self.batch, times)
                 jax.block_until_ready(metrics)
                 self.seconds.setdefault((count, late), []).append(time.perf_counter() - since)
+            self.timed = state
 
     def fit(self, seconds: float) -> None:
         """Sets the number of updates to those that fit into the time."""
+        self.timed = None
         medians = {key: float(np.median(values)) for key, values in self.seconds.items()}
         updates, config = max(int(seconds / np.mean(list(medians.values()))), 1), self.config
         for _ in range(20):
@@ -165,9 +169,8 @@ class Variant:
             found[str(config.model.ends + steps)] = mean.loss
         return {"loss": found}
 
-    def _state(self, seed: int, *, step: int = 0) -> TrainState:
-        config = replace(self.config, {"train.seed": seed})
-        return dataclasses.replace(init_state(config, self.optimizer, self.mesh), step=jnp.int32(step))
+    def _state(self, seed: int) -> TrainState:
+        return init_state(replace(self.config, {"train.seed": seed}), self.optimizer, self.mesh)
 
 
 def time_in_turns(variants: list[Variant], repeats: int) -> None:
@@ -218,11 +221,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the timing of each update")
     parser.add_argument("--out", type=Path, help="what is found, as JSON, written after each training")
     options = parser.parse_args()
+    use_compilation_cache("~/.cache/odelm/compiled")
     base = overridden(load_recipe(options.config), options.set).validate()
     prepared = prepare(base)
     names = [name.strip() for name in options.variants.split(";")] if options.variants else list(VARIANTS)
     results: dict[str, Options] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    variants = [Variant(name, base, prepared) for name in names]
+    variants = []
+    for name in names:
+        since = time.perf_counter()
+        variants.append(Variant(name, base, prepared))
+        print(f"{name}: compiled in {time.perf_counter() - since:.0f} s", flush=True)
     time_in_turns(variants, options.repeats)
     for variant in variants:
         variant.fit(options.seconds)

@@ -28,7 +28,7 @@ RESUMABLE_OPTIONS = frozenset(
     {"mesh.data", "mesh.fsdp", "mesh.tensor", "data.data_dir", "data.workers"}
     | {f"train.{name}" for name in ("updates", "eval_every", "eval_batches", "eval_steps", "checkpoint_every")}
     | {f"train.{name}" for name in ("keep", "keep_every", "keep_minutes", "keep_best", "max_nonfinite")}
-    | {f"train.{name}" for name in ("log_every", "unroll", "remat")}
+    | {f"train.{name}" for name in ("log_every", "unroll", "remat", "watch")}
 )
 """Options that may change when a run is resumed; a change of any other makes it another run."""
 

@@ -25,6 +25,9 @@ class InitConfig:
     """How many of its first layers stay blocks of their own, before the shared core; None keeps the model's."""
     coda: int | None = None
     """How many of its last layers stay blocks of their own, after the shared core; None keeps the model's."""
+    max_length: int | None = None
+    """Its longest sequence from here on, in tokens; None keeps the model's. Learned positions begin again after its own
+    (Beltagy et al. 2020, arXiv 2004.05150, section 5)."""
     merge: str = "mean"
     """What a shared block starts as: the `mean` of the layers that it replaces, one `layer` of them, or their mean
     with a `low_rank` residual for each of them, kept as a function of time."""
@@ -37,6 +40,10 @@ class InitConfig:
         check_types(self, "init")
         choice("init.merge", self.merge, MERGES)
         positive("init.rank", self.rank)
+        if self.max_length is not None:
+            positive("init.max_length", self.max_length)
+            if not self.from_pretrained:
+                raise InputError("init.max_length is of init.from_pretrained, which is empty: give model.max_length")
         if self.groups is not None:
             positive("init.groups", self.groups)
         for name in ("prelude", "coda"):

@@ -57,6 +57,9 @@ class TrainConfig:
     """An update whose loss or gradient is not finite is skipped; after so many in a row the run ends."""
     log_every: int = 10
     """Updates between records of the loss and the speed."""
+    watch: bool = False
+    """Each evaluation also records the norms of state and field along the depth, the held-out loss of each component of
+    the corpus, and an image of the loss over steps: more to look at, and a program more to compile."""
     seed: int = 0
     """Of parameters, order of the text, masks, dropout and drawn steps."""
     unroll: bool = True

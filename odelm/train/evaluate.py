@@ -1,5 +1,6 @@
 """Held-out loss at several step counts."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,8 @@ from odelm.compiling import side_by_side
 from odelm.config import Config
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.tokens import Prepared
-from odelm.models.loss import Batch, LossSums, MeanLoss, loss_sums, mean_loss
+from odelm.models.along_depth import norms_along_depth
+from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss
 from odelm.ode import grid
 from odelm.train.log import Log
 
@@ -27,12 +29,20 @@ class HeldOut:
 
     def __init__(self, config: Config, graph: nnx.GraphDef, prepared: Prepared, mesh: Mesh, log: Log):
         self._config, self._prepared, self._mesh, self._log = config, prepared, mesh, log
-        self._loss = make_loss(graph)
+        self._graph, self._loss = graph, make_loss(graph)
 
     def evaluate(self, step: int, params: Any) -> dict[int, float]:
         """Returns the losses after update `step` by number of steps, full depth first, and records them."""
         losses = evaluate(self._loss, params, self._batches, self._config)
-        self._log.evaluation(step, losses, batches=self._config.train.eval_batches, documents=self._rows.documents)
+        watch = self._config.train.watch
+        self._log.evaluation(
+            step,
+            losses,
+            batches=self._config.train.eval_batches,
+            documents=self._rows.documents,
+            norms=self._norms(params) if watch else None,
+            components=self._by_component(params) if watch else None,
+        )
         return {steps: mean.loss for steps, mean in losses.items()}
 
     def recorded(self, step: int) -> dict[int, float]:
@@ -52,18 +62,54 @@ class HeldOut:
         losses = self.recorded(0)
         return self.evaluate(0, params) if not losses and step == 0 else losses
 
+    def _norms(self, params: Any) -> dict[str, list[float]]:
+        """Returns the norms of the state and of the field at each unit of full depth, on the first batch."""
+        states, fields = self._norms_of(params, self._batches[0])
+        return {"state": np.asarray(states).tolist(), "field": np.asarray(fields).tolist()}
+
+    def _by_component(self, params: Any) -> dict[str, float]:
+        """Returns the loss at full depth of each component of the corpus, {} if there is but one."""
+        if len(self._components) < 2:
+            return {}
+        times = grid.equal(self._config.model.core, self._config.model.core)
+        return {
+            name: mean_loss([self._loss(params, batch, times) for batch in batches]).loss
+            for name, batches in self._components.items()
+        }
+
+    @cached_property
+    def _norms_of(self) -> Callable[[Any, Batch], Any]:
+        graph = self._graph
+        return jax.jit(lambda params, batch: norms_along_depth(nnx.merge(graph, params), inputs_of(batch)))
+
+    @cached_property
+    def _components(self) -> dict[str, list[Batch]]:
+        """The batches of each component that has tokens to predict, as many of each as the evaluation has in all."""
+        found = {}
+        for name, stream in self._prepared.validation.items():
+            if len(stream.tokens) > 1:
+                alone = dataclasses.replace(self._prepared, validation={name: stream})
+                found[name] = self._placed(held_out_rows(alone, self._config, limit=self._limit))
+        return found
+
     @cached_property
     def _rows(self) -> HeldOutRows:
-        options = self._config.train
-        return held_out_rows(self._prepared, self._config, limit=options.eval_batches * options.batch_size)
+        return held_out_rows(self._prepared, self._config, limit=self._limit)
+
+    @property
+    def _limit(self) -> int:
+        return self._config.train.eval_batches * self._config.train.batch_size
 
     @cached_property
     def _batches(self) -> list[Batch]:
-        """The evaluated batches, split over the processes like those of training."""
+        return self._placed(self._rows)
+
+    def _placed(self, held_out: HeldOutRows) -> list[Batch]:
+        """Returns the batches of some rows, split over the processes like those of training."""
         share, shares = sharding.batch_share(self._mesh)
         rows = self._config.train.batch_size // shares
         mine = slice(share * rows, (share + 1) * rows)
-        batches = self._rows.batches(self._config.train.batch_size)
+        batches = held_out.batches(self._config.train.batch_size)
         return [sharding.place_batch({name: a[mine] for name, a in b.items()}, self._mesh) for b in batches]
 
 

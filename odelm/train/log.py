@@ -29,14 +29,15 @@ class Log:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s{task.fields[more]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not enabled or not self.console.is_terminal,
         )
         # The bar appears with its first loss; a run that is already finished reports none.
+        self._curves: dict[int, dict[int, float]] = {}
         self._task = self._progress.add_task(
-            "training", total=updates, completed=start, visible=False, loss=float("nan"), speed=0.0
+            "training", total=updates, completed=start, visible=False, loss=float("nan"), speed=0.0, more=""
         )
         if enabled:
             # TensorBoard's writer takes half a second to import, and only training needs it.
@@ -62,26 +63,50 @@ class Log:
     def training(self, step: int, record: Record) -> None:
         """Records the updates up to `step`; `loss` and `tokens_per_s` also show in the bar, or as a line."""
         loss = math.nan if record["loss"] is None else record["loss"]
+        share = record.get("model_flops_utilisation")
+        used = "" if share is None else f", {share:.0%} of the peak"
+        if record["data_wait"] > 0.01:
+            used += f", {record['data_wait']:.0%} waiting for data"
         if not self.console.is_terminal:
-            share = record.get("model_flops_utilisation")
-            used = "" if share is None else f", {share:.0%} of the peak"
             self.print(f"update {step}/{self._updates}: loss {loss:.4f}, {record['tokens_per_s']:,.0f} tokens/s{used}")
         if record.get("skipped"):
             self.print(f"update {step}: {record['skipped']} updates skipped, whose loss or gradient was non-finite")
         self._progress.update(
-            self._task, completed=step, visible=True, loss=loss, speed=record["tokens_per_s"], refresh=False
+            self._task,
+            completed=step,
+            visible=True,
+            loss=loss,
+            speed=record["tokens_per_s"],
+            more=used,
+            refresh=False,
         )
         scalars = {f"train/{name}": value for name, value in record.items() if isinstance(value, int | float)}
         by_steps = record.get("loss_by_steps", {}).items()
         scalars |= {f"train/loss_{steps}_steps": value for steps, value in by_steps if value is not None}
         self._write({"step": step, **record}, scalars)
 
-    def evaluation(self, step: int, losses: dict[int, MeanLoss], *, batches: int, documents: int) -> None:
-        """Records held-out losses by number of depth steps, over so many batches (0: the whole split)."""
-        full = next(iter(losses.values()))
+    def evaluation(
+        self,
+        step: int,
+        losses: dict[int, MeanLoss],
+        *,
+        batches: int,
+        documents: int,
+        norms: Mapping[str, list[float]] | None = None,
+        components: Mapping[str, float] | None = None,
+    ) -> None:
+        """Records held-out losses by number of depth steps, over so many batches (0: the whole split).
+
+        What `train.watch` asks for goes with them: `norms` along the depth, the losses of `components`, and an image of
+        the losses over steps.
+        """
+        full, norms, components = next(iter(losses.values())), norms or {}, components or {}
         shown = "  ".join(f"{steps} steps {mean.loss:.4f}" for steps, mean in losses.items())
         of = f"± {full.stderr:.4f} on {full.tokens:,} tokens of {documents:,} documents"
         self.print(f"update {step}: held-out loss  {shown}  ({of})")
+        if components:
+            by_name = "  ".join(f"{name} {loss:.4f}" for name, loss in components.items())
+            self.print(f"update {step}: held-out loss at full depth  {by_name}")
         record = {
             "step": step,
             "eval_loss": {str(steps): _finite(mean.loss) for steps, mean in losses.items()},
@@ -89,8 +114,19 @@ class Log:
             "eval_batches": batches,
             "eval_tokens": full.tokens,
             "eval_documents": documents,
+            **({"eval_loss_by_component": {n: _finite(loss) for n, loss in components.items()}} if components else {}),
+            **{f"{name}_norms": [_finite(value) for value in values] for name, values in norms.items()},
         }
-        self._write(record, {f"eval/loss_{steps}_steps": mean.loss for steps, mean in losses.items()})
+        scalars = {f"eval/loss_{steps}_steps": mean.loss for steps, mean in losses.items()}
+        scalars |= {f"eval/loss_of_{name}": loss for name, loss in components.items()}
+        scalars |= {f"depth/{name}_norm_{unit:02}": value for name, values in norms.items()
+                    for unit, value in enumerate(values)}  # fmt: skip
+        self._write(record, scalars)
+        if norms and self.enabled:
+            from odelm.train.curve import draw_curve  # matplotlib takes a second to import
+
+            self._curves[step] = {steps: mean.loss for steps, mean in losses.items()}
+            self._events.add_figure("eval/loss over steps", draw_curve(self._curves), step)
 
     def comparison(self, before: dict[int, float], after: dict[int, float]) -> None:
         """Prints a line for each step count that was evaluated before and after training."""

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from odelm.config import Config
 from odelm.errors import RunFailure
 from odelm.interrupts import StopSignal
 from odelm.train.agreement import Agreement
+from odelm.train.behaviour import Behaviour
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
 from odelm.train.flops import cost_of, peak_flops, training_flops
@@ -56,6 +57,7 @@ class Loop:
     entropy: float
     """Of token frequencies, in nats a token."""
     profile: Profile
+    behaviour: Behaviour = field(default_factory=Behaviour)
 
     def __call__(self, state: TrainState) -> Result:
         """Trains from `state`, which is donated, and returns how that ended."""
@@ -74,6 +76,8 @@ class Loop:
             return Result(step, losses, interrupted)
         losses = self._evaluate(step, state)
         self.log.comparison(baseline, losses)
+        if told := self.behaviour.told():
+            self.log.print(told)
         self.log.print(cost_of(self.config, step))
         return Result(step, losses)
 
@@ -169,5 +173,8 @@ class Loop:
             measured["model_flops_utilisation"] = needed * measured["tokens_per_s"] / (peak * self.mesh.size)
         own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}
         self.log.training(step, measured | own)
-        if warning := recent.jumped(measured["loss"]):
+        warning = recent.jumped(measured["loss"])
+        if warning:
             self.log.print(f"update {step}: {warning}")
+        updates = window.closed
+        self.behaviour.add(measured, updates=updates, tokens=updates * tokens, jumped=warning is not None)

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from odelm import checkpoint, interop, pretrained, rng
@@ -109,13 +111,22 @@ def init_from_pretrained(config: Config) -> Pretrained:
             f"{init.from_pretrained} was trained with model.time_modulation=True and needs it; set it to True, or "
             "export the run first (that folds the modulation into the weights of separate layers)"
         )
-    model = load_parameters(like(model, options, rngs=rngs), parameters(model))
+    options = dataclasses.replace(options, max_length=init.max_length or options.max_length)
+    model = load_parameters(like(model, options, rngs=rngs), _with_length(parameters(model), options.max_length))
     file = Path(init.from_pretrained).expanduser() / TOKENIZER
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
     if options.sentence_order:
         kind += ", its second head trained on the order of segments"
     summary = f"starts from {init.from_pretrained} ({kind}{shared})"
     return Pretrained(model, file if file.is_file() else None, described.data.end_token, summary)
+
+
+def _with_length(arrays: dict[str, jax.Array], length: int) -> dict[str, jax.Array]:
+    """Returns the parameters of a model with so many learned positions, repeated or cut off, if it has any."""
+    learned = arrays.get("embed/learned")
+    if learned is None or len(learned) == length:
+        return arrays
+    return arrays | {"embed/learned": learned[jnp.arange(length) % len(learned)]}
 
 
 def _shares(init: InitConfig, source: ModelConfig) -> bool:

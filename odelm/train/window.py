@@ -18,6 +18,8 @@ class Window:
         """`before` is what `unrecorded` returned when the run was saved."""
         self._metrics: list[dict[str, Any]] = list(before)
         self._own = 0
+        self.closed = 0
+        """How many updates of this process the last record is of."""
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, Any], steps: int) -> None:
@@ -58,7 +60,7 @@ class Window:
         }
         if len(used) < len(updates):
             record["skipped"] = len(updates) - len(used)
-        self._metrics, self._own, self._since = [], 0, time.perf_counter()
+        self._metrics, self.closed, self._own, self._since = [], self._own, 0, time.perf_counter()
         return record
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import odelm
 from odelm.checkpoint import Checkpoints
+from odelm.config import replace
 from odelm.data.loader import held_out_rows
 from odelm.data.prepare import prepare
 from odelm.errors import InputError, RunFailure
@@ -80,6 +81,31 @@ def evaluations(workdir: Path) -> list[tuple[int, dict[str, float]]]:
 
 def with_train(config: odelm.Config, **options) -> odelm.Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
+
+
+def test_a_run_that_is_watched_records_more(config, corpus, tmp_path, capsys):
+    """Each evaluation has norms for every unit of depth, a loss for every component, and a figure."""
+    text = next(corpus.rglob("*.txt")).read_text()
+    for component in ("a", "b"):
+        for i in range(20):
+            path = tmp_path / "texts" / component / f"{i}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{component * 3} {text[20 * i : 20 * i + 400]}")
+    config = replace(config, {"data.source": str(tmp_path / "texts"), "data.valid_fraction": 0.3})
+    config = with_train(config, updates=2, eval_every=1, eval_batches=0, watch=True)
+    train(config, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / log.METRICS).read_text().splitlines()]
+    found = [record for record in records if "eval_loss" in record]
+    assert [record["step"] for record in found] == [1, 2]
+    for record in found:
+        assert len(record["state_norms"]) == len(record["field_norms"]) == 4 and min(record["field_norms"]) > 0
+        assert record["eval_loss_by_component"].keys() == {"a", "b"}
+        low, high = sorted(record["eval_loss_by_component"].values())
+        assert low < record["eval_loss"]["4"] < high
+    events = next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes()
+    assert events.count(b"eval/loss over steps") == 2 and b"depth/field_norm_03" in events
+    told = capsys.readouterr().out
+    assert "held-out loss at full depth  a " in told and "2 updates in " in told and "0 updates skipped" in told
 
 
 def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypatch):

@@ -103,3 +103,25 @@ def test_a_recipe_need_not_fit_a_model_that_does_not_count(folder, tmp_path):
 def test_a_source_that_is_nothing_is_told(tmp_path):
     with pytest.raises(odelm.InputError, match="absent is not a directory"):
         init_from_pretrained(config_of(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(("positions", "length"), [("rotary", 40), ("sinusoidal", 40), ("learned", 40), ("learned", 7)])
+def test_a_longer_context_starts_where_the_shorter_one_was(positions, length, run, tokens, make_model, make_config):
+    """Learned positions begin again after the last; the other kinds have as many as are asked for."""
+    model, config = make_model(positions=positions), odelm.Config(model=make_config(positions=positions))
+    run_directory.save_config(run, replace(config, {"train.length": 16}))
+    checkpoints = Checkpoints(run)
+    checkpoints.save(4, nnx.state(model, nnx.Param), {"count": np.int32(4)})
+    checkpoints.close()
+    start = init_from_pretrained(config_of(run, max_length=length))
+    assert start.model.config.max_length == length
+    np.testing.assert_array_equal(start.model(tokens), model(tokens))
+    if positions == "learned":
+        table = model.embed.learned[...]
+        np.testing.assert_array_equal(start.model.embed.learned[...], np.concatenate([table] * 3)[:length])
+    assert start.model(np.zeros((1, length), np.int32)).shape == (1, length, 13)
+
+
+def test_a_length_without_a_model_is_refused():
+    with pytest.raises(odelm.InputError, match="init.max_length is of init.from_pretrained, which is empty"):
+        odelm.Config(init=odelm.InitConfig(max_length=64)).validate()

@@ -1,0 +1,60 @@
+"""How large the state is along the depth, and the field that moves it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from odelm import ode
+from odelm.models.field import BlockField, TimedCondition
+from odelm.models.inputs import Inputs
+from odelm.models.transformer import SharedTransformer
+from odelm.models.view import see
+
+
+def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Returns the root mean square of the state before each unit of full depth, and of what that unit adds to it,
+    float32 (depth,) each, over all tokens and coordinates."""
+    inputs, view, _ = see(inputs.checked(model.config), model.config, None)
+    h, found = model._start(inputs, None), []
+    for number, (field, part) in enumerate(zip(model._fields(view), model.plan(), strict=True)):
+        h = model._into_lanes(h, number)
+        h, norms = ode.follow(_Recorder(field), h, part, jnp.zeros((*part.times.shape, 2), jnp.float32))
+        h = model._out_of_lanes(h, number)
+        found.append(norms[:, 0])
+    states, slopes = jnp.concatenate(found).T
+    return states, slopes
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorder:
+    """A block's field whose memory takes the norms of its unit steps, float32 (2,)."""
+
+    field: BlockField
+
+    def condition(self, t: jax.Array) -> TimedCondition:
+        return self.field.condition(t)
+
+    def increment(self, condition: TimedCondition, h: jax.Array) -> jax.Array:
+        return self.field.increment(condition, h)
+
+    def step(self, condition: TimedCondition, h: jax.Array, dt: jax.Array) -> jax.Array:
+        return self.field.step(condition, h, dt)
+
+    def increment_remembering(self, condition: TimedCondition, h: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+        slope = self.field.increment(condition, h)
+        return slope, jnp.stack([_size(h), _size(slope)])
+
+    def step_remembering(
+        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
+    ) -> tuple[jax.Array, Any]:
+        after = self.field.step(condition, h, dt)
+        return after, jnp.stack([_size(h), _size(after.astype(jnp.float32) - h.astype(jnp.float32))])
+
+    def __call__(self, t: jax.Array, h: jax.Array) -> jax.Array:
+        return self.field(t, h)
+
+
+def _size(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean())
