@@ -2,9 +2,9 @@
 
     python -m benchmarks.variants [--config=tiny] [--seconds=60] [--seeds=2] [--variants="base;muon"] [--out=FILE.json]
 
-A recipe is a base with some options changed (`VARIANTS`). First every update of every recipe is compiled, and timed in
-turns, so that all meet the same noise; a recipe then gets as many updates as fit into the time by its own medians,
-with the counts that it draws. Compilation and evaluation are not counted. Each recipe's learning rates are tried at
+A recipe is a base with some options changed (`VARIANTS`). The updates of each are timed in turns with those of the
+base, so that both meet the same noise; a recipe then gets as many updates as fit into the time by these medians, with
+the counts that it draws. Compilation and evaluation are not counted. Each recipe's learning rates are tried at
 every factor of `--rates` with the first seed, the best is used for the others, and what is reported is the mean over
 all seeds at that factor, with their range. With `--out` a call goes on where an earlier one stopped.
 """
@@ -94,6 +94,7 @@ class Variant:
         self.loss = make_loss(graph_of(self.config)[0])
         self.seconds: dict[tuple[int, bool], list[float]] = {}
         self.timed: TrainState | None = None
+        self.reference: dict[tuple[int, bool], float] | None = None
         self.compile()
 
     @property
@@ -124,10 +125,12 @@ class Variant:
                 self.seconds.setdefault((count, late), []).append(time.perf_counter() - since)
             self.timed = state
 
-    def fit(self, seconds: float) -> None:
+    def medians(self) -> dict[tuple[int, bool], float]:
+        """Returns the median seconds of each update that was timed, early and late."""
+        return {key: float(np.median(values)) for key, values in self.seconds.items()}
+
+    def fit(self, seconds: float, medians: dict[tuple[int, bool], float]) -> None:
         """Sets the number of updates to those that fit into the time."""
-        self.timed = None
-        medians = {key: float(np.median(values)) for key, values in self.seconds.items()}
         updates, config = max(int(seconds / np.mean(list(medians.values()))), 1), self.config
         for _ in range(20):
             config = replace(self.config, {"train.updates": updates})
@@ -173,15 +176,22 @@ class Variant:
         return init_state(replace(self.config, {"train.seed": seed}), self.optimizer, self.mesh)
 
 
-def time_in_turns(variants: list[Variant], repeats: int) -> None:
-    """Times every update of every variant, one after the other, so often."""
-    for variant in variants:
+def time_in_turns(variant: Variant, base: Variant, repeats: int) -> dict[tuple[int, bool], float]:
+    """Returns the seconds of each update of a variant, as they are where the base takes what it took at first.
+
+    Both are timed in turns, so often, and a machine that is slower than it was is slower for both.
+    """
+    for one in (base, variant):
         # The first call loads what it needs.
-        variant.measure()
-        variant.seconds.clear()
+        one.measure()
+        one.seconds.clear()
     for _ in range(repeats):
-        for variant in variants:
-            variant.measure()
+        base.measure()
+        variant.measure()
+    now = base.medians()
+    base.reference = base.reference or now
+    pace = float(np.median([base.reference[key] / now[key] for key in now]))
+    return {key: pace * seconds for key, seconds in variant.medians().items()}
 
 
 def best_of(runs: list[Options]) -> list[Options]:
@@ -226,14 +236,12 @@ def main() -> None:
     prepared = prepare(base)
     names = [name.strip() for name in options.variants.split(";")] if options.variants else list(VARIANTS)
     results: dict[str, Options] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    variants = []
+    first = Variant("base", base, prepared)
     for name in names:
         since = time.perf_counter()
-        variants.append(Variant(name, base, prepared))
+        variant = first if name == "base" else Variant(name, base, prepared)
         print(f"{name}: compiled in {time.perf_counter() - since:.0f} s", flush=True)
-    time_in_turns(variants, options.repeats)
-    for variant in variants:
-        variant.fit(options.seconds)
+        variant.fit(options.seconds, time_in_turns(variant, first, options.repeats))
         runs = results.setdefault(variant.name, {"parameters": variant.parameters, "runs": []})["runs"]
         wanted = [(0, float(factor)) for factor in options.rates.split(",")]
         for seed, factor in wanted + [(seed, None) for seed in range(1, options.seeds)]:

@@ -126,7 +126,7 @@ class Log:
             from odelm.train.curve import draw_curve  # matplotlib takes a second to import
 
             self._curves[step] = {steps: mean.loss for steps, mean in losses.items()}
-            self._events.add_figure("eval/loss over steps", draw_curve(self._curves), step)
+            self._events.add_figure("eval/loss_over_steps", draw_curve(self._curves), step)
 
     def comparison(self, before: dict[int, float], after: dict[int, float]) -> None:
         """Prints a line for each step count that was evaluated before and after training."""

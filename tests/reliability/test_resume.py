@@ -103,7 +103,7 @@ def test_a_run_that_is_watched_records_more(config, corpus, tmp_path, capsys):
         low, high = sorted(record["eval_loss_by_component"].values())
         assert low < record["eval_loss"]["4"] < high
     events = next((tmp_path / "run" / "tensorboard").iterdir()).read_bytes()
-    assert events.count(b"eval/loss over steps") == 2 and b"depth/field_norm_03" in events
+    assert events.count(b"eval/loss_over_steps") == 2 and b"depth/field_norm_03" in events
     told = capsys.readouterr().out
     assert "held-out loss at full depth  a " in told and "2 updates in " in told and "0 updates skipped" in told
 
