@@ -60,9 +60,14 @@ class Checkpoints:
         retention: TrainConfig | None = None,
         read_only: bool = False,
         announce: Callable[[str], None] = to_stderr,
+        after_save: Callable[[], None] = lambda: None,
     ):
-        """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one."""
+        """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one.
+
+        `after_save` is called by the first process, in another thread, once a checkpoint is complete.
+        """
         self._files, self._retention, self._announce = CheckpointFiles(workdir), retention, announce
+        self._after_save = after_save
         # A reader does not touch unfinished checkpoints: a run that is in progress may be writing them.
         self._read_only = read_only
         self._on_first_process(self._files.clean)
@@ -167,6 +172,7 @@ class Checkpoints:
                 self._files.seal(step)
                 if self._retention is not None:
                     self._files.remove_superseded(self._retention)
+                self._after_save()
         except Exception as error:
             raise self._unwritten(step, error) from error
 

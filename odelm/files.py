@@ -116,6 +116,11 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def is_url(path: Any) -> bool:
+    """Returns whether a path is a URL, a place that is not of this machine's file system (see `odelm.remote`)."""
+    return "://" in str(path)
+
+
 def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
     plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # pyright: ignore

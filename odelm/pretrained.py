@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import checkpoint, interop
+from odelm import checkpoint, interop, remote
 from odelm.config import Config
 from odelm.errors import InputError
+from odelm.files import is_url
 from odelm.interop.family import Model
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def load(
 ) -> tuple[Model, Config, "Tokenizer | None"]:
     """Returns (model, config, tokenizer) of a run directory or of a Hugging Face folder.
 
+    A run directory may be a URL (`odelm.remote`).
+
     Args:
         step: of a run, which checkpoint; None is the newest.
         adjust: changes the config before the model is made; of a folder only its dtypes are taken.
@@ -31,6 +34,8 @@ def load(
     The tokenizer is None for a folder without a `tokenizer.json`. Raises InputError, naming what is missing or does
     not fit, for what is neither.
     """
+    if is_url(path):
+        path = remote.fetched(str(path), checkpoint.to_stderr)
     path = Path(path).expanduser()
     if not interop.is_folder(path):
         return checkpoint.load(path, step=step, adjust=adjust, mesh=mesh)

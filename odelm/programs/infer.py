@@ -20,6 +20,7 @@ from absl import flags
 
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
+from odelm.files import is_url
 from odelm.programs import command_line
 
 FLAGS = command_line.new_flags()
@@ -98,9 +99,13 @@ def _mesh() -> Any:
 
 
 def _source() -> Path:
+    from odelm import checkpoint, remote
+
     given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
     if len(given) != 1:
         raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
+    if is_url(given[0]):
+        return remote.fetched(given[0], checkpoint.to_stderr)
     source = Path(given[0]).expanduser()
     if not source.is_dir():
         raise InputError(f"{source} is not a directory; give a training run or a Hugging Face folder")

@@ -20,6 +20,7 @@ from absl import flags
 from odelm.config import Config, load_recipe
 from odelm.config.describe import as_help
 from odelm.errors import InputError
+from odelm.files import is_url
 from odelm.interrupts import status_of
 from odelm.programs import command_line
 
@@ -37,7 +38,8 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "workdir",
     None,
-    help="Directory of the run: metrics, checkpoints, tokenizer.",
+    help="Directory of the run: metrics, checkpoints, tokenizer; or a URL that fsspec knows, such as s3://bucket/run, "
+    "to which they are copied.",
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -81,7 +83,7 @@ def _train() -> int:
         return _tell_needs(FLAGS.slice)
     if FLAGS.workdir is None:
         raise InputError("--workdir is missing: give a directory for the run, such as --workdir=runs/tiny")
-    workdir = os.path.expanduser(FLAGS.workdir)
+    workdir = FLAGS.workdir if is_url(FLAGS.workdir) else os.path.expanduser(FLAGS.workdir)
     config = command_line.overridden(_config(workdir), FLAGS.override)
     from odelm.train.run import train
 
@@ -140,6 +142,10 @@ def _config(workdir: str) -> Config:
 
     if FLAGS.config is not None:
         return load_recipe(FLAGS.config)
+    if is_url(workdir):
+        from odelm import remote
+
+        return read_config(remote.fetched(workdir, print))
     if not os.path.exists(os.path.join(workdir, SAVED)):
         raise InputError(
             f"{workdir} holds no run to resume, and there is no --config: give a recipe, such as "

@@ -3,11 +3,13 @@
 import contextlib
 import hashlib
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from odelm import sharding
@@ -17,6 +19,8 @@ from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Prepared
 from odelm.errors import InputError
+from odelm.files import is_url
+from odelm.remote import Remote, local_copy
 from odelm.run_directory import RunDirectory
 from odelm.train.evaluate import HeldOut
 from odelm.train.health import token_entropy
@@ -33,11 +37,16 @@ from odelm.version import __version__
 def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
     """Trains in `workdir`, from its newest checkpoint if it has one, and returns how that ended.
 
-    With `profile` so many updates are traced into `profile/` there.
+    A workdir that is a URL is trained in a directory of this machine and copied there (`odelm.remote`). With `profile`
+    so many updates are traced into `profile/` in it.
 
     Raises InputError, before anything is written there, for an invalid config or a workdir that holds another run.
     """
     config.init.validate()
+    remote = None
+    if is_url(workdir):
+        url, workdir = str(workdir), local_copy(str(workdir))
+        remote = _opened(url, workdir)
     directory = RunDirectory(workdir)
     start = find_start(config, directory)
     config = start.config
@@ -55,7 +64,21 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
         state = _initial_state(start, optimizer, mesh)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
-        return _run(config, directory, prepared, mesh, optimizer, state, summary, profile)
+        after_save = (lambda: None) if remote is None else remote.push
+        result = _run(config, directory, prepared, mesh, optimizer, state, summary, profile, after_save)
+        if remote is not None and jax.process_index() == 0:
+            remote.close()
+        return result
+
+
+def _opened(url: str, workdir: Path) -> Remote:
+    """Returns the run at a URL, after fetching what it has and the workdir lacks."""
+    remote = Remote(url, workdir, print)
+    if jax.process_index() == 0:
+        print(f"{url} is trained in {workdir}, and copied after each checkpoint")
+        remote.fetch()
+    multihost_utils.sync_global_devices("fetched")
+    return remote
 
 
 def check_trainable(model: ModelConfig) -> None:
@@ -88,10 +111,14 @@ def _run(
     state: TrainState,
     summary: str | None,
     profile: int,
+    after_save: Callable[[], None],
 ) -> Result:
     process = jax.process_index()
     checkpoints = Checkpoints(
-        directory.path, retention=config.train, announce=print if process == 0 else lambda _: None
+        directory.path,
+        retention=config.train,
+        announce=print if process == 0 else lambda _: None,
+        after_save=after_save,
     )
     try:
         state, meta = _restored(state, checkpoints)

@@ -34,11 +34,22 @@ ALLOWED = {
     "retention": {"config"},
     "checkpoint_files": {"config", "errors", "manifest", "retention", "run_directory"},
     "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
+    "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
-    "pretrained": {"config", "errors", "checkpoint", "interop"},
+    "pretrained": {"config", "errors", "files", "checkpoint", "interop", "remote"},
     "train": MODELS
     | DATA
-    | {"version", "compiling", "sharding", "run_directory", "checkpoint", "interop", "pretrained", "interrupts"},
+    | {
+        "version",
+        "compiling",
+        "sharding",
+        "run_directory",
+        "checkpoint",
+        "interop",
+        "pretrained",
+        "interrupts",
+        "remote",
+    },
     "infer": MODELS,
     "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "infer"},
 }
