@@ -81,15 +81,19 @@ def rated(optimizer: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(lambda params: Rated(optimizer.init(params), jnp.float32(1)), update)
 
 
+def config_of(name: str, base: Config) -> Config:
+    """Returns the recipe of a variant."""
+    options = dict(VARIANTS[name])
+    if name.startswith("unshared"):
+        options["model.groups"] = base.model.depth
+    return replace(base, options)
+
+
 class Variant:
     """One recipe: its compiled updates and losses, what they take, and its trainings."""
 
-    def __init__(self, name: str, base: Config, prepared: Prepared):
-        self.name, self.prepared = name, prepared
-        options = dict(VARIANTS[name])
-        if name.startswith("unshared"):
-            options["model.groups"] = base.model.depth - options.get("model.prelude", 0) - options.get("model.coda", 0)
-        self.config = replace(base, options).validate()
+    def __init__(self, name: str, config: Config, prepared: Prepared):
+        self.name, self.config, self.prepared = name, config.validate(), prepared
         self.mesh = sharding.make_mesh(self.config.mesh)
         self.loss = make_loss(graph_of(self.config)[0])
         self.seconds: dict[tuple[int, bool], list[float]] = {}
@@ -236,10 +240,10 @@ def main() -> None:
     prepared = prepare(base)
     names = [name.strip() for name in options.variants.split(";")] if options.variants else list(VARIANTS)
     results: dict[str, Options] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    first = Variant("base", base, prepared)
+    first = Variant("base", config_of("base", base), prepared)
     for name in names:
         since = time.perf_counter()
-        variant = first if name == "base" else Variant(name, base, prepared)
+        variant = first if name == "base" else Variant(name, config_of(name, base), prepared)
         print(f"{name}: compiled in {time.perf_counter() - since:.0f} s", flush=True)
         variant.fit(options.seconds, time_in_turns(variant, first, options.repeats))
         runs = results.setdefault(variant.name, {"parameters": variant.parameters, "runs": []})["runs"]
