@@ -10,7 +10,7 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: demo test test-all test-kills test-beam test-interop test-newest test-newest-with lint docs clean
+.PHONY: demo test test-all test-kills test-beam test-wandb test-interop test-newest test-newest-with lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -36,6 +36,10 @@ test-interop: .venv/.installed-interop-test
 # Preparing data with Apache Beam, by its local runner; without it `make test` skips these.
 test-beam: .venv/.installed-beam-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/data/sources/test_beam.py
+
+# Metrics to Weights & Biases, without a network; without it `make test` skips this.
+test-wandb: .venv/.installed-wandb-test
+	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/train/test_wandb.py
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
 # environment of its own.

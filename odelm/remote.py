@@ -26,7 +26,7 @@ CACHE = "~/.cache/odelm/runs"
 """Where runs at URLs are on this machine."""
 FETCHING = ".fetching"
 """Holds a checkpoint until it has come whole."""
-KEPT_HERE = {CHECKPOINTS, DAMAGED, LOCK, FETCHING, "profile"}
+KEPT_HERE = {CHECKPOINTS, DAMAGED, LOCK, FETCHING, "profile", "wandb"}
 """What of a run directory is not copied, or not as it lies there."""
 
 

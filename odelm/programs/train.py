@@ -60,6 +60,12 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 flags.DEFINE_string(
+    "wandb",
+    "",
+    'A project of Weights & Biases that metrics go to as well. Takes `pip install ".[wandb]"`.',
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
     "slice",
     None,
     "A slice of TPUs, such as v5e:16x16, v5p:8x8x8 or v6e:4x4: prints what each chip would need for the recipe's "
@@ -88,7 +94,7 @@ def _train() -> int:
     from odelm.train.run import train
 
     with _joined():
-        result = train(config, workdir, profile=FLAGS.profile)
+        result = train(config, workdir, profile=FLAGS.profile, wandb=FLAGS.wandb)
     return status_of(result.signal) if result.interrupted else 0
 
 

@@ -1,16 +1,18 @@
 """The log of a run: `metrics.jsonl`, TensorBoard events, and a progress bar, or lines where there is no terminal. Only
 the first process writes."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from odelm.errors import RunFailure
-from odelm.files import write_text
+from odelm.errors import InputError, RunFailure
+from odelm.files import fingerprint, write_text
 from odelm.models.loss import MeanLoss
 from odelm.train.window import Record
 
@@ -20,7 +22,17 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 class Log:
     """Writes metrics as they are reported; a context manager. With `enabled` False it writes nothing."""
 
-    def __init__(self, workdir: Path, *, updates: int, start: int, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        updates: int,
+        start: int,
+        enabled: bool = True,
+        wandb: str = "",
+        options: Mapping[str, Any] | None = None,
+    ):
+        """With `wandb`, the name of a project, the scalars go to Weights & Biases too, and `options` with them."""
         self.enabled = enabled
         self._workdir, self._updates = workdir, updates
         self.console = Console(quiet=not enabled)
@@ -46,6 +58,7 @@ class Log:
             _drop_after(workdir / METRICS, start)
             self._file = (workdir / METRICS).open("a")
             self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+        self._wandb = _wandb_run(wandb, workdir, options or {}) if enabled and wandb else None
 
     def __enter__(self) -> "Log":
         self._progress.start()
@@ -56,6 +69,8 @@ class Log:
         if self.enabled:
             self._file.close()
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
     def print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -156,6 +171,29 @@ class Log:
             ) from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, record["step"])
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=record["step"])
+
+
+def check_wandb() -> None:
+    """Raises InputError if Weights & Biases is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise InputError('--wandb needs the package wandb, which is not installed: pip install "odelm[wandb]"')
+
+
+def _wandb_run(project: str, workdir: Path, options: Mapping[str, Any]) -> Any:
+    """Returns the run of a workdir in a project: a new one, or the one that it was before."""
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    name = str(workdir.absolute())
+    try:
+        return wandb.init(
+            project=project, name=workdir.name, id=fingerprint(name), resume="allow", dir=name, config=dict(options)
+        )
+    except wandb.Error as error:
+        raise InputError(
+            f"--wandb={project} cannot be opened ({error}); log in with `wandb login`, or set WANDB_MODE=offline"
+        ) from error
 
 
 def _finite(value: float) -> float | None:

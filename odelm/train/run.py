@@ -1,6 +1,7 @@
 """A training run: checked, its data prepared, its state made or restored, and handed to the loop."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from odelm.remote import Remote, local_copy
 from odelm.run_directory import RunDirectory
 from odelm.train.evaluate import HeldOut
 from odelm.train.health import token_entropy
-from odelm.train.log import Log
+from odelm.train.log import Log, check_wandb
 from odelm.train.loop import Loop, Result
 from odelm.train.optimizer import make_optimizer, schedule_change
 from odelm.train.prefetch import Prefetch
@@ -34,15 +35,17 @@ from odelm.train.step import TrainState, graph_of, init_state, make_update, with
 from odelm.version import __version__
 
 
-def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
+def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str = "") -> Result:
     """Trains in `workdir`, from its newest checkpoint if it has one, and returns how that ended.
 
     A workdir that is a URL is trained in a directory of this machine and copied there (`odelm.remote`). With `profile`
-    so many updates are traced into `profile/` in it.
+    so many updates are traced into `profile/` in it; with `wandb`, a project of Weights & Biases, metrics go there too.
 
     Raises InputError, before anything is written there, for an invalid config or a workdir that holds another run.
     """
     config.init.validate()
+    if wandb:
+        check_wandb()
     remote = None
     if is_url(workdir):
         url, workdir = str(workdir), local_copy(str(workdir))
@@ -65,7 +68,7 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0) -> Result:
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
         after_save = (lambda: None) if remote is None else remote.push
-        result = _run(config, directory, prepared, mesh, optimizer, state, summary, profile, after_save)
+        result = _run(config, directory, prepared, mesh, optimizer, state, summary, profile, wandb, after_save)
         if remote is not None and jax.process_index() == 0:
             remote.close()
         return result
@@ -111,6 +114,7 @@ def _run(
     state: TrainState,
     summary: str | None,
     profile: int,
+    wandb: str,
     after_save: Callable[[], None],
 ) -> Result:
     process = jax.process_index()
@@ -124,7 +128,10 @@ def _run(
         state, meta = _restored(state, checkpoints)
         start = int(state.step)
         graph, _ = graph_of(config)
-        with Log(directory.path, updates=config.train.updates, start=start, enabled=process == 0) as log:
+        with Log(
+            directory.path, updates=config.train.updates, start=start, enabled=process == 0,
+            wandb=wandb, options=dataclasses.asdict(config),
+        ) as log:  # fmt: skip
             _print_summary(log, config, state, prepared, mesh, summary)
             before = config.train.updates if directory.config is None else directory.config.train.updates
             if start and (change := schedule_change(before, config.train.updates, config.optimizer, start)):
