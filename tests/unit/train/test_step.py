@@ -86,6 +86,18 @@ def updated(config: Config, counts: tuple[int, ...] = (2,)):
     return compile_updates(update, state, batch, counts, mesh, lambda _: None)[2](state, batch, GRID)
 
 
+def on_devices(count: int, code: str) -> None:
+    """Runs a program in a process of its own that has so many devices."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def with_train(config: Config, **options) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
@@ -183,14 +195,7 @@ def test_every_mesh_takes_the_update_of_one_device(first_updates, tmp_path, kind
         f"    np.savez({str(tmp_path)!r} + f'/{{number}}.npz', cut, metrics['loss'], metrics['gradient_norm'],"
         " *jax.tree.leaves((state.params, state.optimizer)))\n"
     )
-    environment = os.environ | {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    on_devices(8, code)
     state, metrics = first_updates[kind]
     one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves((state.params, state.optimizer))]
     for number, (_, fsdp, tensor) in enumerate(MESHES):
@@ -201,6 +206,27 @@ def test_every_mesh_takes_the_update_of_one_device(first_updates, tmp_path, kind
         # which turns the rounding of a gradient near zero into a part of the learning rate, 3e-3.
         for shared, single in zip(several, one, strict=True):
             np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4, err_msg=str(MESHES[number]))
+
+
+def test_a_mesh_takes_lanes_and_a_teacher_too(tmp_path):
+    def config(mesh: tuple[int, int, int]) -> Config:
+        return with_train(config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0)
+
+    code = (
+        "import jax, numpy as np\n"
+        "from tests.unit.train.test_step import config_of, updated, with_train\n"
+        "for number, mesh in enumerate([(4, 1, 1), (1, 2, 2)]):\n"
+        "    config = with_train(config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0)\n"
+        "    state, metrics = updated(config)\n"
+        f"    np.savez({str(tmp_path)!r} + f'/{{number}}.npz', metrics['loss'], metrics['gradient_norm'],"
+        " *jax.tree.leaves(state.params))\n"
+    )
+    on_devices(4, code)
+    state, metrics = updated(config((1, 1, 1)))
+    one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state.params)]
+    for number in range(2):
+        for shared, single in zip(np.load(tmp_path / f"{number}.npz").values(), one, strict=True):
+            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4)
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
