@@ -77,6 +77,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._files.root, options=options)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
+        self._failed = False
         # Kept, because the manifest of the last save appears at another moment for each process.
         self._taken = set(self._files.steps())
 
@@ -162,7 +163,12 @@ class Checkpoints:
             self.wait()
         finally:
             self._pool.shutdown()
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception:
+                # It raises again what a save has failed with.
+                if not self._failed:
+                    raise
 
     def _finish(self, step: int) -> None:
         """Waits for a save, seals it, and removes the checkpoints that it takes the place of."""
@@ -174,6 +180,7 @@ class Checkpoints:
                     self._files.remove_superseded(self._retention)
                 self._after_save()
         except Exception as error:
+            self._failed = True
             raise self._unwritten(step, error) from error
 
     def _on_first_process(self, change: Callable[[], None]) -> None:
@@ -218,11 +225,14 @@ class Checkpoints:
     def _unwritten(self, step: int, error: Exception) -> Exception:
         """Returns the failure to report for an error of the file system, and any other error as it is."""
         text = " ".join(str(error).split())
-        if not isinstance(error, OSError) and not any(words in text for words in FILE_ERRORS):
+        reason = next((words for words in FILE_ERRORS if words in text), None)
+        if reason is None and not isinstance(error, OSError):
             return error
-        good = self.latest()
+        good, told = self.latest(), text[:200]
+        if reason is not None and reason not in told:
+            told = f"{reason}: {told}"
         return RunFailure(
-            f"checkpoint {step} of {self._files.workdir} cannot be written ({text[:200]}); "
+            f"checkpoint {step} of {self._files.workdir} cannot be written ({told}); "
             + ("there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}")
             + ": make room, and run the same command to resume"
         )

@@ -22,6 +22,8 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 3.0
 """Seconds that a program has to put its files and processes away."""
+FAILED = 1
+"""The status of a program that cannot go on."""
 SHOW_CURSOR = b"\x1b[?25h"
 """A progress bar hides it."""
 
@@ -114,12 +116,13 @@ class _Guard:
         threading.Thread(target=self._watch, name="interrupts", daemon=True).start()
 
     def end(self, status: int | None) -> None:
-        """Ends the process if it was interrupted; with `status`, without another line, if that was put off."""
+        """Ends the process if it was interrupted; with `status`, without another line, if that was put off, and if the
+        program failed: saves that were under way then have nothing more to tell."""
         if _interrupted:
             self._leave(_interrupted)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        if _put_off and status is not None:
+        if status is not None and (_put_off or status == FAILED):
             self._exit(status)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 from absl import flags, logging
@@ -15,7 +16,7 @@ from odelm.config import Config, check_option, parse_value, replace
 from odelm.config.describe import shown
 from odelm.errors import InputError, RunFailure
 from odelm.files import fingerprint
-from odelm.interrupts import interrupted
+from odelm.interrupts import FAILED, interrupted
 
 HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 WIDTH = 100
@@ -59,8 +60,10 @@ def told_in_one_line(main: Callable[[], int]) -> int:
 
     Any other exception is a defect of ours and keeps its traceback.
     """
-    # TFDS and Orbax warn of what is normal here; a mistake should be the only line that is seen.
-    logging.set_verbosity(logging.ERROR)
+    # TFDS and Orbax warn of what is normal here, and report errors that they raise too, some for every array; what went
+    # wrong should be the only line that is seen.
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
     try:
         return main()
     except (InputError, flags.Error) as error:
@@ -70,7 +73,7 @@ def told_in_one_line(main: Callable[[], int]) -> int:
         return 2
     except RunFailure as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return FAILED
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -64,11 +64,16 @@ class Log:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         self._progress.stop()
         if self.enabled:
-            self._file.close()
-            self._events.close()
+            try:
+                self._file.close()
+                self._events.close()
+            except OSError as error:
+                # Where the run has failed already, as on a disk that is full, that is what is told.
+                if kind is None:
+                    raise self._unwritten(error) from error
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -166,13 +171,16 @@ class Log:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise RunFailure(
-                f"{self._workdir / METRICS} cannot be written ({error}); make room, and run the same command to resume"
-            ) from error
+            raise self._unwritten(error) from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, record["step"])
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=record["step"])
+
+    def _unwritten(self, error: OSError) -> RunFailure:
+        return RunFailure(
+            f"{self._workdir / METRICS} cannot be written ({error}); make room, and run the same command to resume"
+        )
 
 
 def check_wandb() -> None:
