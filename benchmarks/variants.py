@@ -36,6 +36,8 @@ from odelm.train.step import TrainState, compile_updates, graph_of, init_state, 
 Options = dict[str, Any]
 
 MUON: Options = {"optimizer.kind": "muon"}
+FEW_FIRST: Options = {"step_sampling.few_first": 0.4}
+STABLE: Options = {"optimizer.decay": "stable", "optimizer.decay_share": 0.4}
 ENDS: Options = {"model.prelude": 1, "model.coda": 1}
 ALL: Options = MUON | ENDS | {"model.wide_modulation": True, "model.parallel_branches": True}
 UNSHARED: Options = {"model.time_modulation": False, "step_sampling.kind": "fixed"}
@@ -50,15 +52,20 @@ VARIANTS: dict[str, Options] = {
     "muon, parallel": MUON | {"model.parallel_branches": True},
     "muon, lanes": MUON | {"model.lanes": 2},
     "muon, rank 8": MUON | {"model.layer_rank": 8},
-    "muon, few first": MUON | {"step_sampling.few_first": 0.4},
-    "muon, few first, fine last": MUON | {"step_sampling.few_first": 0.4, "step_sampling.fine_last": 0.2},
+    "muon, few first": MUON | FEW_FIRST,
+    "muon, few first, fine last": MUON | FEW_FIRST | {"step_sampling.fine_last": 0.2},
+    "muon, few first, parallel": MUON | FEW_FIRST | {"model.parallel_branches": True},
+    "muon, few first, lanes": MUON | FEW_FIRST | {"model.lanes": 2},
+    "muon, few first, parallel, lanes": MUON | FEW_FIRST | {"model.parallel_branches": True, "model.lanes": 2},
+    "muon, few first, stable": MUON | FEW_FIRST | STABLE,
+    "muon, few first, parallel, stable": MUON | FEW_FIRST | STABLE | {"model.parallel_branches": True},
     "muon, distilled": MUON | {"train.distill": 0.5, "train.distill_from": 0.7},
     "muon, averaged": MUON | {"optimizer.average": 0.98},
-    "muon, stable": MUON | {"optimizer.decay": "stable", "optimizer.decay_share": 0.4},
+    "muon, stable": MUON | STABLE,
     "muon, ends": MUON | ENDS,
     "muon, ends, lanes": MUON | ENDS | {"model.lanes": 2},
     "all": ALL,
-    "all, few first": ALL | {"step_sampling.few_first": 0.4},
+    "all, few first": ALL | FEW_FIRST,
     "all, lanes": ALL | {"model.lanes": 2},
 }
 """What is changed in the base. `unshared` has a block for each layer. `all` is what paid in an earlier trial."""

@@ -142,9 +142,9 @@ def _dimensions(params: Any) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Returns a tree of bools: True for matrices and embeddings, False for biases and norm scales."""
+    """Returns a tree of bools: True for matrices and embeddings, False for biases, norm scales and weights of lanes."""
 
     def is_decayed(path: tuple, _: jax.Array) -> bool:
-        return not any(getattr(key, "key", None) in ("bias", "scale") for key in path)
+        return not any(getattr(key, "key", None) in ("bias", "scale", "weights") for key in path)
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

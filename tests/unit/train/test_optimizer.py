@@ -69,6 +69,12 @@ def test_only_matrices_decay(make_config):
     assert any(jax.tree.leaves(decayed(params))) and not all(jax.tree.leaves(decayed(params)))
 
 
+def test_the_weights_of_lanes_do_not_decay(make_config):
+    params = nnx.state(odelm.create(make_config(lanes=2), rngs=nnx.Rngs(0)), nnx.Param)
+    names = {name_of(path): kept for path, kept in jax.tree_util.tree_leaves_with_path(decayed(params))}
+    assert not names["blocks/0/weights"] and names["blocks/0/inner/attention/out/kernel"]
+
+
 def test_a_stable_rate_falls_in_the_last_share_of_the_updates():
     config = OptimizerConfig(learning_rate=PEAK, warmup=WARMUP, decay="stable", decay_share=0.25, final_fraction=FINAL)
     rate = schedule(config, UPDATES)
