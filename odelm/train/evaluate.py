@@ -79,8 +79,10 @@ class HeldOut:
 
     @cached_property
     def _norms_of(self) -> Callable[[Any, Batch], Any]:
-        graph = self._graph
-        return jax.jit(lambda params, batch: norms_along_depth(nnx.merge(graph, params), inputs_of(batch)))
+        def norms(params: Any, batch: Batch) -> Any:
+            return norms_along_depth(nnx.merge(self._graph, params), inputs_of(batch))
+
+        return jax.jit(norms, out_shardings=sharding.replicated(self._mesh))
 
     @cached_property
     def _components(self) -> dict[str, list[Batch]]:
