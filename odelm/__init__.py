@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TrainConfig,
         load_recipe,
     )
+    from odelm.infer.generator import Generator
     from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
     from odelm.ode import integrate, integrate_adaptive
     from odelm.pretrained import load
@@ -29,6 +30,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Encoder",
+    "Generator",
     "InitConfig",
     "InputError",
     "MaskedLM",
@@ -52,6 +54,7 @@ _MODULES = {
     "odelm.config": (
         "Config DataConfig InitConfig MeshConfig ModelConfig OptimizerConfig StepSamplingConfig TrainConfig load_recipe"
     ),
+    "odelm.infer.generator": "Generator",
     "odelm.models": "CausalLM Classifier Encoder MaskedLM SharedBlock create models",
     "odelm.ode": "integrate integrate_adaptive ode",
     "odelm.pretrained": "load",

@@ -1,4 +1,4 @@
-"""A plain jitted sampler: every new token runs the model over the whole text again."""
+"""A text continued: by `Generator`, or for a plan that keeps no memory by running over the whole text again."""
 
 import math
 from functools import partial
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.errors import InputError
+from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
 from odelm.models.transformer import DepthPlan
 from odelm.tokenizer import decode_after, end_id, find_id
@@ -32,6 +33,10 @@ def continue_text(
 
     `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text.
     """
+    if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
+        generator = Generator.of(runner, tokenizer, plan, end_token=end_token)
+        options = dict(new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        return prompt + generator([prompt], **options)[0]
     given = tokenizer.encode(prompt, add_special_tokens=False).ids
     tokens = generate(
         runner,
@@ -57,7 +62,7 @@ def generate(
     seed: int = 0,
     end: int | None = None,
 ) -> list[int]:
-    """Returns the sampled continuation of `prompt`, up to and without the token `end`.
+    """Returns the sampled continuation of `prompt`, up to and without the token `end`, keeping no memory.
 
     Each token is drawn from the `top_k` most likely after dividing the logits by `temperature`; 0 takes the
     most likely. Raises InputError for an encoder, an empty prompt, more tokens than the model's positions, or an

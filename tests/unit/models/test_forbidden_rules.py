@@ -17,6 +17,7 @@ from flax import nnx
 import odelm
 from odelm import ode
 from odelm.infer.generate import generate
+from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
 from odelm.models.inputs import Inputs
 from odelm.models.loss import loss_sums
@@ -98,6 +99,8 @@ def test_no_dtype_is_promoted_with_a_memory_nor_in_generation(make_model, tokens
         model.run(Inputs(tokens=tokens[:, 4:]), plan, memory=memory)
         runner = Runner.of(model)
         generate(runner, [1, 2], plan=runner.plan(2, "euler"), new_tokens=2, temperature=0.7)
+        options = dict(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
+        Generator.of(runner, None, plan)([[1, 2], [3]], new_tokens=3, **options)
         for solver in ode.SOLVERS:
             ode.integrate(lambda t, h: -h, jnp.ones(3, jnp.bfloat16), [0, 1, 2], solver=solver)
 

@@ -1,0 +1,200 @@
+"""Cached decoding against the model run over the whole text, and what is drawn against its probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import odelm
+from odelm.errors import InputError
+from odelm.infer import generator as module
+from odelm.infer.decode import Sampling, advance, draw, prefill
+from odelm.infer.generate import generate
+from odelm.infer.generator import Generator
+
+PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
+MODELS = {
+    "pre": (dict(), dict(steps=2)),
+    "post, groups": (dict(norm_placement="post", groups=2), dict()),
+    "ends, learned": (dict(depth=6, prelude=1, coda=1, positions="learned"), dict(grid=[0, 0.5, 2, 4])),
+    "chain, heun": (dict(inner_blocks=2, layer_rank=2), dict(steps=2, solver="heun")),
+    "lanes, wide": (dict(lanes=2, wide_modulation=True, positions="sinusoidal"), dict(steps=1)),
+}
+
+
+def varied(make_config, randomise, *, scale: float = 1.0, **options):
+    """Returns a model so far from its initialisation that it does not repeat one token."""
+    shape = dict(dtype="float32", tie_readout=False, max_length=32, **options)
+    return randomise(odelm.create(make_config(**shape), rngs=nnx.Rngs(0)), scale=scale)
+
+
+@pytest.fixture(scope="module")
+def plain(make_config, randomise) -> Generator:
+    return Generator(varied(make_config, randomise), steps=2)
+
+
+@pytest.fixture(scope="module")
+def worded(make_config, randomise) -> Generator:
+    """Returns the same with a tokenizer of the words a to l, and an end."""
+    words = {name: i for i, name in enumerate([*"abcdefghijkl", "<|endoftext|>"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Generator(varied(make_config, randomise), tokenizer, steps=2)
+
+
+@pytest.mark.parametrize("options, call", MODELS.values(), ids=MODELS)
+def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, make_config, randomise):
+    """Prompts of unequal lengths at once, each against itself alone without a memory."""
+    # Deeper models overflow at the scale of the others.
+    scale = 0.4 if options.keys() & {"prelude", "inner_blocks", "lanes"} else 1.0
+    generator = Generator(varied(make_config, randomise, scale=scale, **options), **call)
+    together = generator(PROMPTS, new_tokens=7)
+    for prompt, found in zip(PROMPTS, together, strict=True):
+        alone = generate(generator.runner, prompt, plan=generator.plan, new_tokens=7, temperature=0)
+        assert found == alone
+    assert len({tuple(found) for found in together}) > 1, "rows must differ for this to test anything"
+    assert np.isfinite(generator(PROMPTS, new_tokens=1, logprobs=True)[0].logprobs).all()
+
+
+def test_log_probabilities_are_those_of_the_model(plain):
+    (found,) = plain([PROMPTS[0]], new_tokens=4, temperature=2.0, top_k=5, seed=3, logprobs=True)
+    text = [*PROMPTS[0], *found.tokens]
+    logits = plain.runner.model(jnp.asarray([text]), plan=plain.plan)[0]
+    exact = jax.nn.log_softmax(logits)[jnp.arange(2, 6), jnp.asarray(found.tokens)]
+    np.testing.assert_allclose(found.logprobs, exact, atol=1e-4)
+    assert found.text is None
+
+
+def test_rows_end_before_their_end_token_and_the_others_go_on(plain):
+    whole = plain(PROMPTS, new_tokens=8)
+    ended = Generator.of(plain.runner, None, plain.plan)
+    ended.end = whole[0][2]
+    for before, after in zip(whole, ended(PROMPTS, new_tokens=8), strict=True):
+        assert after == (before[: before.index(ended.end)] if ended.end in before else before)
+    assert len(ended(PROMPTS[:1], new_tokens=8)[0]) == whole[0].index(ended.end) <= 2
+
+
+def test_texts_are_the_continuations_alone(worded):
+    (text,) = worded(["d b e"], new_tokens=6)
+    ids = generate(worded.runner, [3, 1, 4], plan=worded.plan, new_tokens=6, temperature=0, end=12)
+    assert text.split() == [chr(ord("a") + token) for token in ids] and len(text.split()) > 1
+
+
+def test_a_stop_string_ends_a_text_and_a_stream_grows(worded):
+    prompts = ["d b e", "f"]
+    whole = worded(prompts, new_tokens=20, temperature=3.0, seed=1)
+    word = whole[0].split()[3]
+    stopped = worded(prompts, new_tokens=20, temperature=3.0, seed=1, stop=[word])
+    assert stopped[0] == whole[0][: whole[0].index(word)]
+    pieces = [found[0].text for found in worded.stream(prompts, new_tokens=20, temperature=3.0, seed=1, every=4)]
+    assert pieces[-1] == whole[0] and len(pieces) == 5
+    assert all(after.startswith(before) for before, after in zip(pieces, pieces[1:], strict=False))
+
+
+def test_the_seed_decides_the_text(plain):
+    texts = [plain([PROMPTS[0]], new_tokens=8, temperature=5.0, seed=seed) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_few_programs_serve_all_lengths(plain):
+    plain(PROMPTS[:1], new_tokens=3)
+    programs: list[Any] = [module._prefill, module._advance]
+    made = [program._cache_size() for program in programs]
+    for length in range(1, 12):
+        plain([list(range(length))], new_tokens=length, temperature=length / 10, top_k=length, seed=length)
+    assert [program._cache_size() for program in programs] == made
+
+
+def test_the_last_position_is_used(plain):
+    limit = plain.runner.model.config.max_length
+    assert len(plain([[1] * (limit - 3)], new_tokens=3)[0]) == 3
+
+
+def test_it_works_inside_the_callers_own_jit(plain):
+    graph, params = nnx.split(plain.runner.model)
+    prompt = jnp.asarray([PROMPTS[0]])
+
+    @jax.jit
+    def tokens(params):
+        model, sampling = nnx.merge(graph, params), Sampling()
+        plan = model.plan(steps=2)
+        state = prefill(model, plan, prompt, jnp.array([3]), sampling, jax.random.key(0), new_tokens=5, end=-1)
+        return advance(model, plan, state, sampling, 5, end=-1).tokens
+
+    assert tokens(params)[0].tolist() == plain([PROMPTS[0]], new_tokens=5)[0]
+
+
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+RULES = {
+    "all": (dict(), [0.4, 0.3, 0.15, 0.1, 0.05]),
+    "top_k": (dict(top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
+    "top_p": (dict(top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0]),
+    "top_p, the first alone": (dict(top_p=0.1), [1, 0, 0, 0, 0]),
+    "min_p": (dict(min_p=0.3), [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
+    "temperature": (dict(temperature=0.5), [0.16, 0.09, 0.0225, 0.01, 0.0025]),
+    "greedy": (dict(temperature=0.0), [1, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("rule, chances", RULES.values(), ids=RULES)
+def test_tokens_are_drawn_with_their_probabilities(rule, chances):
+    from scipy.stats import chisquare
+
+    rows = 20_000
+    sampling = Sampling(**(dict(temperature=1.0) | rule))
+    found = draw(jnp.tile(jnp.asarray(LOGITS), (rows, 1)), sampling, jax.random.key(0))
+    counts = np.bincount(np.asarray(found), minlength=5)
+    expected = np.array(chances) / np.sum(chances) * rows
+    assert not counts[expected == 0].any()
+    if (expected > 0).sum() > 1:
+        # One in a thousand right draws would fail, and the key is fixed.
+        assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_what_stands_before_is_penalised(plain):
+    logits, seen = jnp.array([[2.0, 1.5, -1.0]]), jnp.array([[True, False, True]])
+    assert draw(logits, Sampling(repetition_penalty=1.2), jax.random.key(0), seen).tolist() == [0]
+    assert draw(logits, Sampling(repetition_penalty=1.5), jax.random.key(0), seen).tolist() == [1]
+    for prompt, tokens in zip(PROMPTS, plain(PROMPTS, new_tokens=4, repetition_penalty=3.0), strict=True):
+        text = list(prompt)
+        for token in tokens:
+            logits = np.array(plain.runner.model(jnp.asarray([text]), plan=plain.plan)[0, -1])
+            before = list(set(text))
+            logits[before] = np.where(logits[before] > 0, logits[before] / 3, logits[before] * 3)
+            assert token == int(logits.argmax())
+            text.append(token)
+    assert plain(PROMPTS, new_tokens=4, repetition_penalty=3.0) != plain(PROMPTS, new_tokens=4)
+
+
+MISTAKES = [
+    ("a", {}, "prompts is a single prompt"),
+    ([3, 1], {}, "prompts is a single prompt"),
+    ([], {}, "prompts is empty"),
+    ([[]], {}, "no tokens"),
+    ([[13]], {}, "ids 13 to 13, expected 0 to 12"),
+    (["a"], {}, "has no tokenizer: give lists of token ids"),
+    (PROMPTS, {"new_tokens": 27}, "ask for 26 or fewer"),
+    (PROMPTS, {"new_tokens": 0}, "new_tokens is 0"),
+    (PROMPTS, {"temperature": float("nan")}, "temperature is nan"),
+    (PROMPTS, {"top_k": -1}, "top_k is -1"),
+    (PROMPTS, {"top_p": 0.0}, "top_p is 0.0"),
+    (PROMPTS, {"min_p": 2.0}, "min_p is 2.0"),
+    (PROMPTS, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    (PROMPTS, {"seed": -1}, "seed is -1"),
+    (PROMPTS, {"stop": "a"}, "stop has strings, but the generator has no tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("prompts", "options", "words"), MISTAKES)
+def test_mistakes_are_told(plain, prompts, options, words):
+    with pytest.raises(InputError, match=words):
+        plain(prompts, **options)
+
+
+def test_an_encoder_does_not_generate(make_model):
+    with pytest.raises(InputError, match="this model is an encoder"):
+        Generator(make_model(kind="encoder"))
