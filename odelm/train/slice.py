@@ -56,12 +56,12 @@ class Need:
     flops: float
     traffic: float
     """Bytes to and from the chip's memory."""
-    collectives: dict[str, int]
+    collectives: dict[str, int] | None
     """Bytes that come out of each kind of collective."""
 
     def seconds(self, chip: Chip) -> dict[str, float]:
         """Returns how long the chip's figures say that each part takes at least."""
-        sent = sum(self.collectives.values()) / chip.links
+        sent = sum((self.collectives or {}).values()) / chip.links
         return {"compute": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth, "links": sent}
 
 
@@ -100,7 +100,7 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
             memory=held - memory.alias_size_in_bytes,
             flops=float(cost["flops"]),
             traffic=float(cost["bytes accessed"]),
-            collectives=collective_bytes(compiled.as_text() or ""),
+            collectives=_sent(compiled),
         )
 
 
@@ -111,7 +111,7 @@ def table(found: list[Need], topology: str, tokens: int) -> str:
     for need in found:
         seconds = need.seconds(chip)
         slowest = max(seconds, key=lambda name: seconds[name])
-        sent = ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in need.collectives.items()) or "nothing"
+        sent = _told(need.collectives)
         fits = "" if need.memory <= chip.memory else "; DOES NOT FIT"
         lines.append(
             f"{need.steps:4} steps: {need.memory / 1e9:.2f} GB a chip{fits}; {need.flops / 1e12:.2f} TFLOP, "
@@ -119,6 +119,20 @@ def table(found: list[Need], topology: str, tokens: int) -> str:
             f"({slowest}), so at most {tokens / seconds[slowest] / 1e6:.2f} M tokens/s"
         )
     return "\n".join(lines)
+
+
+def _sent(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """Returns what an update sends, None where jaxlib cannot read the program that libtpu has made."""
+    try:
+        return collective_bytes(compiled.as_text() or "")
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def _told(collectives: dict[str, int] | None) -> str:
+    if collectives is None:
+        return "unknown (jaxlib cannot read the program of this libtpu)"
+    return ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in collectives.items()) or "nothing"
 
 
 def collective_bytes(program: str) -> dict[str, int]:

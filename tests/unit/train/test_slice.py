@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from odelm.errors import InputError
-from odelm.train.slice import CHIPS, Need, collective_bytes, needs, table
+from odelm.train.slice import CHIPS, Need, _sent, collective_bytes, needs, table
 from tests.unit.train.test_step import config_of
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +33,16 @@ ENTRY %main (p: f32[2,4]) -> f32[8] {
   ROOT %done = f32[8]{0} all-gather-done(%all-gather-start.1)
 }
 """
+
+
+def test_a_program_that_cannot_be_read_is_said_to_be():
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("RET_CHECK failure")
+
+    assert _sent(Unreadable()) is None
+    need = Need(steps=3, memory=10**9, flops=197e12, traffic=81.9e9, collectives=_sent(Unreadable()))
+    assert "sent: unknown" in table([need], "v5e:4x4", 1) and need.seconds(CHIPS["v5e"])["links"] == 0
 
 
 def test_collectives_are_counted_by_their_results_and_as_often_as_loops_run():
