@@ -35,6 +35,8 @@ from odelm.train.step import TrainState, compile_updates, graph_of, init_state, 
 
 Options = dict[str, Any]
 
+PLAIN: Options = {"optimizer.kind": "adamw", "step_sampling.few_first": 0.0, "model.parallel_branches": False}
+"""What the base is, whatever the recipe has of it."""
 MUON: Options = {"optimizer.kind": "muon"}
 FEW_FIRST: Options = {"step_sampling.few_first": 0.4}
 STABLE: Options = {"optimizer.decay": "stable", "optimizer.decay_share": 0.4}
@@ -68,7 +70,7 @@ VARIANTS: dict[str, Options] = {
     "all, few first": ALL | FEW_FIRST,
     "all, lanes": ALL | {"model.lanes": 2},
 }
-"""What is changed in the base. `unshared` has a block for each layer. `all` is what paid in an earlier trial."""
+"""What is changed in the plain base. `unshared` has a block for each layer. `all` is what paid in an earlier trial."""
 
 
 class Rated(NamedTuple):
@@ -93,7 +95,7 @@ def config_of(name: str, base: Config) -> Config:
     options = dict(VARIANTS[name])
     if name.startswith("unshared"):
         options["model.groups"] = base.model.depth
-    return replace(base, options)
+    return replace(base, PLAIN | options)
 
 
 class Variant:
