@@ -35,7 +35,13 @@ from odelm.train.step import TrainState, compile_updates, graph_of, init_state, 
 
 Options = dict[str, Any]
 
-PLAIN: Options = {"optimizer.kind": "adamw", "step_sampling.few_first": 0.0, "model.parallel_branches": False}
+PLAIN: Options = {
+    "optimizer.kind": "adamw",
+    "optimizer.learning_rate": 6e-3,
+    "optimizer.muon_learning_rate": 0.02,
+    "step_sampling.few_first": 0.0,
+    "model.parallel_branches": False,
+}
 """What the base is, whatever the recipe has of it."""
 MUON: Options = {"optimizer.kind": "muon"}
 FEW_FIRST: Options = {"step_sampling.few_first": 0.4}

@@ -13,7 +13,7 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(kind="decoder", vocab_size=2048, width=128, heads=4, depth=12, max_length=256),
         data=DataConfig(corpus="python_source"),
-        step_sampling=StepSamplingConfig(kind="random_count"),
-        optimizer=OptimizerConfig(learning_rate=6e-3, warmup=60),
+        step_sampling=StepSamplingConfig(kind="random_count", few_first=0.4),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=1.2e-2, muon_learning_rate=4e-2, warmup=60),
         train=TrainConfig(updates=500, batch_size=8, length=128, eval_every=250, eval_batches=16, checkpoint_every=125),
     )
