@@ -25,7 +25,8 @@ def _allowed_counts(config: Config, update: int) -> tuple[tuple[int, ...], tuple
     anneal, few = (
         share * config.train.updates for share in (config.step_sampling.anneal, config.step_sampling.few_first)
     )
-    last = (1 - config.step_sampling.fine_last) * config.train.updates
+    fine = config.step_sampling.fine_last
+    last = (1 - fine) * config.train.updates if fine else np.inf
     if max(anneal, few) <= update < last:
         return counts, weights
     drawn = [i for i in range(len(counts)) if not weights or weights[i]]

@@ -85,8 +85,8 @@ class Log:
         loss = math.nan if record["loss"] is None else record["loss"]
         share = record.get("model_flops_utilisation")
         used = "" if share is None else f", {share:.0%} of the peak"
-        if record["data_wait"] > 0.01:
-            used += f", {record['data_wait']:.0%} waiting for data"
+        if (waited := record.get("data_wait", 0.0)) > 0.01:
+            used += f", {waited:.0%} waiting for data"
         if not self.console.is_terminal:
             self.print(f"update {step}/{self._updates}: loss {loss:.4f}, {record['tokens_per_s']:,.0f} tokens/s{used}")
         if record.get("skipped"):
