@@ -6,7 +6,7 @@ A recipe is a base with some options changed (`VARIANTS`). The updates of each a
 base, so that both meet the same noise; a recipe then gets as many updates as fit into the time by these medians, with
 the counts that it draws. Compilation and evaluation are not counted. Each recipe's learning rates are tried at
 every factor of `--rates` with the first seed, the best is used for the others, and what is reported is the mean over
-all seeds at that factor, with their range. With `--out` a call goes on where an earlier one stopped.
+all seeds at that factor, with their range. With `--out` a call resumes an earlier one.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python train.py --config=configs/tiny.py --workdir=runs/tiny
 
 On two CPU cores its 500 updates take about two minutes, and reach a held-out loss of 3.95 nats/token at 12 steps and
-3.97 at 3 (docs/results.md, "The demo"). Muon, and few steps in the first 40 % of the updates, are what made most of the
-same time in a comparison of recipes ("Recipes at equal time").
+3.97 at 3 (docs/results.md, "The demo"). Muon, with few steps in the first 40 % of the updates, was the best recipe at
+equal time ("Recipes at equal time").
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig

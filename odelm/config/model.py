@@ -152,13 +152,18 @@ class ModelConfig:
         for name in ("token_types", "layer_rank"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")
+        self._check_combinations()
+        return self
+
+    def _check_combinations(self) -> None:
+        """Checks options that are valid only together."""
         if self.reference_depth is not None and self.reference_depth <= self.ends:
             raise InputError(
                 f"model.reference_depth is {self.reference_depth}, expected more than the {self.ends} layers of its "
                 "prelude and coda"
             )
         if self.wide_modulation and not self.time_modulation:
-            raise InputError("model.wide_modulation is True, but model.time_modulation is False: set both, or neither")
+            raise InputError("model.wide_modulation is True, but model.time_modulation is False: set that to True")
         if self.lanes > 1 and self.norm_placement == "post":
             raise InputError(
                 f"model.lanes is {self.lanes}, but a post-norm block writes its whole state: expected 1, or "
@@ -173,4 +178,3 @@ class ModelConfig:
             raise InputError(f"sinusoidal positions come in pairs, but the embedding size is {self.embed_size} (odd)")
         if self.sentence_order and self.kind != "encoder":
             raise InputError("model.sentence_order is True, but only model.kind='encoder' has that head")
-        return self

@@ -82,7 +82,7 @@ def prefill(
     """
     B, P = prompts.shape
     real = jnp.arange(P, dtype=jnp.int32)[None] < lengths[:, None]
-    memory = model.memory(plan, batch=B, room=P + new_tokens - 1) if P + new_tokens > 1 else None
+    memory = model.memory(plan, batch=B, room=P + new_tokens - 1)
     positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
     hidden, memory = model.run(Inputs(prompts, positions=positions, mask=real), plan, memory=memory)
     assert memory is not None

@@ -221,35 +221,12 @@ def _bucket(length: int) -> int:
     return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
 
 
-@partial(jax.jit, static_argnames=("graph", "new_tokens", "end", "penalised"))
-def _prefill(
-    graph: nnx.GraphDef,
-    params: Any,
-    plan: DepthPlan,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    sampling: Sampling,
-    key: jax.Array,
-    *,
-    new_tokens: int,
-    end: int,
-    penalised: bool,
-) -> Decoding:
-    model = nnx.merge(graph, params)
-    return prefill(
-        model, plan, prompts, lengths, sampling, key, new_tokens=new_tokens, end=end, penalised=penalised
-    )  # fmt: skip
+@partial(jax.jit, static_argnums=0, static_argnames=("new_tokens", "end", "penalised"))
+def _prefill(graph: nnx.GraphDef, params: Any, *arguments: Any, **options: Any) -> Decoding:
+    return prefill(nnx.merge(graph, params), *arguments, **options)
 
 
-@partial(jax.jit, static_argnames=("graph", "end"), donate_argnames="state")
-def _advance(
-    graph: nnx.GraphDef,
-    params: Any,
-    plan: DepthPlan,
-    state: Decoding,
-    sampling: Sampling,
-    until: jax.Array,
-    *,
-    end: int,
-) -> Decoding:
-    return advance(nnx.merge(graph, params), plan, state, sampling, until, end=end)
+@partial(jax.jit, static_argnums=0, static_argnames="end", donate_argnums=3)
+def _advance(graph: nnx.GraphDef, params: Any, plan: DepthPlan, state: Decoding, *arguments: Any, end: int) -> Decoding:
+    """Returns what `advance` does, with the memory of `state` used again."""
+    return advance(nnx.merge(graph, params), plan, state, *arguments, end=end)

@@ -1,6 +1,5 @@
 """How large the state is along the depth, and the field that moves it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,40 +19,22 @@ def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Arr
     h, found = model._start(inputs, None), []
     for number, (field, part) in enumerate(zip(model._fields(view), model.plan(), strict=True)):
         h = model._into_lanes(h, number)
-        h, norms = ode.follow(_Recorder(field), h, part, jnp.zeros((*part.times.shape, 2), jnp.float32))
+        room = jnp.zeros((*part.times.shape, 2), jnp.float32)
+        h, norms = ode.follow(_Recorder(field.block, field.view), h, part, room)
         h = model._out_of_lanes(h, number)
         found.append(norms[:, 0])
     states, slopes = jnp.concatenate(found).T
     return states, slopes
 
 
-@dataclass(frozen=True, eq=False)
-class _Recorder:
+class _Recorder(BlockField):
     """A block's field whose memory takes the norms of its unit steps, float32 (2,)."""
-
-    field: BlockField
-
-    def condition(self, t: jax.Array) -> TimedCondition:
-        return self.field.condition(t)
-
-    def increment(self, condition: TimedCondition, h: jax.Array) -> jax.Array:
-        return self.field.increment(condition, h)
-
-    def step(self, condition: TimedCondition, h: jax.Array, dt: jax.Array) -> jax.Array:
-        return self.field.step(condition, h, dt)
-
-    def increment_remembering(self, condition: TimedCondition, h: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
-        slope = self.field.increment(condition, h)
-        return slope, jnp.stack([_size(h), _size(slope)])
 
     def step_remembering(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
     ) -> tuple[jax.Array, Any]:
-        after = self.field.step(condition, h, dt)
+        after, _ = super().step_remembering(condition, h, dt, None)
         return after, jnp.stack([_size(h), _size(after.astype(jnp.float32) - h.astype(jnp.float32))])
-
-    def __call__(self, t: jax.Array, h: jax.Array) -> jax.Array:
-        return self.field(t, h)
 
 
 def _size(x: jax.Array) -> jax.Array:

@@ -129,8 +129,13 @@ def takes_splash(implementation: str, q: jax.Array) -> bool:
             f"model.attention is 'splash', but the length is {length}: expected a multiple of {SPLASH_LANES}, or "
             "model.attention='auto'"
         )
-    fits = length % SPLASH_LANES == 0 and length >= SPLASH_FROM
-    return implementation == "splash" or (implementation == "auto" and jax.default_backend() == "tpu" and fits)
+    on_tpu = jax.default_backend() == "tpu"
+    return implementation == "splash" or (implementation == "auto" and on_tpu and splash_pays(length))
+
+
+def splash_pays(length: int) -> bool:
+    """Returns whether `auto` takes splash attention at a length, on a TPU."""
+    return length % SPLASH_LANES == 0 and length >= SPLASH_FROM
 
 
 def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn"]:

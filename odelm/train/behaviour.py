@@ -1,4 +1,4 @@
-"""How a run behaved, told at its end."""
+"""A summary of a run, printed at its end."""
 
 from odelm.train.window import Record
 
@@ -22,7 +22,7 @@ class Behaviour:
             self._first = record["loss"] if self._first is None else self._first
             self._last = record["loss"]
 
-    def told(self) -> str | None:
+    def summary(self) -> str | None:
         """Returns one sentence, None if there was no record."""
         if not self._updates:
             return None

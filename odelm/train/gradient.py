@@ -64,9 +64,7 @@ def _gradient(
     def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
         plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
-        teacher = _teacher(
-            config, nnx.merge(graph, jax.lax.stop_gradient(params)), part, steps=len(grid) - 1, step=step
-        )
+        teacher = _teacher(config, graph, params, part, steps=len(grid) - 1, step=step)
         sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss, taught_by=teacher)
         return sums.share(tokens, orders), sums.nats
 
@@ -86,7 +84,7 @@ def _gradient(
 
 
 def _teacher(
-    config: Config, model: CausalLM | MaskedLM, batch: Batch, *, steps: int, step: jax.Array
+    config: Config, graph: nnx.GraphDef, params: Any, batch: Batch, *, steps: int, step: jax.Array
 ) -> Teacher | None:
     """Returns what the model makes of a batch at full depth, for an update of fewer steps to learn, if it is asked for.
 
@@ -94,6 +92,7 @@ def _teacher(
     """
     if not config.train.distill or steps == config.model.core:
         return None
+    model: CausalLM | MaskedLM = nnx.merge(graph, jax.lax.stop_gradient(params))
     inputs, plan = inputs_of(batch), model.plan(unroll=config.train.unroll)
     shape = jax.eval_shape(lambda: model.run(inputs, plan)[0])
     begun = step >= round(config.train.distill_from * config.train.updates)

@@ -71,7 +71,7 @@ class Log:
                 self._file.close()
                 self._events.close()
             except OSError as error:
-                # Where the run has failed already, as on a disk that is full, that is what is told.
+                # If the run has already failed, for example on a full disk, report that failure instead.
                 if kind is None:
                     raise self._unwritten(error) from error
         if self._wandb is not None:

@@ -76,8 +76,8 @@ class Loop:
             return Result(step, losses, interrupted)
         losses = self._evaluate(step, state)
         self.log.comparison(baseline, losses)
-        if told := self.behaviour.told():
-            self.log.print(told)
+        if summary := self.behaviour.summary():
+            self.log.print(summary)
         self.log.print(cost_of(self.config, step))
         return Result(step, losses)
 

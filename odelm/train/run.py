@@ -133,17 +133,14 @@ def _run(
             wandb=wandb, options=dataclasses.asdict(config),
         ) as log:  # fmt: skip
             _print_summary(log, config, state, prepared, mesh, summary)
-            before = config.train.updates if directory.config is None else directory.config.train.updates
-            if start and (change := schedule_change(before, config.train.updates, config.optimizer, start)):
-                log.print(change)
+            _print_new_schedule(log, config, directory.config, start)
             share, shares = sharding.batch_share(mesh)
             rows = train_batches(prepared, config, start=start, process_index=share, process_count=shares)
             held_out = HeldOut(config, graph, prepared, mesh, log)
-            update = make_update(config, graph, optimizer)
             loop = Loop(
                 config=config,
                 mesh=mesh,
-                update=update,
+                update=make_update(config, graph, optimizer),
                 batches=Prefetch(rows, mesh),
                 held_out=held_out,
                 checkpoints=checkpoints,
@@ -158,6 +155,13 @@ def _run(
         return result
     finally:
         checkpoints.close()
+
+
+def _print_new_schedule(log: Log, config: Config, saved: Config | None, step: int) -> None:
+    """Prints how the learning rate changes where a run is resumed with another number of updates."""
+    before = config.train.updates if saved is None else saved.train.updates
+    if step and (change := schedule_change(before, config.train.updates, config.optimizer, step)):
+        log.print(change)
 
 
 def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, Meta]:

@@ -18,7 +18,7 @@ import numpy as np
 from odelm import sharding
 from odelm.config import Config, DataConfig, ModelConfig
 from odelm.errors import InputError
-from odelm.models.attention import SPLASH_FROM, SPLASH_LANES
+from odelm.models.attention import splash_pays
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import abstract_state, graph_of, jit_update, make_update
 
@@ -111,7 +111,7 @@ def table(found: list[Need], topology: str, tokens: int) -> str:
     for need in found:
         seconds = need.seconds(chip)
         slowest = max(seconds, key=lambda name: seconds[name])
-        sent = _told(need.collectives)
+        sent = _shown(need.collectives)
         fits = "" if need.memory <= chip.memory else "; DOES NOT FIT"
         lines.append(
             f"{need.steps:4} steps: {need.memory / 1e9:.2f} GB a chip{fits}; {need.flops / 1e12:.2f} TFLOP, "
@@ -129,7 +129,7 @@ def _sent(compiled: jax.stages.Compiled) -> dict[str, int] | None:
         return None
 
 
-def _told(collectives: dict[str, int] | None) -> str:
+def _shown(collectives: dict[str, int] | None) -> str:
     if collectives is None:
         return "unknown (jaxlib cannot read the program of this libtpu)"
     return ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in collectives.items()) or "nothing"
@@ -208,6 +208,5 @@ def _devices(topology: str) -> list[Any]:
 def _as_on_tpu(model: ModelConfig, length: int) -> ModelConfig:
     """Returns a model's config with what `auto` is on a TPU."""
     dtype = "bfloat16" if model.dtype == "auto" else model.dtype
-    long = length % SPLASH_LANES == 0 and length >= SPLASH_FROM
-    attention = "splash" if model.attention == "auto" and long else model.attention
+    attention = "splash" if model.attention == "auto" and splash_pays(length) else model.attention
     return dataclasses.replace(model, dtype=dtype, attention=attention)

@@ -99,7 +99,7 @@ def test_a_checkpoint_that_is_not_whole_there_is_passed_over(config, system, her
     assert train(config, URL).step == UPDATES
     told = capsys.readouterr().out
     assert f"checkpoint 4 at {URL} is damaged, the checksum of" in told and "fetched checkpoint 2" in told
-    # One whose manifest has not come yet does not count.
+    # A checkpoint without its manifest is unfinished.
     system.rm_file("/bucket/runs/a/checkpoints/6/" + manifest.MANIFEST)
     shutil.rmtree(here)
     remote.fetched(URL, print)

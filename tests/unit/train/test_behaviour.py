@@ -1,4 +1,4 @@
-"""What a run tells of itself at its end, and what is drawn of its evaluations."""
+"""The summary printed at the end of a run, and the figure of its evaluations."""
 
 import pytest
 
@@ -8,11 +8,11 @@ from odelm.train.curve import draw_curve
 
 def test_records_are_summed_up():
     behaviour = Behaviour()
-    assert behaviour.told() is None
+    assert behaviour.summary() is None
     behaviour.add(dict(loss=None, tokens_per_s=100.0, data_wait=0.5, skipped=10), updates=10, tokens=1000, jumped=False)
     behaviour.add(dict(loss=6.0, tokens_per_s=50.0, data_wait=0.0), updates=10, tokens=1000, jumped=False)
     behaviour.add(dict(loss=5.5, tokens_per_s=200.0, data_wait=0.0), updates=20, tokens=2000, jumped=True)
-    assert behaviour.told() == (
+    assert behaviour.summary() == (
         "40 updates in 40 s: 100 tokens/s, 12.5% of the time waiting for data, loss 6.000 at first and 5.500 at last; "
         "10 updates skipped, 1 jumps of the loss"
     )
