@@ -26,6 +26,7 @@ def test_scalars_and_options_are_in_the_run(monkeypatch, tmp_path):
     with log.Log(tmp_path, updates=2, start=0, wandb="project", options={"train": {"seed": 77}}) as written:
         written.training(1, record)
         written.training(2, record)
+    importlib.import_module("wandb").teardown()  # its service may still be writing after a run has finished
     (kept,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = kept.read_bytes()
     assert content.count(b"train/loss_3_steps") >= 2 and b"77" in content
