@@ -10,30 +10,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from odelm.infer.sampling import Sampling, draw
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Memory
+from odelm.models.retime import retimed
 from odelm.models.transformer import DepthPlan
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; numbers that may change without another compilation."""
-
-    temperature: jax.Array | float = 0.0
-    """What the logits are divided by; 0 takes the most likely token."""
-    top_k: jax.Array | int = 0
-    """Draw among so many most likely tokens; 0 is all."""
-    top_p: jax.Array | float = 1.0
-    """Draw among the most likely tokens that together have this probability (Holtzman et al. 2020, arXiv
-    1904.09751)."""
-    min_p: jax.Array | float = 0.0
-    """Draw among tokens at least so probable, relative to the most likely one (Nguyen et al. 2024, arXiv
-    2407.01082)."""
-    repetition_penalty: jax.Array | float = 1.0
-    """What the logits of tokens that stand before are divided by, or multiplied if they are negative (Keskar et al.
-    2019, arXiv 1909.05858)."""
 
 
 @jax.tree_util.register_dataclass
@@ -70,31 +52,53 @@ def prefill(
     new_tokens: int,
     end: int,
     penalised: bool = False,
+    prefill_plan: DepthPlan | None = None,
 ) -> Decoding:
     """Returns the state after the prompts, with the first token of each row.
 
     Args:
+        plan: how the depth is crossed from here on.
         prompts: int32 (B, P), padded at their ends with any token.
         lengths: int32 (B,), from 1 to P.
         new_tokens: N, for how many there is to be room.
         end: the token that ends a row; -1 is none.
         penalised: whether there is a repetition penalty, which takes a table of the vocabulary for each row.
+        prefill_plan: how the prompts cross the depth; None is `plan`.
     """
-    B, P = prompts.shape
-    real = jnp.arange(P, dtype=jnp.int32)[None] < lengths[:, None]
-    memory = model.memory(plan, batch=B, room=P + new_tokens - 1)
-    positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
-    hidden, memory = model.run(Inputs(prompts, positions=positions, mask=real), plan, memory=memory)
-    assert memory is not None
-    logits = model.readout(hidden[jnp.arange(B), lengths - 1])
-    rows = jnp.arange(B)[:, None]
-    vocabulary = model.config.vocab_size
-    seen = jnp.zeros((B, vocabulary), bool).at[rows, prompts].max(real) if penalised else None
+    B = prompts.shape[0]
+    logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths)
+    if prefill_plan is not None:
+        memory = retimed(memory, prefill_plan, plan)
+    memory = memory.widened(new_tokens - 1)
+    seen = seen_in(prompts, lengths, model.config.vocab_size) if penalised else None
     empty = Decoding(
         memory, jnp.zeros(B, jnp.int32), lengths - 1, jnp.zeros((B, new_tokens), jnp.int32),
         jnp.zeros((B, new_tokens), jnp.float32), jnp.int32(0), jnp.zeros(B, bool), seen, key,
     )  # fmt: skip
     return _append(empty, logits, sampling, end)
+
+
+def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Memory]:
+    """Returns the logits after each prompt, float32 (B, V), and a memory of all P places, of which those after a row's
+    length cannot be attended to."""
+    B, P = prompts.shape
+    memory = model.memory(plan, batch=B, room=P)
+    positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
+    inputs = Inputs(prompts, positions=positions, mask=_within(lengths, P))
+    hidden, memory = model.run(inputs, plan, memory=memory)
+    assert memory is not None
+    return model.readout(hidden[jnp.arange(B), lengths - 1]), memory
+
+
+def seen_in(prompts: jax.Array, lengths: jax.Array, vocabulary: int) -> jax.Array:
+    """Returns which tokens stand in each prompt, bool (B, V)."""
+    B, P = prompts.shape
+    return jnp.zeros((B, vocabulary), bool).at[jnp.arange(B)[:, None], prompts].max(_within(lengths, P))
+
+
+def _within(lengths: jax.Array, places: int) -> jax.Array:
+    """Returns which of so many places stand before each row's length, bool (B, P)."""
+    return jnp.arange(places, dtype=jnp.int32)[None] < lengths[:, None]
 
 
 def advance(
@@ -130,27 +134,3 @@ def _append(state: Decoding, logits: jax.Array, sampling: Sampling, end: int) ->
         done=state.done | (token == end),
         seen=None if state.seen is None else state.seen.at[rows, token].set(True),
     )
-
-
-def draw(logits: jax.Array, sampling: Sampling, key: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-    """Returns a token for each row of float32 logits (B, V), int32 (B,)."""
-    if seen is not None:
-        penalty = jnp.asarray(sampling.repetition_penalty, logits.dtype)
-        logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-    greedy = jnp.asarray(sampling.temperature) == 0
-
-    def sampled() -> jax.Array:
-        scaled = logits / jnp.asarray(sampling.temperature, logits.dtype)
-        ranked = jnp.sort(scaled, axis=-1, descending=True)
-        chances = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(chances, axis=-1) - chances
-        ranks = jnp.arange(logits.shape[-1])[None]
-        top_k = jnp.where(jnp.asarray(sampling.top_k) > 0, sampling.top_k, logits.shape[-1])
-        kept = (ranks < top_k) & (before < sampling.top_p) & (chances >= sampling.min_p * chances[:, :1])
-        # Each rule keeps a beginning of the ranking, and at least the first.
-        count = jnp.maximum(kept.sum(axis=-1, keepdims=True), 1)
-        least = jnp.take_along_axis(ranked, count - 1, axis=-1)
-        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
-        return jnp.argmax(jnp.where(scaled >= least, scaled + noise, -jnp.inf), axis=-1).astype(jnp.int32)
-
-    return jax.lax.cond(greedy, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32), sampled)

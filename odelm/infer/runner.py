@@ -1,5 +1,6 @@
 """A model made ready to run: parameters in the dtype of the arithmetic, all that depends on time precomputed."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from flax import nnx
 from odelm import ode
 from odelm.models import CausalLM, MaskedLM
 from odelm.models.embed import Readout
+from odelm.models.parameters import abstract_like, parameters, with_parameters
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 Model = TypeVar("Model", bound=SharedTransformer)
@@ -55,6 +57,13 @@ def in_compute_dtypes(model: Model) -> Model:
                 module.tokens = nnx.Param(model.embed.tokens[...])
             _cast(module, "tokens", module.dtype)
     return model
+
+
+def with_dtype(model: Model, dtype: str) -> Model:
+    """Returns the model with its matrix products, and the state that is integrated, in another dtype; the parameters
+    are kept as they are."""
+    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto").validate()
+    return with_parameters(abstract_like(model, config), parameters(model))
 
 
 def _cast(module: nnx.Module, name: str, dtype: Any) -> None:

@@ -208,14 +208,17 @@ class SharedTransformer(nnx.Module):
             evaluations += count
         return self._end(h), evaluations
 
-    def memory(self, plan: DepthPlan, *, batch: int, room: int) -> Memory:
-        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan."""
+    def memory(self, plan: DepthPlan, *, batch: int, room: int, spare: int = 0) -> Memory:
+        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan.
+
+        `spare` are places beyond, which may pass `max_length`: for positions that are tried and taken back.
+        """
         if any(part.solver is not None for part in plan):
             raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
         config = self.config
         if not 0 < room <= config.max_length:
             raise InputError(f"room is {room}, expected 1 to model.max_length, {config.max_length}")
-        rows, heads = (batch, room), (config.heads, config.head_size)
+        rows, heads = (batch, room + spare), (config.heads, config.head_size)
 
         def empty(part: ode.Plan):
             kept = empty_key_values((part.times.shape[0], part.times.shape[1]), rows, heads, compute_dtype(config))
@@ -234,9 +237,9 @@ class SharedTransformer(nnx.Module):
                 f"the memory has room for {memory.room} positions of {memory.real.shape[0]} rows, but "
                 f"{inputs.shape[1]} of {rows[0]} rows are given: use model.memory(plan, batch={rows[0]}, room=...)"
             )
-        if not isinstance(memory.length, Tracer) and int(memory.length) + inputs.shape[1] > memory.room:
+        if not isinstance(memory.length, Tracer) and int(memory.length.max()) + inputs.shape[1] > memory.room:
             raise InputError(
-                f"the memory holds {int(memory.length)} positions of the {memory.room} that it has room for, and "
+                f"the memory holds {int(memory.length.max())} positions of the {memory.room} that it has room for, and "
                 f"{inputs.shape[1]} more are given: make it with more room"
             )
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from odelm.config import ModelConfig
 from odelm.models.arrays import along_last
 from odelm.models.inputs import Inputs, positions_within
-from odelm.models.memory import Memory
+from odelm.models.memory import Memory, placed
 
 Angles = tuple[jax.Array, jax.Array]
 """Cosines and sines, float32 (L, K/2) each, or (B, L, K/2) where the positions differ between rows."""
@@ -31,7 +31,8 @@ class View:
     segments: tuple[jax.Array, jax.Array] | None = None
     """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
     start: jax.Array | None = None
-    """int32 (), the index of the first query among the keys of a memory; None is no memory: queries and keys agree."""
+    """int32 () or (B,), the index of the first query among the keys of a memory; None is no memory: queries and keys
+    agree."""
 
     def allowed(self, queries: int, *, causal: bool) -> jax.Array | None:
         """Returns which keys each query may attend to, bool (B or 1, 1, L or 1, S); None is all.
@@ -46,9 +47,8 @@ class View:
             parts.append(of_queries[:, None, :, None] == of_keys[:, None, None, :])
         if self.start is not None and causal:
             assert self.real is not None, "a memory says which of its keys are there"
-            index = self.start + jnp.arange(queries, dtype=jnp.int32)
             keys = jnp.arange(self.real.shape[1], dtype=jnp.int32)
-            parts.append((keys[None, :] <= index[:, None])[None, None])
+            parts.append((keys[None, None, :] <= _places(self.start, queries)[:, :, None])[:, None])
         if not parts:
             return None
         allowed = parts[0]
@@ -87,14 +87,13 @@ def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inp
 def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inputs, View, Memory]:
     """Returns what `see` does, for positions that come after those of a memory."""
     B, L = inputs.shape
-    at = (0, memory.length)
     real = jnp.ones((B, L), bool) if inputs.mask is None else jnp.asarray(inputs.mask, bool)
     segments = jnp.zeros((B, L), jnp.int32) if inputs.segments is None else jnp.asarray(inputs.segments, jnp.int32)
     after = Memory(
         memory.blocks,
         memory.length + L,
-        jax.lax.dynamic_update_slice(memory.real, real, at),
-        jax.lax.dynamic_update_slice(memory.segments, segments, at),
+        placed(memory.real, real, memory.length),
+        placed(memory.segments, segments, memory.length),
     )
     if inputs.positions is None:
         positions = _positions_after(memory, after, segments, L)
@@ -106,11 +105,15 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
 
 def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length: int) -> jax.Array:
     """Returns each new token's distance from the first of its segment, which may be in the memory, int32 (B, L)."""
-    places = memory.length + jnp.arange(length, dtype=jnp.int32)
     same = after.segments[:, None, :] == segments[:, :, None]
-    filled = (jnp.arange(memory.room) < after.length)[None, None]
+    filled = (jnp.arange(memory.room)[None] < after.length.reshape(-1, 1))[:, None]
     first = jnp.argmax(same & filled, axis=-1).astype(jnp.int32)
-    return places[None] - first
+    return _places(memory.length, length) - first
+
+
+def _places(start: jax.Array, count: int) -> jax.Array:
+    """Returns so many places from `start` on, int32 (1, L), or (B, L) where the rows differ."""
+    return start.reshape(-1, 1) + jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:

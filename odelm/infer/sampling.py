@@ -1,0 +1,106 @@
+"""How a token is drawn from logits: temperature, filters and a penalty on repetition."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from odelm.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn; numbers that may change without another compilation."""
+
+    temperature: jax.Array | float = 0.0
+    """What the logits are divided by; 0 takes the most likely token."""
+    top_k: jax.Array | int = 0
+    """Draw among so many most likely tokens; 0 is all."""
+    top_p: jax.Array | float = 1.0
+    """Draw among the most likely tokens that together have this probability (Holtzman et al. 2020, arXiv
+    1904.09751)."""
+    min_p: jax.Array | float = 0.0
+    """Draw among tokens at least so probable, relative to the most likely one (Nguyen et al. 2024, arXiv
+    2407.01082)."""
+    repetition_penalty: jax.Array | float = 1.0
+    """What the logits of tokens that stand before are divided by, or multiplied if they are negative (Keskar et al.
+    2019, arXiv 1909.05858)."""
+
+
+def sampling_options(
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+) -> Sampling:
+    """Returns the options as compiled programs take them; InputError for one out of its range."""
+    valid = {
+        "temperature": (temperature, 0 <= temperature < math.inf, "0 or more"),
+        "top_k": (top_k, top_k >= 0, "at least 1, or 0 for all"),
+        "top_p": (top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        "min_p": (min_p, 0 <= min_p <= 1, "0 to 1"),
+        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < math.inf, "above 0"),
+    }
+    for name, (value, fits, expected) in valid.items():
+        if not fits:
+            raise InputError(f"{name} is {value}, expected {expected}")
+    return Sampling(
+        jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p),
+        jnp.float32(repetition_penalty),
+    )  # fmt: skip
+
+
+def draw(logits: jax.Array, sampling: Sampling, key: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """Returns a token for each row of float32 logits (B, V), int32 (B,).
+
+    `seen` is bool (B, V), the tokens that stand in each row; None without a repetition penalty.
+    """
+    logits = penalised(logits, sampling, seen)
+
+    def sampled() -> jax.Array:
+        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+        return jnp.argmax(_filtered(logits, sampling) + noise, axis=-1).astype(jnp.int32)
+
+    return jax.lax.cond(_greedy(sampling), lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32), sampled)
+
+
+def log_chances(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = None) -> jax.Array:
+    """Returns the log-probability with which `draw` draws each token, float32 (B, V), of logits (B, V)."""
+    logits = penalised(logits, sampling, seen)
+
+    def likeliest() -> jax.Array:
+        chosen = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(chosen, jnp.zeros((), logits.dtype), -jnp.inf)
+
+    return jax.lax.cond(_greedy(sampling), likeliest, lambda: jax.nn.log_softmax(_filtered(logits, sampling), axis=-1))
+
+
+def penalised(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
+    """Returns the logits (B, V) with those of tokens that stand before made smaller."""
+    if seen is None:
+        return logits
+    penalty = jnp.asarray(sampling.repetition_penalty, logits.dtype)
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _greedy(sampling: Sampling) -> jax.Array:
+    return jnp.asarray(sampling.temperature) == 0
+
+
+def _filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Returns the logits divided by the temperature, minus infinity where no token is drawn."""
+    scaled = logits / jnp.asarray(sampling.temperature, logits.dtype)
+    ranked = jnp.sort(scaled, axis=-1, descending=True)
+    chances = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(chances, axis=-1) - chances
+    ranks = jnp.arange(logits.shape[-1])[None]
+    top_k = jnp.where(jnp.asarray(sampling.top_k) > 0, sampling.top_k, logits.shape[-1])
+    kept = (ranks < top_k) & (before < sampling.top_p) & (chances >= sampling.min_p * chances[:, :1])
+    # Each rule keeps a beginning of the ranking, and at least the first.
+    count = jnp.maximum(kept.sum(axis=-1, keepdims=True), 1)
+    least = jnp.take_along_axis(ranked, count - 1, axis=-1)
+    return jnp.where(scaled >= least, scaled, -jnp.inf)

@@ -1,0 +1,268 @@
+"""Speculative decoding: coarse steps draft a few tokens, full depth verifies them in one pass, with the same weights.
+
+A drafted token `d` of probability `q` at coarse steps and `p` at full depth is accepted with probability min(1, p / q);
+the first that is not is replaced by one drawn from max(p - q, 0), and one more is drawn from `p` if all are. So every
+token is distributed as full depth draws it, and with temperature 0 the text is the same. Source: Leviathan et al. 2023
+(arXiv 2211.17192), algorithm 1. That the draft is the same block at fewer steps is ours: there is no second model, and
+the draft reads the keys and values that full depth computed at the times it visits (`odelm.models.retime`).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from odelm.infer.decode import read_prompts, seen_in
+from odelm.infer.sampling import Sampling, draw, log_chances
+from odelm.models import CausalLM
+from odelm.models.inputs import Inputs
+from odelm.models.memory import Memory, placed
+from odelm.models.retime import retimed
+from odelm.models.transformer import DepthPlan
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drafting:
+    """How tokens are drafted."""
+
+    plan: DepthPlan
+    """The coarse steps."""
+    confidence: jax.Array | float = 0.0
+    """A draft ends after a place whose likeliest token has a smaller probability; 0 drafts all. It is looked at before
+    a token is drawn there, so that it changes no distribution."""
+    length: int = dataclasses.field(default=4, metadata=dict(static=True))
+    """K, the most tokens of a draft."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Speculating:
+    """B rows being continued, each at its own place, up to N tokens each."""
+
+    memory: Memory
+    """Of full depth; its lengths (B,) count the tokens before `last`."""
+    draft: Memory
+    """Of the coarse steps: the same positions."""
+    last: jax.Array
+    """int32 (B,), the newest token of each row: in `tokens`, but not yet in the memories."""
+    tokens: jax.Array
+    """int32 (B, N + 2K + 1), what was generated, with room for more than N; of meaning up to `counts`."""
+    logprobs: jax.Array
+    """float32, like `tokens`: the log-probability that full depth gave each of them."""
+    counts: jax.Array
+    """int32 (B,), how many there are in each row."""
+    done: jax.Array
+    """bool (B,), whether a row has its end token."""
+    seen: jax.Array | None
+    """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
+    key: jax.Array
+    rounds: jax.Array
+    """int32 (B,), how often full depth verified a draft of each row."""
+    drafted: jax.Array
+    """int32 (B,), how many tokens were drafted for it."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Draft:
+    """Tokens drafted in one round, K places of which `count` are used."""
+
+    memory: Memory
+    last: jax.Array
+    tokens: jax.Array
+    """int32 (B, K)."""
+    chances: jax.Array
+    """float32 (B, K, V), the log-probabilities that they were drawn with; minus infinity from `count` on."""
+    count: jax.Array
+    """int32 ()."""
+    seen: jax.Array | None
+    sure: jax.Array
+    """bool (), whether to draft more."""
+
+
+def start_speculating(
+    model: CausalLM,
+    plan: DepthPlan,
+    drafting: Drafting,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    sampling: Sampling,
+    key: jax.Array,
+    *,
+    new_tokens: int,
+    end: int,
+    penalised: bool = False,
+) -> Speculating:
+    """Returns the state after the prompts, with the first token of each row; the arguments are those of `prefill`."""
+    B = prompts.shape[0]
+    logits, memory = read_prompts(model, plan, prompts, lengths)
+    # A round may pass the last token by what it drafts, and a stopped row is still written to.
+    room = new_tokens + 2 * drafting.length + 1
+    memory = dataclasses.replace(memory, length=lengths).widened(room)
+    seen = seen_in(prompts, lengths, model.config.vocab_size) if penalised else None
+    last = draw(logits, sampling, jax.random.fold_in(key, 0), seen)
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), last[:, None], axis=1)
+    return Speculating(
+        memory=memory,
+        draft=retimed(memory, plan, drafting.plan),
+        last=last,
+        tokens=jnp.zeros((B, room), jnp.int32).at[:, :1].set(last[:, None]),
+        logprobs=jnp.zeros((B, room), jnp.float32).at[:, :1].set(logprob),
+        counts=jnp.ones(B, jnp.int32),
+        done=last == end,
+        seen=None if seen is None else seen.at[jnp.arange(B), last].set(True),
+        key=key,
+        rounds=jnp.zeros(B, jnp.int32),
+        drafted=jnp.zeros(B, jnp.int32),
+    )
+
+
+def speculate(
+    model: CausalLM,
+    plan: DepthPlan,
+    drafting: Drafting,
+    state: Speculating,
+    sampling: Sampling,
+    until: jax.Array | int,
+    *,
+    end: int,
+) -> Speculating:
+    """Returns the state with `until` tokens or a few more in each row, or fewer in those that have ended."""
+
+    def active(state: Speculating) -> jax.Array:
+        return ~state.done & (state.counts < until)
+
+    def body(state: Speculating) -> Speculating:
+        key = jax.random.fold_in(state.key, 1 + state.rounds.max())
+        of_drafts, of_acceptance, of_rest = jax.random.split(key, 3)
+        draft = _draft(model, drafting, state, sampling, of_drafts, active(state))
+        tokens = jnp.concatenate([state.last[:, None], draft.tokens], axis=1)
+        inputs = Inputs(tokens, positions=_positions(model, state.memory.length, tokens.shape[1]))
+        hidden, memory = model.run(inputs, plan, memory=state.memory)
+        assert memory is not None
+        logits = model.readout(hidden)
+        exact = _chances_along(logits, draft.tokens, sampling, state.seen)
+        accepted = _accepted(draft, exact, of_acceptance)
+        rest = _rest(draft, exact, accepted, of_rest)
+        after = _emit(state, draft, rest, accepted, logits, active(state), end)
+        return _remember(after, state, plan, drafting, memory, draft)
+
+    return jax.lax.while_loop(lambda state: active(state).any(), body, state)
+
+
+def _positions(model: CausalLM, start: jax.Array, count: int) -> jax.Array:
+    """Returns the positions from `start` (B,) on, int32 (B, L); those past the model's are of tokens not kept."""
+    places = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+    return jnp.minimum(places, model.config.max_length - 1)
+
+
+def _draft(
+    model: CausalLM, drafting: Drafting, state: Speculating, sampling: Sampling, key: jax.Array, active: jax.Array
+) -> Draft:
+    """Returns the tokens that follow each row's last by coarse steps."""
+    B, K, V = len(state.last), drafting.length, model.config.vocab_size
+
+    def step(draft: Draft) -> Draft:
+        i = draft.count
+        inputs = Inputs(draft.last[:, None], positions=_positions(model, draft.memory.length, 1))
+        hidden, memory = model.run(inputs, drafting.plan, memory=draft.memory)
+        assert memory is not None
+        logits = model.readout(hidden[:, 0])
+        token = draw(logits, sampling, jax.random.fold_in(key, i), draft.seen)
+        chances = log_chances(logits, sampling, draft.seen)
+        likeliest = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+        return Draft(
+            memory,
+            last=token,
+            tokens=jax.lax.dynamic_update_slice(draft.tokens, token[:, None], (0, i)),
+            chances=jax.lax.dynamic_update_slice(draft.chances, chances[:, None], (0, i, 0)),
+            count=i + 1,
+            seen=None if draft.seen is None else draft.seen.at[jnp.arange(B), token].set(True),
+            sure=(active & (likeliest >= drafting.confidence)).any(),
+        )
+
+    none = jnp.full((B, K, V), -jnp.inf, jnp.float32)
+    empty = Draft(
+        state.draft, state.last, jnp.zeros((B, K), jnp.int32), none, jnp.int32(0), state.seen, jnp.array(True)
+    )
+    return jax.lax.while_loop(lambda draft: (draft.count < K) & draft.sure, step, empty)
+
+
+def _chances_along(logits: jax.Array, drafted: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
+    """Returns the log-probabilities with which full depth draws at each place, (B, K + 1, V), of its logits there."""
+    B, places, V = logits.shape
+    if seen is not None:
+        new = jax.nn.one_hot(drafted, V, dtype=jnp.int32).cumsum(axis=1) > 0
+        seen = jnp.concatenate([seen[:, None], seen[:, None] | new], axis=1).reshape(B * places, V)
+    return log_chances(logits.reshape(B * places, V), sampling, seen).reshape(B, places, V)
+
+
+def _accepted(draft: Draft, exact: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns how many drafted tokens of each row are accepted, int32 (B,): those before the first that is not."""
+    at, places = draft.tokens[..., None], jnp.arange(draft.tokens.shape[1])[None]
+    ratio = jnp.take_along_axis(exact[:, :-1], at, axis=2) - jnp.take_along_axis(draft.chances, at, axis=2)
+    fits = jnp.log(jax.random.uniform(key, draft.tokens.shape, jnp.float32)) < ratio[..., 0]
+    return jnp.cumprod((fits & (places < draft.count)).astype(jnp.int32), axis=1).sum(axis=1)
+
+
+def _rest(draft: Draft, exact: jax.Array, accepted: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns the token after the accepted ones, int32 (B,): drawn from what the draft leaves of the exact distribution
+    there, and from all of it where nothing was drafted."""
+    rows = jnp.arange(len(accepted))
+    drafted = jnp.pad(jnp.exp(draft.chances), ((0, 0), (0, 1), (0, 0)))[rows, accepted]
+    exact = jnp.exp(exact[rows, accepted])
+    left = jnp.maximum(exact - drafted, 0)
+    # Nothing is left only by rounding, where the two are equal.
+    left = jnp.where(left.sum(axis=1, keepdims=True) > 0, left, exact)
+    return jax.random.categorical(key, jnp.log(left)).astype(jnp.int32)
+
+
+def _emit(
+    state: Speculating,
+    draft: Draft,
+    rest: jax.Array,
+    accepted: jax.Array,
+    logits: jax.Array,
+    active: jax.Array,
+    end: int,
+) -> Speculating:
+    """Returns the state with the accepted tokens and the one after them, as far as an end token, in active rows."""
+    rows, places = jnp.arange(len(rest)), jnp.arange(logits.shape[1])[None]
+    tokens = jnp.where(places == accepted[:, None], rest[:, None], jnp.pad(draft.tokens, ((0, 0), (0, 1))))
+    ends = (tokens == end) & (places <= accepted[:, None])
+    taken = jnp.where(active, jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1), accepted) + 1, 0)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=2)[..., 0]
+    seen = state.seen
+    if seen is not None:
+        seen = seen.at[rows[:, None], tokens].max(places < taken[:, None])
+    return dataclasses.replace(
+        state,
+        last=jnp.where(active, tokens[rows, accepted], state.last),
+        tokens=placed(state.tokens, tokens, state.counts),
+        logprobs=placed(state.logprobs, logprobs, state.counts),
+        counts=state.counts + taken,
+        done=state.done | (active & ends.any(axis=1)),
+        seen=seen,
+        rounds=state.rounds + active,
+        drafted=state.drafted + jnp.where(active, draft.count, 0),
+    )
+
+
+def _remember(
+    after: Speculating, before: Speculating, plan: DepthPlan, drafting: Drafting, memory: Memory, draft: Draft
+) -> Speculating:
+    """Returns the state with the memories that a round wrote, up to what was accepted.
+
+    The draft's gets what full depth computed there at its times, in place of its own.
+    """
+    start, places = before.memory.length, drafting.length + 1
+    length = start + after.counts - before.counts
+    new = retimed(memory.part(start, places), plan, drafting.plan)
+    blocks = draft.memory.with_part(new, start).blocks
+    return dataclasses.replace(
+        after,
+        memory=dataclasses.replace(memory, length=length),
+        draft=dataclasses.replace(memory, blocks=blocks, length=length),
+    )

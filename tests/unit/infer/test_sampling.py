@@ -1,0 +1,44 @@
+"""What is drawn from logits, against its probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelm.infer.sampling import Sampling, draw, log_chances
+
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+RULES = {
+    "all": (dict(), [0.4, 0.3, 0.15, 0.1, 0.05]),
+    "top_k": (dict(top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
+    "top_p": (dict(top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0]),
+    "top_p, the first alone": (dict(top_p=0.1), [1, 0, 0, 0, 0]),
+    "min_p": (dict(min_p=0.3), [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
+    "temperature": (dict(temperature=0.5), [0.16, 0.09, 0.0225, 0.01, 0.0025]),
+    "greedy": (dict(temperature=0.0), [1, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("rule, chances", RULES.values(), ids=RULES)
+def test_tokens_are_drawn_with_their_probabilities(rule, chances):
+    from scipy.stats import chisquare
+
+    rows = 20_000
+    sampling = Sampling(**(dict(temperature=1.0) | rule))
+    np.testing.assert_allclose(
+        jnp.exp(log_chances(jnp.asarray(LOGITS)[None], sampling))[0], np.array(chances) / np.sum(chances), atol=1e-6
+    )
+    found = draw(jnp.tile(jnp.asarray(LOGITS), (rows, 1)), sampling, jax.random.key(0))
+    counts = np.bincount(np.asarray(found), minlength=5)
+    expected = np.array(chances) / np.sum(chances) * rows
+    assert not counts[expected == 0].any()
+    if (expected > 0).sum() > 1:
+        # One in a thousand right draws would fail, and the key is fixed.
+        assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_what_stands_before_is_penalised():
+    logits, seen = jnp.array([[2.0, 1.5, -1.0]]), jnp.array([[True, False, True]])
+    assert draw(logits, Sampling(repetition_penalty=1.2), jax.random.key(0), seen).tolist() == [0]
+    assert draw(logits, Sampling(repetition_penalty=1.5), jax.random.key(0), seen).tolist() == [1]
+    assert log_chances(logits, Sampling(repetition_penalty=1.5), seen).argmax() == 1

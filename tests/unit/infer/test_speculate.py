@@ -1,0 +1,157 @@
+"""Drafts in coarse steps, verified at full depth: the text and the distribution are those of full depth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import odelm
+from odelm.errors import InputError
+from odelm.infer import speculate
+from odelm.infer.generator import Generator
+
+PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
+
+
+@pytest.fixture(scope="module")
+def model(make_config, randomise):
+    """Returns a model whose coarse steps agree with full depth at some places and at others not."""
+    config = make_config(dtype="float32", tie_readout=False, max_length=32)
+    return randomise(odelm.create(config, rngs=nnx.Rngs(0)), scale=0.6)
+
+
+@pytest.fixture(scope="module")
+def plain(model) -> Generator:
+    return Generator(model)
+
+
+@pytest.fixture(scope="module")
+def drafting(model) -> Generator:
+    return Generator(model, draft_steps=2, draft_length=3)
+
+
+MODELS = {
+    "post, groups, learned": (dict(norm_placement="post", groups=2, positions="learned"), 1.0, dict(draft_steps=2)),
+    "ends, an odd grid": (dict(depth=6, prelude=1, coda=1), 0.4, dict(draft_grid=[0, 0.7, 4])),
+    "chain, heun verifies": (dict(inner_blocks=2), 0.4, dict(steps=2, solver="heun", draft_steps=1)),
+}
+
+
+def agree(generator: Generator, exact: Generator, **options) -> None:
+    for new, old in zip(
+        generator(PROMPTS, logprobs=True, **options), exact(PROMPTS, logprobs=True, **options), strict=True
+    ):
+        assert new.tokens == old.tokens
+        np.testing.assert_allclose(new.logprobs, old.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("length, confidence", [(3, 0.0), (1, 0.0), (5, 0.4)])
+def test_greedy_text_is_that_of_full_depth(model, plain, length, confidence):
+    generator = Generator(model, draft_steps=2, draft_length=length, draft_confidence=confidence)
+    agree(generator, plain, new_tokens=20)
+    counts = generator.draft_counts
+    assert 0 < counts.accepted < counts.drafted <= length * counts.rounds
+    assert counts.rounds + counts.accepted >= 19 * len(PROMPTS)
+    assert (counts.drafted < length * counts.rounds) == (confidence > 0)
+
+
+@pytest.mark.parametrize("options, scale, call", MODELS.values(), ids=MODELS)
+def test_every_kind_of_model_can_draft(options, scale, call, make_config, randomise):
+    config = make_config(dtype="float32", tie_readout=False, max_length=32, **options)
+    model = randomise(odelm.create(config, rngs=nnx.Rngs(0)), scale=scale)
+    exact = {name: value for name, value in call.items() if not name.startswith("draft")}
+    agree(Generator(model, **call), Generator(model, **exact), new_tokens=9)
+
+
+def test_the_last_position_is_used(model, plain, drafting):
+    prompt = [[(7 * i) % 13 for i in range(12)]]
+    assert drafting(prompt, new_tokens=20) == plain(prompt, new_tokens=20)
+    with pytest.raises(InputError, match="ask for 20 or fewer"):
+        drafting(prompt, new_tokens=21)
+
+
+def test_rows_end_with_their_end_token(plain, drafting):
+    whole = plain(PROMPTS, new_tokens=16)
+    generators = [Generator.of(one.runner, None, one.plan, drafting=one.drafting) for one in (plain, drafting)]
+    for one in generators:
+        one.end = whole[0][5]
+    exact, found = (one(PROMPTS, new_tokens=16) for one in generators)
+    assert found == exact and len(found[0]) == whole[0].index(whole[0][5])
+
+
+def test_what_stands_before_is_penalised(plain, drafting):
+    agree(drafting, plain, new_tokens=12, repetition_penalty=1.3)
+
+
+def test_a_stream_grows_to_the_whole(drafting):
+    pieces = [[one.tokens for one in found] for found in drafting.stream(PROMPTS, new_tokens=16, every=5)]
+    assert pieces[-1] == drafting(PROMPTS, new_tokens=16) and len(pieces) == 4
+    for before, after in zip(pieces, pieces[1:], strict=False):
+        assert all(new[: len(old)] == old for old, new in zip(before, after, strict=True))
+
+
+def accept_all(draft, exact, key):
+    return jnp.full(len(exact), draft.count)
+
+
+def ignore_the_draft(draft, exact, accepted, key):
+    return jax.random.categorical(key, exact[jnp.arange(len(accepted)), accepted]).astype(jnp.int32)
+
+
+RULES = {"right": {}, "all are accepted": dict(_accepted=accept_all), "the rest is exact": dict(_rest=ignore_the_draft)}
+
+
+@pytest.mark.parametrize("wrong", RULES.values(), ids=RULES)
+def test_sampled_text_is_distributed_as_at_full_depth(wrong, model, monkeypatch):
+    """Three tokens of 20,000 rows, against their exact probabilities; wrong rules are found out."""
+    from scipy.stats import chisquare
+
+    for name, rule in wrong.items():
+        monkeypatch.setattr(speculate, name, rule)
+    jax.clear_caches()
+    rows, temperature, first = 20_000, 2.0, 7
+    generator = Generator(model, draft_steps=1, draft_length=2, draft_confidence=0.3)
+    found = np.asarray(generator([[3, first]] * rows, new_tokens=3, temperature=temperature, top_k=6, seed=5))
+    exact = exact_chances(model, [3, first], temperature, top_k=6, tokens=3)
+    counts = np.zeros_like(exact)
+    np.add.at(counts, tuple(found.T), 1)
+    assert not counts[exact == 0].any() or wrong
+    likely = exact * rows > 5
+    observed, expected = counts[likely], exact[likely] * rows
+    test = chisquare([*observed, rows - observed.sum()], [*expected, rows - expected.sum()])
+    jax.clear_caches()
+    assert test.pvalue < 1e-6 if wrong else test.pvalue > 1e-3
+
+
+def exact_chances(model, prompt: list[int], temperature: float, *, top_k: int, tokens: int) -> np.ndarray:
+    """Returns the probability of every continuation by so many tokens, (V,) * tokens, computed without a memory."""
+
+    def after(texts: np.ndarray) -> np.ndarray:
+        logits = np.asarray(model(jnp.asarray(texts))[:, -1], np.float64) / temperature
+        least = np.sort(logits, axis=1)[:, -top_k, None]
+        chances = np.where(logits >= least, np.exp(logits - logits.max(axis=1, keepdims=True)), 0)
+        return chances / chances.sum(axis=1, keepdims=True)
+
+    vocabulary = model.config.vocab_size
+    chances, texts = np.ones(1), np.array([prompt])
+    for _ in range(tokens):
+        chances = (chances[:, None] * after(texts)).ravel()
+        new = np.tile(np.arange(vocabulary), len(texts))[:, None]
+        texts = np.concatenate([np.repeat(texts, vocabulary, axis=0), new], axis=1)
+    return chances.reshape((vocabulary,) * tokens)
+
+
+MISTAKES = [
+    (dict(draft_steps=2, draft_length=0), "draft_length is 0"),
+    (dict(draft_steps=2, draft_confidence=1.5), "draft_confidence is 1.5"),
+    (dict(draft_steps=2, prefill_steps=4), "leave out prefill_steps"),
+    (dict(draft_steps=2, draft_grid=[0, 4]), "give one"),
+    (dict(draft_grid=[0, 3]), "where depth time ends"),
+]
+
+
+@pytest.mark.parametrize("options, words", MISTAKES)
+def test_mistakes_are_told(model, options, words):
+    with pytest.raises(InputError, match=words):
+        Generator(model, **options)
