@@ -13,6 +13,7 @@ from odelm import rng
 from odelm.errors import InputError
 from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
+from odelm.infer.speculate import Drafting
 from odelm.models.transformer import DepthPlan
 from odelm.tokenizer import decode_after, end_id, find_id
 
@@ -28,15 +29,22 @@ def continue_text(
     top_k: int = 40,
     seed: int = 0,
     end_token: str = "",
+    prefill_plan: DepthPlan | None = None,
+    drafting: Drafting | None = None,
 ) -> str:
     """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
 
-    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text.
+    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text. `prefill_plan` and
+    `drafting` are as in `Generator.of`; InputError if the plan keeps no memory, which they need.
     """
     if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
-        generator = Generator.of(runner, tokenizer, plan, end_token=end_token)
+        generator = Generator.of(
+            runner, tokenizer, plan, prefill_plan=prefill_plan, drafting=drafting, end_token=end_token
+        )
         options = dict(new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed)
         return prompt + generator([prompt], **options)[0]
+    if prefill_plan is not None or drafting is not None:
+        raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
     given = tokenizer.encode(prompt, add_special_tokens=False).ids
     tokens = generate(
         runner,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from odelm.errors import InputError
 from odelm.infer import prompts as prompts_
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.prompts import Prompts
+from odelm.infer.room import bytes_a_place, check_fits
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import Sampling, sampling_options
 from odelm.infer.speculate import Drafting, Speculating, speculate, start_speculating
@@ -181,9 +182,8 @@ class Generator:
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and self.tokenizer is None:
             raise InputError("stop has strings, but the generator has no tokenizer to find them with")
-        prompts_.check_room(given, new_tokens, config)
         every = every or (CHUNK if stop else new_tokens)
-        state = self._begin(given, new_tokens, sampling, seed, repetition_penalty != 1)
+        state = self.begin(given, new_tokens, sampling, rng.key(seed, "sample"), penalised=repetition_penalty != 1)
         until = 0
         while True:
             until = min(until + every, new_tokens)
@@ -194,17 +194,36 @@ class Generator:
                 return
             state = dataclasses.replace(state, done=jnp.asarray(done))
 
-    def _begin(
-        self, given: list[list[int]], new_tokens: int, sampling: Sampling, seed: int, penalised: bool
+    def begin(
+        self, given: list[list[int]], new_tokens: int, sampling: Sampling, key: jax.Array, *, penalised: bool = False
     ) -> Decoding | Speculating:
-        """Returns the state after the prompts."""
+        """Returns the state after prompts of token ids, with the first token of each and room for `new_tokens`.
+
+        Raises InputError for more tokens than the model's positions, and for a memory larger than the device's.
+        """
+        prompts_.check_room(given, new_tokens, self.runner.model.config)
         rows, lengths, room = prompts_.padded(given, new_tokens, self.runner.model.config.max_length)
+        check_fits(
+            self.memory_bytes(len(given), max(map(len, given)), new_tokens),
+            f"a memory of {rows.shape[1] + room - 1} positions of {len(given)} rows",
+        )
         options = dict(new_tokens=room, end=self.end, penalised=penalised)
-        of_prompts = rows, lengths, sampling, rng.key(seed, "sample")
+        of_prompts = rows, lengths, sampling, key
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if self.drafting is not None:
             return _start_speculating(graph, params, plan, self.drafting, *of_prompts, **options)
         return _prefill(graph, params, plan, *of_prompts, **options, prefill_plan=self.prefill_plan)
+
+    def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
+        """Returns what the keys and values of `batch` rows take, of prompts up to `longest` tokens and new ones."""
+        rows, _, room = prompts_.padded([[0] * longest], new_tokens, self.runner.model.config.max_length)
+        extra = -1 if self.drafting is None else 2 * self.drafting.length + 1
+        return batch * (rows.shape[1] + room + extra) * self._bytes_a_place
+
+    @cached_property
+    def _bytes_a_place(self) -> int:
+        plans = (self.plan,) if self.drafting is None else (self.plan, self.drafting.plan)
+        return sum(bytes_a_place(self.runner.model, plan) for plan in plans)
 
     def _advance(self, state: Decoding | Speculating, sampling: Sampling, until: int) -> Decoding | Speculating:
         """Returns the state with `until` tokens in each row."""

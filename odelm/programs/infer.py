@@ -2,15 +2,19 @@
 
     python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
+    python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
+    python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
 
 The model is a training run or a Hugging Face folder, under either flag. The comparison is printed and written to
-`infer/report.json` and `infer/report.png` in it, or to --out. Of a run that adapted an existing model the report also
-has what that model lost at each step count before.
+`infer/report.json` and `infer/report.png` in it, or to --out; with --generate, to `infer/generation.json` and
+`infer/generation.png`. Of a run that adapted an existing model the report also has what that model lost at each step
+count before.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,12 +58,24 @@ _integer(
     "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8.",
     lower_bound=0,
 )
+flags.DEFINE_boolean(
+    "generate", False, "Compare the generation of text: time and memory a token, each way.", flag_values=FLAGS
+)
+_integer("prefill_steps", None, "Also cross the depth in so many steps for the prompt.", lower_bound=1)
+flags.DEFINE_boolean(
+    "speculative", False, "Draft in coarse steps and verify at full depth: the same text, sooner.", flag_values=FLAGS
+)
+_integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
+_integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
 _string("prompt", None, "Generate a continuation of this text instead.")
+_string("prompt_file", None, "The same, of the text in a file.")
 _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
-for name, expected in dict(workdir="a directory", model="a directory", out="a directory", text="files").items():
+for name, expected in dict(
+    workdir="a directory", model="a directory", out="a directory", text="files", prompt_file="a file"
+).items():
     flags.register_validator(
         name, lambda value: value != "", message=f"is empty, expected {expected}", flag_values=FLAGS
     )
@@ -81,12 +97,37 @@ def _infer() -> int:
         read_config(source)  # its errors come before those of the checkpoints
         step = checkpoint.newest_whole(source)
     loaded = pretrained.load(source, step=step, adjust=_with_dtype, mesh=_mesh())
-    steps = _steps(loaded[1])
-    if FLAGS.prompt is not None:
-        _generate(loaded, steps, FLAGS.prompt)
+    _check_modes()
+    if FLAGS.prompt is not None or FLAGS.prompt_file is not None:
+        _continue(loaded, _prompt())
     else:
-        _compare(loaded, steps, source, step)
+        _compare(loaded, _steps(loaded[1]), source, step)
     return 0
+
+
+def _check_modes() -> None:
+    """Raises InputError for flags that do not go together."""
+    if FLAGS.prompt is not None and FLAGS.prompt_file is not None:
+        raise InputError("--prompt and --prompt_file were both given; give one")
+    prompted = FLAGS.prompt is not None or FLAGS.prompt_file is not None
+    if FLAGS.draft_steps is not None and not FLAGS.speculative:
+        raise InputError("--draft_steps is of --speculative, which was not given")
+    for name in ("speculative", "prefill_steps"):
+        if FLAGS[name].value and not (FLAGS.generate or prompted):
+            raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
+    if FLAGS.speculative and FLAGS.prefill_steps is not None and prompted:
+        raise InputError("--speculative takes no --prefill_steps: the prompt crosses the depth as drafts are verified")
+    if FLAGS.speculative and (FLAGS.integrator != "scan" or FLAGS.solver != "euler"):
+        raise InputError("--speculative takes neither --solver nor --integrator: full depth in unit steps verifies")
+
+
+def _prompt() -> str:
+    if FLAGS.prompt is not None:
+        return FLAGS.prompt
+    try:
+        return Path(FLAGS.prompt_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompt_file={FLAGS.prompt_file} cannot be read as UTF-8 text ({error})") from error
 
 
 def _mesh() -> Any:
@@ -128,32 +169,50 @@ def _steps(config: Config) -> tuple[int, ...]:
         raise InputError(f"--steps is {','.join(FLAGS.steps)}, expected whole numbers such as 12,6,3") from None
 
 
-def _generate(loaded, steps: tuple[int, ...], prompt: str) -> None:
+def _continue(loaded, prompt: str) -> None:
+    """Prints the prompt and its continuation, with each number of steps."""
     from odelm import tokenizer as tokenizers
     from odelm.infer.generate import continue_text
     from odelm.infer.runner import Runner
 
     model, config, tokenizer = loaded
+    tokenizer = tokenizers.needed(tokenizer)
     runner = Runner.of(model)
-    for count in steps:
-        text = continue_text(
-            runner,
-            tokenizers.needed(tokenizer),
-            prompt,
-            plan=runner.plan(count, FLAGS.solver, FLAGS.integrator),
-            new_tokens=FLAGS.new_tokens,
-            temperature=FLAGS.temperature,
-            top_k=FLAGS.top_k,
-            seed=FLAGS.seed,
-            end_token=config.data.end_token,
-        )
-        if len(steps) > 1:
+    options: dict[str, Any] = dict(
+        new_tokens=FLAGS.new_tokens,
+        temperature=FLAGS.temperature,
+        top_k=FLAGS.top_k,
+        seed=FLAGS.seed,
+        end_token=config.data.end_token,
+    )
+    whole = FLAGS.speculative and FLAGS.steps is None
+    counts = (config.model.core,) if whole else _steps(config)
+    for count in counts:
+        plan = runner.plan(count, FLAGS.solver, FLAGS.integrator)
+        if FLAGS.prefill_steps is not None:
+            options["prefill_plan"] = runner.plan(FLAGS.prefill_steps, FLAGS.solver)
+        if FLAGS.speculative:
+            options["drafting"] = _drafting(runner, tokenizer, plan, prompt)
+        text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
+        if len(counts) > 1:
             print(f"--- {count} steps")
         print(text)
 
 
+def _drafting(runner, tokenizer, plan, prompt: str) -> Any:
+    """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
+    from odelm.infer.draft_choice import describe, try_drafts
+    from odelm.infer.generator import make_drafting
+
+    if FLAGS.draft_steps is not None:
+        return make_drafting(runner.plan(FLAGS.draft_steps, "euler"), FLAGS.draft_length)
+    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(FLAGS.new_tokens, 48))
+    print(describe(trials), file=sys.stderr)
+    return trials[0].drafting
+
+
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
-    from odelm.evals.compare import Comparison, compare
+    from odelm.evals.compare import Comparison, compare, compare_generation
 
     options = Comparison(
         solver=FLAGS.solver,
@@ -166,4 +225,21 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
         text=FLAGS.text,
     )
     out = Path(FLAGS.out).expanduser() if FLAGS.out else None
+    if FLAGS.generate:
+        written = compare_generation(
+            loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,
+            prefill_steps=FLAGS.prefill_steps, drafts=_drafts(loaded[1]), out=out,
+        )  # fmt: skip
+        print(f"written to {written}")
+        return
     print(f"written to {compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)}")
+
+
+def _drafts(config: Config) -> list[tuple[int, int]]:
+    """Returns the steps and the lengths of the drafts to compare."""
+    if not FLAGS.speculative:
+        return []
+    if FLAGS.draft_steps is not None:
+        return [(FLAGS.draft_steps, FLAGS.draft_length)]
+    coarse = [count for count in default_steps(config.model) if count < config.model.core]
+    return [(count, length) for count in coarse for length in (2, 4)]

@@ -179,6 +179,36 @@ def test_generates_text(decoder, call):
     assert first.stdout == second.stdout
 
 
+def test_ways_to_generate_are_compared(decoder, call, tmp_path):
+    done = call(
+        "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--generate", "--steps=2", "--prefill_steps=4",
+        "--speculative", "--draft_steps=1", "--draft_length=2", "--new_tokens=6", "--length=16", "--repeats=2",
+        "--eval_batches=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "generation.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["4", "2", "4, then 2", "draft 1 x 2"]
+    assert (tmp_path / "generation.png").read_bytes().startswith(PNG)
+    assert "ms/token" in done.stdout and "draft 1 x 2" in done.stdout and "second halves" in done.stdout
+
+
+def test_drafts_leave_the_text_as_it_is(decoder, call, tmp_path):
+    (tmp_path / "prompt.txt").write_text("word1 and")
+    arguments = [
+        f"--workdir={decoder}",
+        f"--prompt_file={tmp_path / 'prompt.txt'}",
+        "--new_tokens=8",
+        "--temperature=0",
+    ]
+    plain = call("infer.py", *arguments, "--steps=4")
+    chosen = call("infer.py", *arguments, "--speculative")
+    given = call("infer.py", *arguments, "--speculative", "--draft_steps=1", "--draft_length=3")
+    assert plain.stdout == chosen.stdout == given.stdout and plain.stdout.startswith("word1 and")
+    assert "draft" in chosen.stderr and "draft" not in given.stderr
+    before = call("infer.py", *arguments, "--steps=2", "--prefill_steps=4")
+    assert before.returncode == 0 and before.stdout.startswith("word1 and")
+
+
 def test_finished_run_is_left_alone(decoder, small, call, tmp_path):
     workdir = shutil.copytree(decoder, tmp_path / "run")
     before = (workdir / "metrics.jsonl").read_text()
@@ -326,6 +356,13 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--model="], ["--model", "empty"]),
         (["--text="], ["--text", "empty"]),
         (["--out="], ["--out", "empty"]),
+        (["--speculative"], ["--speculative", "--generate"]),
+        (["--prompt=a", "--draft_steps=2"], ["--draft_steps", "--speculative"]),
+        (["--prompt=a", "--prompt_file=b"], ["give one"]),
+        (["--prompt_file=missing"], ["missing", "cannot be read"]),
+        (["--prompt=a", "--speculative", "--solver=heun"], ["--solver"]),
+        (["--prompt=a", "--speculative", "--prefill_steps=2"], ["prefill_steps"]),
+        (["--generate", "--new_tokens=1"], ["new_tokens", "at least 2"]),
     ],
 )
 def test_infer_refuses(arguments, words, call, decoder):

@@ -12,10 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import odelm
 from odelm.errors import InputError
 from odelm.infer import generator as module
+from odelm.infer import room
 from odelm.infer.decode import advance, prefill
 from odelm.infer.generate import generate
 from odelm.infer.generator import Generator
 from odelm.infer.sampling import Sampling
+from odelm.infer.speculate import Speculating
 
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
 MODELS = {
@@ -139,6 +141,30 @@ def test_what_stands_before_is_penalised(plain):
             assert token == int(logits.argmax())
             text.append(token)
     assert plain(PROMPTS, new_tokens=4, repetition_penalty=3.0) != plain(PROMPTS, new_tokens=4)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(draft_steps=1, draft_length=2)], ids=["plain", "with drafts"])
+def test_a_memory_takes_what_was_said(options, plain):
+    generator = Generator(plain.runner.model, steps=2, **options)
+    state = generator.begin(PROMPTS, 7, Sampling(), jax.random.key(0))
+    memories = [state.memory, *([state.draft] if isinstance(state, Speculating) else [])]
+    taken = sum(x.nbytes for m in memories for x in jax.tree.leaves((m.blocks, m.real, m.segments)))
+    assert generator.memory_bytes(3, 6, 7) == taken
+
+
+def test_a_memory_that_does_not_fit_is_refused(plain, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda: 1000)
+    with pytest.raises(InputError, match="a memory of 31 positions of 3 rows takes 0.0 GB, but the device has 0.0 GB"):
+        plain(PROMPTS, new_tokens=3)
+    monkeypatch.undo()
+    assert (room.free_bytes() or 0) > 10**8
+
+
+def test_a_dtype_of_its_own(plain):
+    (found,) = Generator(plain.runner.model, steps=2, dtype="bfloat16")(PROMPTS[:1], new_tokens=4, logprobs=True)
+    (exact,) = plain(PROMPTS[:1], new_tokens=4, logprobs=True)
+    difference = np.abs(np.subtract(found.logprobs[0], exact.logprobs[0]))
+    assert 0 < difference < 0.2
 
 
 MISTAKES = [

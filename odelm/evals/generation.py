@@ -1,0 +1,177 @@
+"""Ways to generate text from one model, timed side by side, each with its held-out loss against full depth."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from odelm import rng
+from odelm.errors import InputError
+from odelm.infer import prompts
+from odelm.infer.generator import Generator, make_drafting
+from odelm.infer.latency import Latency, measure
+from odelm.infer.runner import Runner
+from odelm.infer.sampling import Sampling
+from odelm.models.inputs import Inputs
+from odelm.models.loss import Batch, mean_loss, sums_from_hidden
+from odelm.models.retime import retimed
+from odelm.models.transformer import DepthPlan
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to generate."""
+
+    steps: int
+    """Of the core, for each new token; with a draft, of the pass that verifies it."""
+    prefill_steps: int | None = None
+    """Of the prompt, if other."""
+    draft_steps: int | None = None
+    draft_length: int = 4
+
+    @property
+    def label(self) -> str:
+        if self.draft_steps is not None:
+            return f"draft {self.draft_steps} x {self.draft_length}"
+        return str(self.steps) if self.prefill_steps is None else f"{self.prefill_steps}, then {self.steps}"
+
+
+def ways(
+    runner: Runner,
+    steps: Sequence[int],
+    *,
+    solver: str = "euler",
+    prefill_steps: int | None = None,
+    drafts: Sequence[tuple[int, int]] = (),
+) -> list[Way]:
+    """Returns what to measure, full depth first; InputError for what the model cannot take.
+
+    Args:
+        prefill_steps: also how prompts cross the depth before tokens do in each of `steps`.
+        drafts: counts of coarse steps, and the lengths of drafts that they make for full depth.
+    """
+    full = runner.model.config.core
+    found = [Way(full), *(Way(count) for count in sorted(set(steps), reverse=True) if count != full)]
+    if prefill_steps is not None:
+        found += [Way(way.steps, prefill_steps) for way in found if way.steps != prefill_steps]
+    found += [Way(full, None, count, length) for count, length in drafts]
+    for way in found:
+        make_generator(runner, way, solver)
+    return found
+
+
+def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator:
+    """Returns the generator of a way, which goes on past an end token."""
+    plan = runner.plan(way.steps, solver if way.draft_steps is None else "euler")
+    before = None if way.prefill_steps is None else runner.plan(way.prefill_steps, solver)
+    drafting = None
+    if way.draft_steps is not None:
+        drafting = make_drafting(runner.plan(way.draft_steps, "euler"), way.draft_length)
+    return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting)
+
+
+def compare_ways(
+    runner: Runner,
+    chosen: Sequence[Way],
+    given: list[list[int]],
+    *,
+    new_tokens: int,
+    held_out: Sequence[Batch] = (),
+    solver: str = "euler",
+    repeats: int = 5,
+) -> list[Row]:
+    """Returns a row for each way; the first is the one that the others are compared with.
+
+    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. Losses are of the second half of each
+    held-out sequence after its first half, as prompts and new tokens cross the depth; `held_out` may be empty.
+    """
+    if new_tokens < 2:
+        raise InputError(f"new_tokens is {new_tokens}, expected at least 2: the first comes with the prompt")
+    prompts.check_room(given, new_tokens, runner.model.config)
+    generators = [make_generator(runner, way, solver) for way in chosen]
+    texts, seconds = [], []
+    for generator in generators:
+        start = time.perf_counter()
+        texts.append(generator(given, new_tokens=new_tokens))
+        seconds.append(time.perf_counter() - start)
+    calls = {("prompt", i): lambda g=g: _start(g, given, new_tokens) for i, g in enumerate(generators)}
+    calls |= {("text", i): lambda g=g: g(given, new_tokens=new_tokens) for i, g in enumerate(generators)}
+    latencies = measure(calls, repeats=repeats, warmup=1)
+    rows = []
+    for i, (way, generator) in enumerate(zip(chosen, generators, strict=True)):
+        row = _row(way, generator, given, new_tokens, latencies["prompt", i], latencies["text", i])
+        row["solver"] = solver if way.draft_steps is None else "euler"
+        row["compile_s"] = max(seconds[i] - latencies["text", i].median / 1e3, 0.0)
+        row["identical"] = float(np.mean([a == b for a, b in zip(texts[i], texts[0], strict=True)]))
+        rows.append(row | _loss(generator, held_out))
+    full = rows[0]
+    for row in rows:
+        row["speedup"] = full["token_ms"] / row["token_ms"]
+        row["loss_increase"] = row["loss"] / full["loss"] - 1 if held_out else None
+    return rows
+
+
+def _start(generator: Generator, given: list[list[int]], new_tokens: int) -> Any:
+    """Returns the state after the prompts, ready."""
+    return jax.block_until_ready(generator.begin(given, new_tokens, Sampling(), rng.key(0, "sample")))
+
+
+def _row(
+    way: Way, generator: Generator, given: list[list[int]], new_tokens: int, prompt: Latency, text: Latency
+) -> Row:
+    token = max((text.median - prompt.median) / (new_tokens - 1), 1e-6)
+    counts = generator.draft_counts
+    return {
+        "label": way.label,
+        "steps": way.steps,
+        "prefill_steps": way.prefill_steps or way.steps,
+        "draft_steps": way.draft_steps,
+        "draft_length": way.draft_length if way.draft_steps is not None else None,
+        "batch": len(given),
+        "prompt": max(map(len, given)),
+        "new_tokens": new_tokens,
+        "prefill_ms": prompt.median,
+        "token_ms": token,
+        "text_ms": {"median": text.median, "p90": text.p90},
+        "tokens_per_s": len(given) / token * 1e3,
+        "memory_bytes": generator.memory_bytes(len(given), max(map(len, given)), new_tokens),
+        "tokens_per_round": None if counts is None else counts.tokens_per_round,
+        "accepted": None if counts is None else counts.accepted / max(counts.drafted, 1),
+    }
+
+
+def _loss(generator: Generator, held_out: Sequence[Batch]) -> Row:
+    """Returns the loss of second halves after first halves over the held-out batches, and its standard error."""
+    if not held_out:
+        return {"loss": None, "loss_stderr": None, "loss_tokens": 0}
+    runner, plan = generator.runner, generator.plan
+    before = plan if generator.prefill_plan is None else generator.prefill_plan
+
+    @jax.jit
+    def losses(params: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> Any:
+        return second_half(nnx.merge(runner.graph, params), before, plan, data)
+
+    found = mean_loss(losses(runner.params, before, plan, dict(data)) for data in held_out)
+    return {"loss": found.loss, "loss_stderr": found.stderr, "loss_tokens": found.tokens}
+
+
+def second_half(model: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> Any:
+    """Returns the summed loss of the second half of each row, whose first half crossed the depth by another plan."""
+    B, L = data["tokens"].shape
+    half = L // 2
+    first, second = ({name: array[:, part] for name, array in data.items()} for part in (slice(half), slice(half, L)))
+    memory = model.memory(before, batch=B, room=half)
+    _, memory = model.run(_inputs(first), before, memory=memory)
+    memory = retimed(memory, before, plan).widened(L - half)
+    hidden, _ = model.run(_inputs(second), plan, memory=memory)
+    return sums_from_hidden(model, hidden, second)
+
+
+def _inputs(data: Batch) -> Inputs:
+    return Inputs(data["tokens"], **{name: data.get(name) for name in ("mask", "segments")})

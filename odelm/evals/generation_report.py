@@ -1,0 +1,150 @@
+"""Ways to generate compared on a run's own text: prompts, table, `generation.json` and `generation.png`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from odelm.config import ModelConfig
+from odelm.errors import InputError
+from odelm.evals.generation import Row
+from odelm.files import write_text
+from odelm.models.loss import Batch
+from odelm.models.precision import compute_dtype
+
+
+def prompts_from(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, length: int) -> list[list[int]]:
+    """Returns `batch` prompts of `length` tokens: what held-out sequences begin with, or random ids without any."""
+    if not held_out:
+        return np.random.default_rng(0).integers(0, model.vocab_size, (batch, length)).tolist()
+    rows = np.concatenate([np.asarray(data["tokens"])[np.asarray(data["weights"]).any(axis=1)] for data in held_out])
+    return rows[np.arange(batch) % len(rows), :length].tolist()
+
+
+def make_generation_report(model: ModelConfig, rows: Sequence[Row], *, text: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the report as plain values: the device, the dtype, the text and the rows."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "dtype": compute_dtype(model).name,
+        "jax": jax.__version__,
+        "depth": model.depth,
+        "text": text,
+        "rows": list(rows),
+    }
+
+
+def publish(report: dict[str, Any], out: Path) -> Path:
+    """Writes the report to a directory and prints its table, also if it cannot be written; returns the directory."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "generation.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+        plot(report, out / "generation.png")
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
+    finally:
+        print_generation(report, console)
+    return out
+
+
+def print_generation(report: dict[str, Any], console: Console) -> None:
+    """Prints a line for each way."""
+    rows = report["rows"]
+    first = rows[0]
+    shape = f"batch {first['batch']}, {first['new_tokens']} tokens after {first['prompt']}"
+    table = Table(
+        title=f"depth {report['depth']}, {shape}, {report['dtype']} on {report['device']}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    drafts = ("per pass", "accepted", "identical") if any(row["draft_steps"] for row in rows) else ()
+    columns = ("steps", "prompt ms", "ms/token", "tokens/s", "speed-up", "MB", "compile s", "loss", "rise", *drafts)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row["label"],
+            f"{row['prefill_ms']:.2f}",
+            f"{row['token_ms']:.3f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['memory_bytes'] / 1e6:.1f}",
+            f"{row['compile_s']:.1f}",
+            _number(row["loss"], ".4f"),
+            _number(row["loss_increase"], "+.2%"),
+            *(_number(row[name], form) for name, form in _drafts(drafts)),
+        )
+    console.print(table)
+    if drafts:
+        console.print("draft 3 x 4: up to 4 tokens drafted in 3 steps, verified at full depth", soft_wrap=True)
+    text = report["text"]
+    if text is not None:
+        console.print(
+            f"losses of the second halves of sequences after their first, {first['loss_tokens']:,} tokens of "
+            f"{text['documents']:,} documents of {text['source']}",
+            soft_wrap=True,
+        )
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draws loss against the time of a token, each point labelled by its steps; removes an older drawing if there are
+    no losses."""
+    rows = [row for row in report["rows"] if row["loss"] is not None]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for kind, of_kind in _kinds(rows).items():
+        axes.plot([row["token_ms"] for row in of_kind], [row["loss"] for row in of_kind], "o", label=kind)
+    for i, row in enumerate(rows):
+        axes.annotate(
+            row["label"],
+            (row["token_ms"], row["loss"]),
+            xytext=(4, 6 if i % 2 else -12),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    losses = [row["loss"] for row in rows]
+    spread = max(max(losses) - min(losses), 0.06 * max(losses))
+    axes.set_ylim(min(losses) - 0.8 * spread, max(losses) + 0.8 * spread)
+    axes.set_xlim(0, 1.25 * max(row["token_ms"] for row in rows))
+    axes.set_xlabel(f"ms a token (batch {rows[0]['batch']}, {report['device']})")
+    axes.set_ylabel("held-out loss, nats/token")
+    axes.legend(loc="lower left", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Returns the rows by the kind of way that they are."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kind = "drafts" if row["draft_steps"] else "two grids" if row["prefill_steps"] != row["steps"] else "one grid"
+        kinds.setdefault(kind, []).append(row)
+    return kinds
+
+
+def _drafts(columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the name in a row and the format of each of the columns about drafts."""
+    named = {
+        "per pass": ("tokens_per_round", ".2f"),
+        "accepted": ("accepted", ".0%"),
+        "identical": ("identical", ".0%"),
+    }
+    return [named[column] for column in columns]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,88 @@
+"""Ways to generate, compared: what a row says against what it is of."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelm.errors import InputError
+from odelm.evals.generation import Way, compare_ways, second_half, ways
+from odelm.infer import draft_choice
+from odelm.infer.draft_choice import describe, try_drafts
+from odelm.infer.latency import Latency
+from odelm.infer.runner import Runner
+from odelm.models.loss import loss_sums
+
+PROMPTS = [[3, 1, 4], [5, 9, 2]]
+
+
+@pytest.fixture(scope="module")
+def runner(make_model) -> Runner:
+    return Runner.of(make_model())
+
+
+@pytest.fixture(scope="module")
+def held_out(tokens):
+    targets = np.roll(tokens, -1, axis=1)
+    return [{"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)}]
+
+
+def test_full_depth_comes_first_and_every_way_once(runner):
+    found = ways(runner, [2, 4, 1], prefill_steps=4, drafts=[(1, 2)])
+    assert found == [Way(4), Way(2), Way(1), Way(2, 4), Way(1, 4), Way(4, None, 1, 2)]
+    assert [way.label for way in found] == ["4", "2", "1", "4, then 2", "4, then 1", "draft 1 x 2"]
+    with pytest.raises(InputError, match="steps is 0"):
+        ways(runner, [0])
+    with pytest.raises(InputError, match="draft_length is 0"):
+        ways(runner, [2], drafts=[(1, 0)])
+
+
+def test_rows_compare_with_full_depth(runner, held_out):
+    chosen = ways(runner, [2], prefill_steps=4, drafts=[(1, 2)])
+    full, coarse, mixed, draft = rows = compare_ways(
+        runner, chosen, PROMPTS, new_tokens=5, held_out=held_out, repeats=2
+    )
+    assert full["speedup"] == 1 and full["loss_increase"] == 0 and full["identical"] == 1
+    for row in rows:
+        assert np.isclose(row["speedup"], full["token_ms"] / row["token_ms"])
+        assert np.isclose(row["loss_increase"], row["loss"] / full["loss"] - 1)
+        assert row["loss_tokens"] == 6 and row["batch"] == 2 and row["prompt"] == 3
+    assert len({full["loss"], coarse["loss"], mixed["loss"]}) == 3
+    assert draft["loss"] == full["loss"] and draft["identical"] == 1 and 0 <= draft["accepted"] <= 1
+    assert np.isclose(coarse["memory_bytes"] / full["memory_bytes"], 0.5, atol=0.02)
+    assert full["tokens_per_round"] is None and draft["tokens_per_round"] >= 1
+
+
+def test_a_second_half_is_that_of_the_whole(runner, held_out):
+    model, plan = runner.model, runner.plan(2, "euler")
+    found = second_half(model, plan, plan, held_out[0])
+    later = held_out[0] | {"weights": np.repeat([[0, 0, 0, 1, 1, 1]], 2, axis=0).astype(np.float32)}
+    assert np.isclose(found.nats, loss_sums(model, later, plan=plan).nats, rtol=1e-5)
+    mixed = second_half(model, runner.plan(4, "euler"), plan, held_out[0])
+    assert not np.isclose(mixed.nats, found.nats, rtol=1e-5)
+
+
+def test_without_a_text_there_are_no_losses(runner):
+    (row,) = compare_ways(runner, [Way(4)], PROMPTS, new_tokens=2, repeats=1)
+    assert row["loss"] is row["loss_increase"] is None
+    with pytest.raises(InputError, match="new_tokens is 1, expected at least 2"):
+        compare_ways(runner, [Way(4)], PROMPTS, new_tokens=1)
+
+
+@pytest.mark.parametrize("fastest", [0, 2])
+def test_the_fastest_drafts_are_taken(fastest, runner, monkeypatch):
+    """The times are made up: of four ways, no draft first."""
+
+    def measured(calls, **options):
+        for call in calls.values():
+            call()
+        return {name: Latency(1.0 if name == fastest else 2.0 + name, 9.0) for name in calls}
+
+    monkeypatch.setattr(draft_choice, "measure", measured)
+    trials = try_drafts(runner, None, runner.plan(4, "euler"), PROMPTS, steps=[4, 2], new_tokens=6)
+    assert len(trials) == 1 + len(draft_choice.LENGTHS) and trials[0].milliseconds == 1
+    if fastest:
+        assert trials[0].drafting.length == draft_choice.LENGTHS[1][0] and trials[0].steps == 2
+        assert "2.00x as fast" in describe(trials) and "4 tokens in 2 steps" in describe(trials)
+        assert jnp.shape(trials[0].drafting.confidence) == ()
+    else:
+        assert trials[0].drafting is None and "no draft was faster" in describe(trials)
