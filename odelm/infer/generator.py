@@ -75,6 +75,7 @@ class Generator:
         draft_length, draft_confidence: the most tokens of a draft, and the probability below which it ends.
         end_token: the token that ends a text; by default the usual one of the tokenizer.
 
+    Parameters that lie on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are shared out over its devices too.
     `draft_counts` has what became of the drafts of the last call.
     """
 
