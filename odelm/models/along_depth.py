@@ -10,6 +10,7 @@ from odelm.models.field import BlockField, TimedCondition
 from odelm.models.inputs import Inputs
 from odelm.models.transformer import SharedTransformer
 from odelm.models.view import see
+from odelm.ode.plan import Place
 
 
 def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
@@ -31,10 +32,12 @@ class _Recorder(BlockField):
     """A block's field whose memory takes the norms of its unit steps, float32 (2,)."""
 
     def step_remembering(
-        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
+        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
-        after, _ = super().step_remembering(condition, h, dt, None)
-        return after, jnp.stack([_size(h), _size(after.astype(jnp.float32) - h.astype(jnp.float32))])
+        after, _ = super().step_remembering(condition, h, dt, None, None)
+        assert place is not None
+        norms = jnp.stack([_size(h), _size(after.astype(jnp.float32) - h.astype(jnp.float32))])
+        return after, memory.at[place].set(norms)
 
 
 def _size(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.models import initialize
 from odelm.models.arrays import scaled
-from odelm.models.memory import KeyValues
+from odelm.models.memory import Slot
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
 from odelm.models.residual import Delta
@@ -54,12 +54,12 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,
         view: View | None = None,
-        memory: KeyValues | None = None,
+        memory: Slot | None = None,
         *,
         qkv_delta: Delta | None = None,
         out_delta: Delta | None = None,
         qkv_scale: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
+    ) -> tuple[jax.Array, Slot | None]:
         """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
 
         `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding.

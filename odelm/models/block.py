@@ -20,7 +20,7 @@ from odelm.models import initialize
 from odelm.models.arrays import add, along_last, scaled
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
-from odelm.models.memory import KeyValues
+from odelm.models.memory import Slot
 from odelm.models.modulation import Modulation
 from odelm.models.norm import Affine, Norm
 from odelm.models.residual import BlockDelta, LayerDelta
@@ -97,8 +97,8 @@ class SharedBlock(nnx.Module):
         *,
         view: View | None = None,
         key: jax.Array | None = None,
-        memory: KeyValues | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
+        memory: Slot | None = None,
+    ) -> tuple[jax.Array, Slot | None]:
         """Returns the derivative of the state, and the memory."""
         if self.post_norm:
             after, memory = self.step(condition=condition, h=h, dt=1.0, view=view, key=key, memory=memory)
@@ -119,8 +119,8 @@ class SharedBlock(nnx.Module):
         *,
         view: View | None = None,
         key: jax.Array | None = None,
-        memory: KeyValues | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
+        memory: Slot | None = None,
+    ) -> tuple[jax.Array, Slot | None]:
         """Returns the state after an Euler step of size `dt`, and the memory.
 
         Pre-norm that is `h + dt * increment`; post-norm the branches are scaled inside the norms.
@@ -150,8 +150,8 @@ class SharedBlock(nnx.Module):
         condition: Condition,
         view: View | None,
         key: jax.Array | None,
-        memory: KeyValues | None,
-    ) -> tuple[jax.Array, KeyValues | None]:
+        memory: Slot | None,
+    ) -> tuple[jax.Array, Slot | None]:
         qkv, out = (None, None) if condition.delta is None else (condition.delta.qkv, condition.delta.out)
         scale = None if condition.scales is None else condition.scales[0]
         context, memory = self.attention(x, view=view, memory=memory, qkv_delta=qkv, out_delta=out, qkv_scale=scale)

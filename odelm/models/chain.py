@@ -14,7 +14,7 @@ from odelm.models.view import View
 Conditions = dict[str, Condition]
 """By the number of the inner block. (No tuple: `nnx.tabulate` cannot show one of dataclasses.)"""
 Memories = Any
-"""A tuple of `KeyValues`, one for each inner block."""
+"""A tuple of `Slot`s, one for each inner block."""
 
 
 class BlockChain(nnx.Module):

@@ -10,7 +10,9 @@ from odelm.models.arrays import constrain
 from odelm.models.block import SharedBlock
 from odelm.models.chain import BlockChain
 from odelm.models.lanes import LaneBlock
+from odelm.models.memory import kept_in, slots_of
 from odelm.models.view import View
+from odelm.ode.plan import Place
 
 TimedCondition = tuple[Any, jax.Array | None]
 """What the block needs of its time, a `Condition` or a tuple of them, and the key of its dropout."""
@@ -33,24 +35,27 @@ class BlockField:
         return self.block.condition(t), None if self.key is None else key_at(self.key, t)
 
     def increment(self, condition: TimedCondition, h: jax.Array) -> jax.Array:
-        return self.increment_remembering(condition, h, None)[0]
+        return self.increment_remembering(condition, h, None, None)[0]
 
     def step(self, condition: TimedCondition, h: jax.Array, dt: jax.Array) -> jax.Array:
-        return self.step_remembering(condition, h, dt, None)[0]
+        return self.step_remembering(condition, h, dt, None, None)[0]
 
-    def increment_remembering(self, condition: TimedCondition, h: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
-        slope, memory = self.block.increment(
-            condition=condition[0], h=constrain(h), view=self.view, key=condition[1], memory=memory
+    def increment_remembering(
+        self, condition: TimedCondition, h: jax.Array, memory: Any, place: Place
+    ) -> tuple[jax.Array, Any]:
+        slope, slots = self.block.increment(
+            condition=condition[0], h=constrain(h), view=self.view, key=condition[1], memory=slots_of(memory, place)
         )
-        return constrain(slope), memory
+        return constrain(slope), kept_in(slots)
 
     def step_remembering(
-        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any
+        self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
-        after, memory = self.block.step(
-            condition=condition[0], h=constrain(h), dt=dt, view=self.view, key=condition[1], memory=memory
-        )
-        return constrain(after), memory
+        after, slots = self.block.step(
+            condition=condition[0], h=constrain(h), dt=dt, view=self.view, key=condition[1],
+            memory=slots_of(memory, place),
+        )  # fmt: skip
+        return constrain(after), kept_in(slots)
 
     def __call__(self, t: jax.Array, h: jax.Array) -> jax.Array:
         return self.increment(self.condition(t), h)

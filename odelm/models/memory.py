@@ -6,7 +6,6 @@ later find, at every time of the depth, what a pass over the whole sequence woul
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,16 +15,57 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValues:
-    """Of one evaluation of one attention, or with leading axes (N, R) of all of a plan."""
+    """Of all evaluations of a plan, N steps of R stages."""
 
     keys: jax.Array
-    """(B, S, H, K), normalised and turned by their positions, in the dtype of matrix products."""
+    """(N, R, B, S, H, K), normalised and turned by their positions, in the dtype of matrix products."""
     values: jax.Array
-    """(B, S, H, K)."""
+    """(N, R, B, S, H, K)."""
 
-    def written(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> "KeyValues":
-        """Returns a copy with L new keys and values (B, L, H, K) from place `start` on, as `placed` says."""
-        return KeyValues(placed(self.keys, keys, start), placed(self.values, values, start))
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Slot:
+    """The keys and values of one evaluation, among those of a plan."""
+
+    kept: KeyValues
+    step: jax.Array
+    stage: int = dataclasses.field(metadata=dict(static=True))
+
+    @property
+    def keys(self) -> jax.Array:
+        """(B, S, H, K)."""
+        return self.kept.keys[self.step, self.stage]
+
+    @property
+    def values(self) -> jax.Array:
+        """(B, S, H, K)."""
+        return self.kept.values[self.step, self.stage]
+
+    def written(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> "Slot":
+        """Returns a copy with L new keys and values (B, L, H, K) from place `start` on, int32 () or (B,) by row."""
+        kept = KeyValues(self._written(self.kept.keys, keys, start), self._written(self.kept.values, values, start))
+        return dataclasses.replace(self, kept=kept)
+
+    def _written(self, array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+        new, zero = new.astype(array.dtype), jnp.int32(0)
+        if start.size == 1:  # a scatter would be slower
+            at = (self.step, self.stage, zero, start.reshape(()), zero, zero)
+            return jax.lax.dynamic_update_slice(array, new[None, None], at)
+        rows, places = places_of(start, new.shape[1])
+        return array.at[self.step, self.stage, rows, places].set(new)
+
+
+def slots_of(memory: Any, place: tuple[jax.Array, int] | None) -> Any:
+    """Returns what one evaluation of a block is given of its memory; None without one."""
+    if place is None:
+        return None
+    return jax.tree.map(lambda kept: Slot(kept, *place), memory, is_leaf=lambda x: isinstance(x, KeyValues))
+
+
+def kept_in(slots: Any) -> Any:
+    """Returns the memory that `slots_of` was given, as an evaluation left it."""
+    return jax.tree.map(lambda slot: slot.kept, slots, is_leaf=lambda x: isinstance(x, Slot))
 
 
 @jax.tree_util.register_dataclass
@@ -66,30 +106,33 @@ class Memory:
 
     def part(self, start: jax.Array, count: int) -> "Memory":
         """Returns a memory of `count` positions alone, those from `start` (B,) on in each row."""
-        rows = partial(jax.lax.dynamic_slice_in_dim, slice_size=count)
-        kept = jax.vmap(partial(rows, axis=2), in_axes=(2, 0), out_axes=2)
-        alone = jax.vmap(rows)
+        rows, places = places_of(start, count)
         return Memory(
-            jax.tree.map(lambda leaf: kept(leaf, start), self.blocks),
+            jax.tree.map(lambda leaf: leaf[:, :, rows, places], self.blocks),
             jnp.full_like(start, count),
-            alone(self.real, start),
-            alone(self.segments, start),
+            self.real[rows, places],
+            self.segments[rows, places],
         )
 
     def with_part(self, part: "Memory", start: jax.Array) -> "Memory":
         """Returns a copy with the keys and values of `part` from `start` (B,) on; its length is not changed."""
-        write = jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=2), in_axes=(2, 2, 0), out_axes=2)
-        return dataclasses.replace(
-            self, blocks=jax.tree.map(lambda leaf, new: write(leaf, new, start), self.blocks, part.blocks)
-        )
+        rows, places = places_of(start, part.room)
+        write = lambda leaf, new: leaf.at[:, :, rows, places].set(new)  # noqa: E731
+        return dataclasses.replace(self, blocks=jax.tree.map(write, self.blocks, part.blocks))
 
 
 def placed(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     """Returns `array` (B, S, ..) with `new` (B, L, ..) in its dtype from place `start` on: int32 (), or (B,) by row."""
     new = new.astype(array.dtype)
-    if start.ndim == 0:
-        return jax.lax.dynamic_update_slice_in_dim(array, new, start, axis=1)
-    return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=0))(array, new, start)
+    if start.size == 1:  # a scatter would be slower
+        return jax.lax.dynamic_update_slice_in_dim(array, new, start.reshape(()), axis=1)
+    return array.at[places_of(start, new.shape[1])].set(new)
+
+
+def places_of(start: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the rows, int32 (B, 1), and in each `count` places from its `start` (B,) on, int32 (B, L)."""
+    rows = jnp.arange(len(start), dtype=jnp.int32)[:, None]
+    return rows, start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def empty_key_values(stages: tuple[int, int], rows: tuple[int, int], heads: tuple[int, int], dtype: Any) -> KeyValues:

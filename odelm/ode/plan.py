@@ -31,6 +31,8 @@ from odelm.ode.solver import EULER, Solver, Tableau, get_solver, get_tableau, is
 State = TypeVar("State")
 Condition = Any
 Memory = Any
+Place = tuple[jax.Array, int] | None
+"""A step, int32 (), and a stage of it; None without a memory."""
 Grid = Sequence[float] | np.ndarray | jax.Array
 Field = Callable[[Any, Any], Any]
 
@@ -55,11 +57,19 @@ class SteppingField(ConditionedField, Protocol):
 
 @runtime_checkable
 class RememberingField(SteppingField, Protocol):
-    """A field whose evaluations read a memory and return it updated; every (step, stage) has a memory of its own."""
+    """A field whose evaluations read a memory and return it updated; every (step, stage) has a part of its own.
 
-    def increment_remembering(self, condition: Condition, h: Any, memory: Memory) -> tuple[Any, Memory]: ...
+    An evaluation is given the whole memory and the place of its part, and changes that part only: so the compiler
+    writes to the memory where it lies, and copies no other part.
+    """
 
-    def step_remembering(self, condition: Condition, h: Any, dt: jax.Array, memory: Memory) -> tuple[Any, Memory]: ...
+    def increment_remembering(
+        self, condition: Condition, h: Any, memory: Memory, place: Place
+    ) -> tuple[Any, Memory]: ...
+
+    def step_remembering(
+        self, condition: Condition, h: Any, dt: jax.Array, memory: Memory, place: Place
+    ) -> tuple[Any, Memory]: ...
 
 
 @jax.tree_util.register_dataclass
@@ -125,13 +135,14 @@ def follow(field: Field, h0: State, plan: Plan, memory: Memory = None) -> tuple[
     h0 = as_state(h0)
     step = _step_function(field, plan, remembering=memory is not None)
 
-    def body(h: State, xs: tuple[jax.Array, Condition, Memory]) -> tuple[State, Memory]:
-        return step(h, *xs)
+    def body(carry: tuple[State, Memory], xs: tuple[jax.Array, Condition, Any]) -> tuple[tuple[State, Memory], None]:
+        return step(*carry, *xs), None
 
     if plan.remat is not None:
         rolled = int(plan.unroll) <= 1 and plan.unroll is not True
         body = jax.checkpoint(body, policy=_policy(plan.remat), prevent_cse=not rolled)
-    return jax.lax.scan(body, h0, (plan.sizes, plan.conditions, memory), unroll=plan.unroll)
+    number = None if memory is None else jnp.arange(len(plan.sizes), dtype=jnp.int32)
+    return jax.lax.scan(body, (h0, memory), (plan.sizes, plan.conditions, number), unroll=plan.unroll)[0]
 
 
 def integrate(
@@ -195,41 +206,45 @@ def rounded_like(value: State, like: State) -> State:
 
 
 def _step_function(field: Any, plan: Plan, *, remembering: bool) -> Callable[..., tuple[Any, Memory]]:
-    """Returns `step(h, dt, conditions, memory) -> (h', memory)`, the last two with a leading axis of stages (R)."""
+    """Returns `step(h, memory, dt, conditions, number) -> (h', memory)`, conditions with a leading axis of stages (R);
+    `number` is None without a memory."""
     if remembering and not isinstance(field, RememberingField):
         raise InputError(
             f"a memory was given, but {type(field).__name__} has no evaluation that uses one: leave it out"
         )
     if plan.own_step:
-        return lambda h, dt, conditions, memory: _own_step(field, h, dt, conditions, memory)
+        return lambda h, memory, dt, conditions, number: _own_step(field, h, memory, dt, conditions, number)
     if remembering:
         increment = field.increment_remembering
     else:
         plain = field.increment if isinstance(field, ConditionedField) else field
 
-        def increment(condition: Condition, h: Any, memory: Memory) -> tuple[Any, Memory]:
+        def increment(condition: Condition, h: Any, memory: Memory, place: Place) -> tuple[Any, Memory]:
             return plain(condition, h), None
 
-    def step(h: Any, dt: jax.Array, conditions: Condition, memory: Memory) -> tuple[Any, Memory]:
-        ks, memories = [], []
+    def step(
+        h: Any, memory: Memory, dt: jax.Array, conditions: Condition, number: jax.Array | None
+    ) -> tuple[Any, Memory]:
+        ks = []
         for r, row in enumerate(plan.tableau.a):
             # Without the barrier XLA inlines each stage's arithmetic into all later ones, and the compile
             # time of a many-stage method grows exponentially where no matrix product separates them.
             inner = jax.lax.optimization_barrier(_advanced(h, dt, row, ks)) if r else h
-            k, updated = increment(_stage(conditions, r), inner, _stage(memory, r))
+            k, memory = increment(_stage(conditions, r), inner, memory, None if number is None else (number, r))
             ks.append(k)
-            memories.append(updated)
-        return _advanced(h, dt, plan.tableau.b, ks), jax.tree.map(lambda *stages: jnp.stack(stages), *memories)
+        return _advanced(h, dt, plan.tableau.b, ks), memory
 
     return step
 
 
-def _own_step(field: Any, h: Any, dt: jax.Array, conditions: Condition, memory: Memory) -> tuple[Any, Memory]:
+def _own_step(
+    field: Any, h: Any, memory: Memory, dt: jax.Array, conditions: Condition, number: jax.Array | None
+) -> tuple[Any, Memory]:
     condition = _stage(conditions, 0)
-    if memory is None:
+    if number is None:
         return rounded_like(field.step(condition, h, dt), h), None
-    after, updated = field.step_remembering(condition, h, dt, _stage(memory, 0))
-    return rounded_like(after, h), jax.tree.map(lambda leaf: leaf[None], updated)
+    after, memory = field.step_remembering(condition, h, dt, memory, (number, 0))
+    return rounded_like(after, h), memory
 
 
 def _advanced(h: State, dt: jax.Array, weights: tuple[float, ...], ks: list[State]) -> State:

@@ -102,11 +102,11 @@ class Adding:
     def step(self, condition, h, dt):
         return h + dt * h
 
-    def increment_remembering(self, condition, h, memory):
-        return memory + h, memory + h
+    def increment_remembering(self, condition, h, memory, place):
+        return memory[place] + h, memory.at[place].add(h)
 
-    def step_remembering(self, condition, h, dt, memory):
-        return h + dt * (memory + h), memory + h
+    def step_remembering(self, condition, h, dt, memory, place):
+        return h + dt * (memory[place] + h), memory.at[place].add(h)
 
     def __call__(self, t, h):
         return h
