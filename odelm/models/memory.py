@@ -14,15 +14,15 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValues:
-    """Of one evaluation of one attention, or with leading axes (N, R) of all of a plan."""
+    """Of one evaluation of one attention of J key-value heads, or with leading axes (N, R) of all of a plan."""
 
     keys: jax.Array
-    """(B, S, H, K), normalised and turned by their positions, in the dtype of matrix products."""
+    """(B, S, J, K), normalised and turned by their positions, in the dtype of matrix products."""
     values: jax.Array
-    """(B, S, H, K)."""
+    """(B, S, J, K)."""
 
     def written(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> "KeyValues":
-        """Returns a copy with L new keys and values (B, L, H, K) from place `start` on."""
+        """Returns a copy with L new keys and values (B, L, J, K) from place `start` on."""
         at = (0, start, 0, 0)
         return KeyValues(
             jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
@@ -52,7 +52,7 @@ class Memory:
 
 
 def empty_key_values(stages: tuple[int, int], rows: tuple[int, int], heads: tuple[int, int], dtype: Any) -> KeyValues:
-    """Returns room for `rows` (B, S) and `heads` (H, K) at each of `stages` (N, R)."""
+    """Returns room for `rows` (B, S) and `heads` (J, K) at each of `stages` (N, R)."""
     zeros = jnp.zeros((*stages, *rows, *heads), dtype)
     return KeyValues(zeros, zeros)
 
