@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TrainConfig,
         load_recipe,
     )
+    from odelm.infer.encoder_runner import EncoderRunner
     from odelm.infer.generator import Generator
     from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
     from odelm.ode import integrate, integrate_adaptive
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "Encoder",
+    "EncoderRunner",
     "Generator",
     "InitConfig",
     "InputError",
@@ -54,6 +56,7 @@ _MODULES = {
     "odelm.config": (
         "Config DataConfig InitConfig MeshConfig ModelConfig OptimizerConfig StepSamplingConfig TrainConfig load_recipe"
     ),
+    "odelm.infer.encoder_runner": "EncoderRunner",
     "odelm.infer.generator": "Generator",
     "odelm.models": "CausalLM Classifier Encoder MaskedLM SharedBlock create models",
     "odelm.ode": "integrate integrate_adaptive ode",

@@ -30,6 +30,7 @@ def models(draw) -> c.ModelConfig:
         vocab_size=draw(st.integers(300, 60_000)),
         width=heads * draw(st.sampled_from([2, 16, 64])),
         heads=heads,
+        kv_heads=draw(maybe(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))),
         depth=stack.depth,
         prelude=stack.prelude,
         coda=stack.coda,

@@ -29,6 +29,9 @@ class ModelConfig:
     """Size D of the state that is integrated."""
     heads: int = 4
     """Of attention; they share the width evenly."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each shared by as many heads of queries: a divisor of `heads`, None is `heads`. Fewer
+    make a decoder's memory smaller (grouped-query attention; docs/inference.md)."""
     depth: int = 12
     """Number of layers that is full depth: prelude, core and coda together. Steps, grids and counts of steps speak of
     the core, `core = depth - prelude - coda`, whose length in time it is."""
@@ -119,6 +122,10 @@ class ModelConfig:
         return self.embed_dim or self.width
 
     @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
     def head_size(self) -> int:
         return self.width // self.heads
 
@@ -135,10 +142,11 @@ class ModelConfig:
         choice("model.residual_dtype", self.residual_dtype, DTYPES)
         for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "lanes", "max_length"):
             positive(f"model.{name}", getattr(self, name))
-        for name in ("feedforward", "embed_dim", "reference_depth", "reference_width"):
+        for name in ("kv_heads", "feedforward", "embed_dim", "reference_depth", "reference_width"):
             if getattr(self, name) is not None:
                 positive(f"model.{name}", getattr(self, name))
         divides("model.heads", self.heads, "model.width", self.width)
+        divides("model.kv_heads", self.key_value_heads, "model.heads", self.heads)
         if self.prelude < 0 or self.coda < 0 or self.core < 1:
             raise InputError(
                 f"model.prelude is {self.prelude} and model.coda {self.coda}, expected 0 or more, together below "

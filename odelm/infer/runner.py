@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from odelm import ode
-from odelm.models import CausalLM, MaskedLM
+from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.embed import Readout
 from odelm.models.parameters import abstract_like, parameters, with_parameters
 from odelm.models.transformer import DepthPlan, SharedTransformer
@@ -21,13 +21,13 @@ Model = TypeVar("Model", bound=SharedTransformer)
 class Runner:
     """A model split once into structure and parameters, so that jitted functions take the parameters as an argument."""
 
-    model: CausalLM | MaskedLM
+    model: CausalLM | MaskedLM | Classifier | Encoder
     graph: nnx.GraphDef
     params: Any
     _plans: dict[tuple[int, str, str], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: CausalLM | MaskedLM) -> "Runner":
+    def of(cls, model: CausalLM | MaskedLM | Classifier | Encoder) -> "Runner":
         model = in_compute_dtypes(model)
         graph, params = nnx.split(model, nnx.Param)
         return cls(model, graph, params)

@@ -33,7 +33,14 @@ ROUNDING = 1e-6
 BLOCKS = ("prelude/", "blocks/", "coda/")
 """Where the names of blocks' parameters begin."""
 
-MATRICES = {"attention/qkv": "qkv", "attention/out": "out", "feedforward/up": "up", "feedforward/down": "down"}
+MATRICES = {
+    "attention/qkv": "qkv",
+    "attention/query": "query",
+    "attention/key_value": "key_value",
+    "attention/out": "out",
+    "feedforward/up": "up",
+    "feedforward/down": "down",
+}
 """The linear maps of a block, and the names of their residuals in `odelm.models.residual`."""
 
 
@@ -172,11 +179,15 @@ def _at_time(block: SharedBlock, t: float) -> Arrays:
     own = parameters(block)
     arrays = {name: array for name, array in own.items() if name.split("/")[0] in ("attention", "feedforward")}
     if condition.delta is not None:
+        delta = condition.delta
+        deltas = delta.inputs | {"out": delta.out, "up": delta.up, "down": delta.down}
         for name, key in MATRICES.items():
-            arrays |= _with_delta(arrays, name, getattr(condition.delta, key))
+            if key in deltas:
+                arrays |= _with_delta(arrays, name, deltas[key])
     if condition.scales is not None:
-        qkv, hidden = condition.scales
-        arrays |= _gated(arrays, "attention/qkv", qkv)
+        inputs, hidden = condition.scales
+        for name, scale in inputs.items():
+            arrays |= _gated(arrays, f"attention/{name}", scale)
         arrays["feedforward/down/kernel"] = arrays["feedforward/down/kernel"] * hidden[:, None]
     arrays |= _gated(arrays, "attention/out", condition.gate1) | _gated(arrays, "feedforward/down", condition.gate2)
     return arrays | _norms(condition)

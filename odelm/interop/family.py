@@ -113,6 +113,8 @@ def common_obstacles(config: ModelConfig) -> list[str]:
         found.append("positions=rotary (only learned, or sinusoidal as a table)")
     if config.activation not in WRITTEN_ACTIVATIONS:
         found.append(f"activation={config.activation}")
+    if config.key_value_heads != config.heads:
+        found.append(f"kv_heads={config.kv_heads} (only as many as heads)")
     if config.lanes > 1:
         found.append(f"lanes={config.lanes}")
     if config.reference_width is not None:

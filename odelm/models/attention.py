@@ -1,5 +1,7 @@
-"""Multi-head attention, causal or not; rotary positions, query-key norm and a memory of earlier keys are options."""
+"""Multi-head attention, causal or not; rotary positions, query-key norm, fewer key-value heads and a memory of earlier
+keys are options."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -10,6 +12,7 @@ from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.models import initialize
 from odelm.models.arrays import scaled
+from odelm.models.heads import input_maps
 from odelm.models.memory import Slot
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype, upcast_float16_on_cpu
@@ -27,7 +30,11 @@ are few. (Not measured: no TPU was at hand.)"""
 
 
 class Attention(nnx.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), the three input projections in one."""
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), the three input projections in one.
+
+    With fewer heads of keys and values, J of them, the queries have a projection of their own, and query head h attends
+    with key-value head h // (H / J).
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, H, K = config.width, config.heads, config.head_size
@@ -35,9 +42,14 @@ class Attention(nnx.Module):
         self.causal = config.kind == "decoder"
         self.implementation = config.attention
         self.rotary_base = config.rotary_base if config.positions == "rotary" else None
-        self.qkv = nnx.LinearGeneral(
-            D, (3, H, K), use_bias=config.bias, dtype=dtype, kernel_init=initialize.matrix, rngs=rngs
-        )
+        self.head_size = K
+        maps = {
+            name: nnx.LinearGeneral(
+                D, shape, use_bias=config.bias, dtype=dtype, kernel_init=initialize.matrix, rngs=rngs
+            )
+            for name, shape in input_maps(config).items()
+        }
+        self.qkv, self.query, self.key_value = (maps.get(name) for name in ("qkv", "query", "key_value"))
         self.out = nnx.LinearGeneral(
             (H, K),
             D,
@@ -56,21 +68,18 @@ class Attention(nnx.Module):
         view: View | None = None,
         memory: Slot | None = None,
         *,
-        qkv_delta: Delta | None = None,
+        in_deltas: Mapping[str, Delta] | None = None,
         out_delta: Delta | None = None,
-        qkv_scale: jax.Array | None = None,
+        in_scales: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, Slot | None]:
         """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
 
         `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding.
-        The deltas are added to the two linear maps; then queries, keys and values take `qkv_scale` (3, H, K).
+        The deltas are added to the linear maps; then queries, keys and values take the factors `in_scales`, each of the
+        shape that its map gives. Both are by the names of `odelm.models.heads.input_maps`.
         """
         view = self._view(x.shape[1]) if view is None else view
-        qkv = self.qkv(x)
-        if qkv_delta is not None:
-            qkv = qkv + qkv_delta(x.astype(qkv.dtype)).reshape(qkv.shape)
-        qkv = scaled(qkv, qkv_scale)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        q, k, v = self._projected(x, in_deltas, in_scales)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if view.angles is not None:
@@ -83,8 +92,26 @@ class Attention(nnx.Module):
         out = self.out(context)
         return (out if out_delta is None else out + out_delta(context.reshape(out.shape))), memory
 
+    def _projected(
+        self, x: jax.Array, deltas: Mapping[str, Delta] | None, scales: Mapping[str, jax.Array] | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the queries (B, L, H, K), keys and values (B, L, J, K)."""
+
+        def mapped(linear: nnx.LinearGeneral, name: str) -> jax.Array:
+            y = linear(x)
+            if deltas is not None:
+                y = y + deltas[name](x.astype(y.dtype)).reshape(y.shape)
+            return scaled(y, None if scales is None else scales[name])
+
+        if self.qkv is not None:
+            qkv = mapped(self.qkv, "qkv")
+            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        assert self.query is not None and self.key_value is not None
+        key_value = mapped(self.key_value, "key_value")
+        return mapped(self.query, "query"), key_value[:, :, 0], key_value[:, :, 1]
+
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
-        """Returns the values (B, S, H, K) averaged for each query (B, L, H, K)."""
+        """Returns the values (B, S, J, K) averaged for each query (B, L, H, K)."""
         alone = view.start is None
         if alone and takes_splash(self.implementation, q):
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
@@ -98,13 +125,13 @@ class Attention(nnx.Module):
     def _view(self, length: int) -> View:
         if self.rotary_base is None:
             return View()
-        return View(rotary_angles(jnp.arange(length), self.qkv.out_features[-1], self.rotary_base))
+        return View(rotary_angles(jnp.arange(length), self.head_size, self.rotary_base))
 
 
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, causal: bool, implementation: str
 ) -> jax.Array:
-    """Returns the values (B, S, H, K) averaged for each query (B, L, H, K), in their dtype.
+    """Returns the values (B, S, J, K) averaged for each query (B, L, H, K), in their dtype; J divides H.
 
     `mask` is bool (B or 1, 1, L or 1, S), `implementation` one of `odelm.config.ATTENTIONS`.
     """

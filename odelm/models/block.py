@@ -32,14 +32,14 @@ from odelm.ode.dtypes import at_least_float32
 @dataclass(frozen=True)
 class Condition:
     """All that a block draws from its time: the affine maps of its norms, (D,) gates on its branches, and with
-    `wide_modulation` factors on queries, keys and values (3, H, K) and on hidden units (F,)."""
+    `wide_modulation` factors on what each input map of attention gives, by its name, and on hidden units (F,)."""
 
     norm1: Affine
     norm2: Affine | None
     gate1: jax.Array | None
     gate2: jax.Array | None
     delta: BlockDelta | None = None
-    scales: tuple[jax.Array, jax.Array] | None = None
+    scales: tuple[dict[str, jax.Array], jax.Array] | None = None
 
 
 class SharedBlock(nnx.Module):
@@ -152,9 +152,9 @@ class SharedBlock(nnx.Module):
         key: jax.Array | None,
         memory: Slot | None,
     ) -> tuple[jax.Array, Slot | None]:
-        qkv, out = (None, None) if condition.delta is None else (condition.delta.qkv, condition.delta.out)
-        scale = None if condition.scales is None else condition.scales[0]
-        context, memory = self.attention(x, view=view, memory=memory, qkv_delta=qkv, out_delta=out, qkv_scale=scale)
+        inputs, out = (None, None) if condition.delta is None else (condition.delta.inputs, condition.delta.out)
+        scales = None if condition.scales is None else condition.scales[0]
+        context, memory = self.attention(x, view=view, memory=memory, in_deltas=inputs, out_delta=out, in_scales=scales)
         return self.dropout(context, deterministic=key is None, rngs=key), memory
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:

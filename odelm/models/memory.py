@@ -15,12 +15,12 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValues:
-    """Of all evaluations of a plan, N steps of R stages."""
+    """Of all evaluations of a plan, N steps of R stages, with J heads of keys and values."""
 
     keys: jax.Array
-    """(N, R, B, S, H, K), normalised and turned by their positions, in the dtype of matrix products."""
+    """(N, R, B, S, J, K), normalised and turned by their positions, in the dtype of matrix products."""
     values: jax.Array
-    """(N, R, B, S, H, K)."""
+    """(N, R, B, S, J, K)."""
 
 
 @jax.tree_util.register_dataclass
@@ -34,16 +34,16 @@ class Slot:
 
     @property
     def keys(self) -> jax.Array:
-        """(B, S, H, K)."""
+        """(B, S, J, K)."""
         return self.kept.keys[self.step, self.stage]
 
     @property
     def values(self) -> jax.Array:
-        """(B, S, H, K)."""
+        """(B, S, J, K)."""
         return self.kept.values[self.step, self.stage]
 
     def written(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> "Slot":
-        """Returns a copy with L new keys and values (B, L, H, K) from place `start` on, int32 () or (B,) by row."""
+        """Returns a copy with L new keys and values (B, L, J, K) from place `start` on, int32 () or (B,) by row."""
         kept = KeyValues(self._written(self.kept.keys, keys, start), self._written(self.kept.values, values, start))
         return dataclasses.replace(self, kept=kept)
 
@@ -136,7 +136,7 @@ def places_of(start: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 
 def empty_key_values(stages: tuple[int, int], rows: tuple[int, int], heads: tuple[int, int], dtype: Any) -> KeyValues:
-    """Returns room for `rows` (B, S) and `heads` (H, K) at each of `stages` (N, R)."""
+    """Returns room for `rows` (B, S) and `heads` (J, K) at each of `stages` (N, R)."""
     zeros = jnp.zeros((*stages, *rows, *heads), dtype)
     return KeyValues(zeros, zeros)
 

@@ -15,8 +15,6 @@ another mixture at every time; such scales fold into the columns of the matrices
 The last layer starts at zero, so a modulated block starts as the plain block.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +22,7 @@ from flax import nnx
 from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.arrays import along_last
+from odelm.models.heads import input_maps, input_sizes
 
 FREQUENCIES = 4
 HIDDEN = 64
@@ -48,20 +47,25 @@ class Modulation(nnx.Module):
         self.hidden = nnx.Linear(2 * FREQUENCIES, HIDDEN, kernel_init=initialize.matrix, rngs=rngs)
         zeros = nnx.initializers.zeros
         self.out = nnx.Linear(HIDDEN, rows * config.width, kernel_init=zeros, rngs=rngs)
-        self.heads = (3, config.heads, config.head_size)
-        scales = 3 * config.width + config.feedforward_size
+        self.config = config
+        scales = sum(input_sizes(config).values()) + config.feedforward_size
         self.wide = nnx.Linear(HIDDEN, scales, kernel_init=zeros, rngs=rngs) if config.wide_modulation else None
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """Returns float32 (rows, D) for a scalar time."""
         return self.out(self._features(t)).reshape(self.rows, -1)
 
-    def scales(self, t: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Returns the factors on queries, keys and values (3, H, K) and on hidden units (F,); None if not `wide`."""
+    def scales(self, t: jax.Array) -> tuple[dict[str, jax.Array], jax.Array] | None:
+        """Returns the factors on what each input map of attention gives, by its name, and on hidden units (F,).
+
+        They are of the shapes of `odelm.models.heads.input_maps`; None if not `wide`.
+        """
         if self.wide is None:
             return None
-        scales, qkv = 1 + self.wide(self._features(t)), math.prod(self.heads)
-        return scales[:qkv].reshape(self.heads), scales[qkv:]
+        rest, inputs, sizes = 1 + self.wide(self._features(t)), {}, input_sizes(self.config)
+        for name, shape in input_maps(self.config).items():
+            inputs[name], rest = rest[: sizes[name]].reshape(shape), rest[sizes[name] :]
+        return inputs, rest
 
     def _features(self, t: jax.Array) -> jax.Array:
         return jax.nn.silu(self.hidden(time_features((self.first + t) / self.depth)))

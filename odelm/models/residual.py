@@ -16,6 +16,7 @@ from flax import nnx
 from odelm.config import ModelConfig
 from odelm.models import initialize
 from odelm.models.arrays import along_last
+from odelm.models.heads import input_sizes
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +48,8 @@ class NormDelta:
 class BlockDelta:
     """What is added to each part of a block at one time."""
 
-    qkv: Delta
+    inputs: dict[str, Delta]
+    """Of the input maps of attention, by their names."""
     out: Delta
     up: Delta
     down: Delta
@@ -99,7 +101,11 @@ class LayerDelta(nnx.Module):
         self.start = start
         self.layers = config.core // config.groups
         widened = 2 * F if config.activation == "swiglu" else F
-        self.qkv = LowRank(self.layers, D, 3 * D, rank, bias=bias, rngs=rngs)
+        maps = {
+            name: LowRank(self.layers, D, size, rank, bias=bias, rngs=rngs)
+            for name, size in input_sizes(config).items()
+        }
+        self.qkv, self.query, self.key_value = (maps.get(name) for name in ("qkv", "query", "key_value"))
         self.out = LowRank(self.layers, D, D, rank, bias=bias, rngs=rngs)
         self.up = LowRank(self.layers, D, widened, rank, bias=bias, rngs=rngs)
         self.down = LowRank(self.layers, F, D, rank, bias=bias, rngs=rngs)
@@ -112,8 +118,9 @@ class LayerDelta(nnx.Module):
         first = jnp.floor(local).astype(jnp.int32)
         place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first.astype(local.dtype))
         norm2 = None if self.norm2 is None else self.norm2(place=place)
+        maps = {"qkv": self.qkv, "query": self.query, "key_value": self.key_value}
         return BlockDelta(
-            self.qkv(place=place),
+            {name: low_rank(place=place) for name, low_rank in maps.items() if low_rank is not None},
             self.out(place=place),
             self.up(place=place),
             self.down(place=place),

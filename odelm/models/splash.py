@@ -22,7 +22,7 @@ LARGEST_BLOCK = 512
 def splash_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.Array | None, causal: bool
 ) -> jax.Array:
-    """Returns the values (B, L, H, K) averaged for each query (B, L, H, K), in their dtype.
+    """Returns the values (B, L, J, K) averaged for each query (B, L, H, K), in their dtype; J divides H.
 
     A token attends to those of its own segment, int32 (B, L); None is one segment. L is a multiple of 128. Off a TPU
     the kernel is interpreted, which is slow, and right.
@@ -50,20 +50,28 @@ def splash_attention(
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, causal: bool, interpret: bool
 ) -> jax.Array:
-    length, heads = q.shape[1], q.shape[2]
+    length, heads, shared = q.shape[1], q.shape[2], k.shape[2]
     block = next(size for size in (LARGEST_BLOCK, LARGEST_BLOCK // 2, 128) if length % size == 0)
     one = (masks.CausalMask if causal else masks.FullMask)((length, length))
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
              "block_q_dq", "block_kv_dq")  # fmt: skip
-    kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([one] * heads), block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)),
-        head_shards=1, q_seq_shards=1, interpret=interpret,
+    # With fewer heads of keys and values: one of them a call, with all the queries that share it.
+    grouped = shared < heads
+    make = kernels.make_splash_mqa if grouped else kernels.make_splash_mha
+    kernel = make(
+        masks.MultiHeadMask([one] * (heads // shared if grouped else heads)), head_shards=1, q_seq_shards=1,
+        block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block)), interpret=interpret,
     )  # fmt: skip
 
     def of_row(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-        by_head = (jnp.swapaxes(part, 0, 1) for part in (q, k, v))
-        values: Any = kernel(*by_head, segment_ids=kernels.SegmentIds(segments, segments))
-        return jnp.swapaxes(values, 0, 1)
+        q, k, v = (jnp.swapaxes(part, 0, 1) for part in (q, k, v))
+        ids = kernels.SegmentIds(segments, segments)
+        if not grouped:
+            values: Any = kernel(q, k, v, segment_ids=ids)
+            return jnp.swapaxes(values, 0, 1)
+        groups = q.reshape(shared, heads // shared, *q.shape[1:])
+        values = jax.vmap(lambda *parts: kernel(*parts, segment_ids=ids))(groups, k, v)
+        return jnp.swapaxes(values.reshape(q.shape), 0, 1)
 
     scale = jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
     return jax.vmap(of_row)(q * scale, k, v, segments).astype(v.dtype)

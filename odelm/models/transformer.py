@@ -218,7 +218,7 @@ class SharedTransformer(nnx.Module):
         config = self.config
         if not 0 < room <= config.max_length:
             raise InputError(f"room is {room}, expected 1 to model.max_length, {config.max_length}")
-        rows, heads = (batch, room + spare), (config.heads, config.head_size)
+        rows, heads = (batch, room + spare), (config.key_value_heads, config.head_size)
 
         def empty(part: ode.Plan):
             kept = empty_key_values((part.times.shape[0], part.times.shape[1]), rows, heads, compute_dtype(config))

@@ -23,7 +23,8 @@ def training_flops(model: ModelConfig, *, steps: float, length: int, predicted: 
     D, F, E = model.width, model.feedforward_size, model.embed_size
     up = 2 * F if model.activation == "swiglu" else F
     attention = 4 * D * length * (0.5 if model.kind == "decoder" else 1.0)
-    layer = 2 * (4 * D * D + D * up + F * D) + attention
+    inputs = D * (D + 2 * model.key_value_heads * model.head_size)
+    layer = 2 * (inputs + D * D + D * up + F * D) + attention
     readout = 2 * (E * model.vocab_size + (D * E if model.kind == "encoder" or model.embed_dim else 0))
     project = 2 * E * D if model.embed_dim else 0
     return 3 * (layer * model.inner_blocks * (model.ends + steps) + project + predicted * readout)

@@ -19,8 +19,10 @@ from odelm.config import ModelConfig, OptimizerConfig
 from odelm.models.parameters import name_of
 
 MUON_MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
-    # (D, 3, H, K): queries, keys and values are three matrices.
-    (r".*/attention/qkv/kernel", MuonDimensionNumbers(reduction_axis=0, output_axis=(2, 3))),
+    # (D, 3, H, K): queries, keys and values are three matrices. (D, 2, J, K): keys and values are two.
+    (r".*/attention/(qkv|key_value)/kernel", MuonDimensionNumbers(reduction_axis=0, output_axis=(2, 3))),
+    # (D, H, K)
+    (r".*/attention/query/kernel", MuonDimensionNumbers(reduction_axis=0, output_axis=(1, 2))),
     # (H, K, D)
     (r".*/attention/out/kernel", MuonDimensionNumbers(reduction_axis=(0, 1), output_axis=2)),
     (r".*/feedforward/(up|down)/kernel", MuonDimensionNumbers(reduction_axis=0, output_axis=1)),
@@ -111,7 +113,7 @@ def _size(shape: tuple[int, ...], axes: int | Sequence[int]) -> int:
 
 
 WIDTH_POWERS = (
-    (r".*/(attention/qkv|attention/out|feedforward/up|feedforward/down)/kernel|head/project/kernel", -1.0),
+    (r".*/(attention/(qkv|query|key_value|out)|feedforward/(up|down))/kernel|head/project/kernel", -1.0),
     (r"(embed|head)/tokens|embed/(learned|types)", -0.5),
 )
 """The powers of `width / reference_width` that the updates of AdamW are multiplied by: of matrices that sum over the

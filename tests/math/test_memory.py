@@ -28,6 +28,7 @@ MODELS = {
     "chain": dict(inner_blocks=2),
     "parallel, post": dict(norm_placement="post", parallel_branches=True, positions="sinusoidal"),
     "lanes": dict(lanes=2, wide_modulation=True, **ENDS),
+    "fewer key-value heads": dict(width=32, heads=4, kv_heads=2, inner_blocks=2),
     "layer residuals": dict(layer_rank=2, time_modulation=False),
 }
 GRIDS = {

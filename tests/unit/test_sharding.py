@@ -17,6 +17,7 @@ MODELS = [
     dict(**WHOLE, layer_rank=2, activation="swiglu", embed_dim=8),
     dict(**WHOLE, positions="learned", tie_readout=False),
     dict(lanes=2, wide_modulation=True),
+    dict(kv_heads=1, bias=True, layer_rank=2),
     dict(kind="encoder", norm_placement="post", norm="layernorm", bias=True, token_types=2, sentence_order=True,
          embed_dim=8, embed_norm=True, inner_blocks=2, positions="learned"),
 ]  # fmt: skip

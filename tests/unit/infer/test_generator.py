@@ -25,6 +25,7 @@ MODELS = {
     "post, groups": (dict(norm_placement="post", groups=2), dict()),
     "ends, learned": (dict(depth=6, prelude=1, coda=1, positions="learned"), dict(grid=[0, 0.5, 2, 4])),
     "chain, heun": (dict(inner_blocks=2, layer_rank=2), dict(steps=2, solver="heun")),
+    "fewer key-value heads": (dict(heads=4, kv_heads=2, wide_modulation=True), dict(steps=2)),
     "lanes, wide": (dict(lanes=2, wide_modulation=True, positions="sinusoidal"), dict(steps=1)),
 }
 

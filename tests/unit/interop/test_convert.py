@@ -26,6 +26,7 @@ SHARED = {
     "modern": dict(activation="swiglu", layer_rank=2),
     "wide": dict(wide_modulation=True, activation="swiglu", layer_rank=2, bias=True),
     "wide, post": ALBERT | dict(time_modulation=True, wide_modulation=True),
+    "fewer key-value heads": dict(wide_modulation=True, layer_rank=2, bias=True, heads=4, kv_heads=2),
     "another depth's": PLAIN | dict(groups=2, reference_depth=8),
     "another depth's, modulated": dict(reference_depth=2, reference_width=4),
 }
@@ -60,7 +61,8 @@ def shared(model, **options):
     return interop.shared(model, InitConfig(from_pretrained="x", **options), rngs=nnx.Rngs(1))
 
 
-STACKS = {"gpt2": GPT2, "albert": ALBERT | dict(groups=4), "inner": ALBERT | dict(groups=4, inner_blocks=2)}
+STACKS = {"gpt2": GPT2, "albert": ALBERT | dict(groups=4), "inner": ALBERT | dict(groups=4, inner_blocks=2),
+          "fewer key-value heads": GPT2 | dict(kv_heads=1)}  # fmt: skip
 
 
 @pytest.mark.parametrize("stack", STACKS)

@@ -33,6 +33,7 @@ MODELS = {
     "groups": dict(groups=2, layer_rank=2, activation="swiglu"),
     "ends": dict(depth=6, prelude=1, coda=1, embed_dim=8, bias=True),
     "chain": dict(inner_blocks=2),
+    "fewer key-value heads": dict(heads=4, kv_heads=2, layer_rank=2, wide_modulation=True),
 }
 
 
@@ -117,7 +118,7 @@ tokens = np.arange(24, dtype=np.int32).reshape(4, 6) % 13
 mask = np.arange(6)[None] < np.array([[6], [4], [6], [5]])
 segments = np.tile(np.array([[0, 0, 1, 1, 1, 2]], np.int32), (4, 1))
 tiny = dict(vocab_size=13, width=16, heads=2, depth=4, feedforward=24, max_length=16)
-for name in ("decoder", "sinusoidal", "encoder", "groups"):
+for name in ("decoder", "sinusoidal", "encoder", "groups", "fewer key-value heads"):
     options = tiny | MODELS[name] | dict(dropout=0.1 if name == "groups" else 0.0)
     model = odelm.create(odelm.ModelConfig(**options), rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)

@@ -20,15 +20,16 @@ PACKED = np.repeat(np.array([[0, 1, 1, 2], [0, 0, 3, 3]], np.int32), 32, axis=1)
 REAL = np.arange(LENGTH)[None] < np.array([[100], [128]])
 
 
-def drawn(dtype=jnp.float32):
+def drawn(heads: int = 2, shared: int = 2):
+    """Returns queries of so many heads, and keys and values of those that they share."""
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.standard_normal((2, LENGTH, 2, 16)), dtype) for _ in range(3)]
+    return [jnp.asarray(rng.standard_normal((2, LENGTH, n, 16)), jnp.float32) for n in (heads, shared, shared)]
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("segments", [None, PACKED])
-def test_values_and_gradients_are_those_of_the_whole_matrix(causal, segments):
-    q, k, v = drawn()
+@pytest.mark.parametrize(("segments", "heads"), [(None, (2, 2)), (PACKED, (2, 2)), (PACKED, (4, 2)), (None, (3, 1))])
+def test_values_and_gradients_are_those_of_the_whole_matrix(causal, segments, heads):
+    q, k, v = drawn(*heads)
     mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
 
     def of(attend):
@@ -50,6 +51,7 @@ def test_values_and_gradients_are_those_of_the_whole_matrix(causal, segments):
 CALLS = {
     "decoder, packed": (dict(), dict(segments=PACKED)),
     "encoder, padded": (dict(kind="encoder", norm_placement="post"), dict(mask=REAL)),
+    "fewer key-value heads": (dict(heads=4, kv_heads=2), dict(segments=PACKED)),
     "decoder, packed and padded": (dict(positions="learned"), dict(segments=PACKED, mask=REAL)),
 }
 
@@ -93,7 +95,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType
 from odelm.models.splash import splash_attention
 rng = np.random.default_rng(0)
-q, k, v = (jnp.asarray(rng.standard_normal((4, 128, 2, 16)), jnp.float32) for _ in range(3))
+q, k, v = (jnp.asarray(rng.standard_normal((4, 128, n, 16)), jnp.float32) for n in HEADS)
 segments = jnp.asarray(rng.integers(0, 2, (4, 128)).cumsum(1) // 30, jnp.int32)
 def gradient(*parts):
     return jax.grad(lambda *p: jnp.sin(splash_attention(*p, segments=segments, causal=True)).sum(), (0, 1, 2))(*parts)
@@ -107,6 +109,8 @@ for left, right in zip(alone, together):
 """
 
 
-def test_a_mesh_cuts_rows_and_heads():
+@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 2)])
+def test_a_mesh_cuts_rows_and_heads(heads):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    subprocess.run([sys.executable, "-c", ON_A_MESH], check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=300)
+    code = ON_A_MESH.replace("HEADS", str(heads))
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=300)

@@ -10,7 +10,8 @@ from odelm.train import flops
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(activation="swiglu"), dict(embed_dim=32, tie_readout=False), dict(prelude=1, coda=1)]
+    "options",
+    [{}, dict(activation="swiglu"), dict(embed_dim=32, tie_readout=False), dict(prelude=1, coda=1), dict(kv_heads=1)],
 )
 def test_a_forward_pass_is_a_third_of_what_training_needs(options):
     config = odelm.ModelConfig(width=128, heads=4, depth=6, vocab_size=512, max_length=64, dtype="float32", **options)

@@ -84,9 +84,10 @@ def test_a_stable_rate_falls_in_the_last_share_of_the_updates():
     assert [float(longer(update)) for update in range(15)] == [float(rate(update)) for update in range(15)]
 
 
-def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config):
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config, kv_heads):
     """Muon's changes have singular values near the rate times the factor of the shape, whatever the gradient."""
-    model = odelm.create(make_config(prelude=1, bias=True, layer_rank=2), rngs=nnx.Rngs(0))
+    model = odelm.create(make_config(prelude=1, bias=True, layer_rank=2, kv_heads=kv_heads), rngs=nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)
     config = OptimizerConfig(kind="muon", learning_rate=0.1, muon_learning_rate=0.5, warmup=0, weight_decay=0.0)
     optimizer = make_optimizer(config, 10, model.config)
@@ -95,13 +96,16 @@ def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else(make_config):
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     moved = {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
     matrices = {name for name in moved if name.endswith("kernel") and "modulation" not in name}
-    assert {name for name in moved if muon_dimensions(name) is not None} == matrices and len(matrices) == 8
+    assert {name for name in moved if muon_dimensions(name) is not None} == matrices
+    assert len(matrices) == (10 if kv_heads else 8)
     D, F = 16, 24
     for name in matrices:
         # (matrices, inputs, outputs)
-        shape = {"qkv": (D, 3, D), "out": (1, D, D), "up": (1, D, F), "down": (1, F, D)}[name.split("/")[-2]]
-        stacked = moved[name].reshape(shape)
-        stacked = stacked.swapaxes(0, 1) if "qkv" in name else stacked
+        several = {"qkv": (D, 3, D), "key_value": (D, 2, D // 2)}
+        single = {"query": (1, D, D), "out": (1, D, D), "up": (1, D, F), "down": (1, F, D)}
+        part = name.split("/")[-2]
+        stacked = moved[name].reshape((several | single)[part])
+        stacked = stacked.swapaxes(0, 1) if part in several else stacked
         sizes = np.linalg.svd(stacked, compute_uv=False) / (0.5 * np.sqrt(max(1, stacked.shape[2] / stacked.shape[1])))
         # Five iterations leave singular values between 0.7 and 1.2 (Jordan et al. 2024), those that are not tiny.
         assert np.median(sizes) == pytest.approx(1, abs=0.25) and sizes.max() < 1.3, name

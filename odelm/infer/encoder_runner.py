@@ -1,0 +1,289 @@
+"""Embeddings and masked tokens of an encoder, for batches of texts of any lengths: `odelm.EncoderRunner`."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from odelm import ode
+from odelm.errors import InputError, nearest
+from odelm.infer.runner import Runner
+from odelm.models import Classifier, Encoder, MaskedLM
+from odelm.models.inputs import Inputs
+from odelm.models.parameters import abstract_like, parameters, with_parameters
+from odelm.models.transformer import DepthPlan, Grid
+from odelm.tokenizer import find_id, special_id
+
+POOLINGS = ("mean", "first", "none")
+SMALLEST_BUCKET = 16
+SPLASH_BUCKET = 128
+"""The smallest with `model.attention="splash"`, which takes multiples of it."""
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One masked place of a text, and its most likely tokens, the likeliest first."""
+
+    place: int
+    """Its index among the text's token ids, special ones included."""
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+    """Of each, among all tokens of the vocabulary."""
+    tokens: tuple[str, ...] | None
+    """Their text; None without a tokenizer."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of B texts of up to L tokens."""
+
+    hidden: jax.Array
+    """(B, L, D), in the dtype of the state; of no meaning at padding."""
+    mean: jax.Array
+    """float32 (B, D), over the tokens of each text."""
+    first: jax.Array
+    """float32 (B, D), of its first token."""
+
+
+class EncoderRunner:
+    """Runs an encoder on texts: strings, or lists of token ids.
+
+    Parameters are cast once. What depends on time only, the scale and shift of each norm with its modulation, the gates
+    and the residuals of the layers, is in `plan`, which is computed once (`model.plan`); no call computes it again.
+
+    A string is tokenised with the special tokens that the tokenizer adds. To one that has a class and a separator token
+    but no rule where they belong, as those of training runs, the rule of training is given: one before each text and
+    one after. Texts are sorted by length and padded, lengths and batches to powers of two, so that few programs
+    serve all. The results are those of each text alone, up to rounding. Compiled programs outlive the process where
+    JAX's persistent cache is on (`JAX_COMPILATION_CACHE_DIR`).
+
+    Args:
+        steps, grid, solver: how the depth is crossed, as in `model.plan`; full depth by default.
+        dtype: of matrix products and the state, as `model.dtype`; None keeps the model's.
+
+    Raises InputError for a decoder, and for what `model.plan` refuses.
+    """
+
+    def __init__(
+        self,
+        model: MaskedLM | Encoder | Classifier,
+        tokenizer: Tokenizer | None = None,
+        *,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        solver: ode.Solver = "euler",
+        dtype: str | None = None,
+    ):
+        if model.config.kind != "encoder":
+            raise InputError("texts are embedded by encoders; this model is a decoder: odelm.Generator continues them")
+        self.runner = Runner.of(model if dtype is None else _in_dtype(model, dtype))
+        self.plan = self.runner.model.plan(steps=steps, grid=grid, solver=solver)
+        self.tokenizer = None if tokenizer is None else _prepared(tokenizer)
+
+    def embed(self, texts: Texts, *, pooling: str = "mean", batch_size: int = 32) -> np.ndarray | list[np.ndarray]:
+        """Returns an embedding of each text, float32 (n, D), in the order given.
+
+        `pooling` is "mean" of the last hidden states over a text's tokens, special ones included, or "first", that of
+        its first token; with "none" a list of all of them is returned, float32 (length, D) each. `batch_size` is the
+        most texts in a batch. Raises InputError for another pooling, and for texts that are none: see `fill`.
+        """
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling is {pooling!r}; {nearest(pooling, POOLINGS)}")
+        given = self._ids(texts)
+        batches = self._encoded(given, batch_size)
+        if pooling == "none":
+            hidden = {
+                row: one[: len(given[row])].astype(np.float32)
+                for rows, encoded in batches
+                for row, one in zip(rows, np.asarray(encoded.hidden), strict=False)
+            }
+            return [hidden[row] for row in range(len(given))]
+        # They are small and stay on the device, so that a batch is sent before the last one is done.
+        pooled = [(rows, encoded.mean if pooling == "mean" else encoded.first) for rows, encoded in batches]
+        found = np.zeros((len(given), self.runner.model.config.width), np.float32)
+        for rows, embeddings in pooled:
+            found[rows] = np.asarray(embeddings)[: len(rows)]
+        return found
+
+    def fill(
+        self, texts: Texts, *, top: int = 5, batch_size: int = 32, mask_id: int | None = None
+    ) -> list[list[Filled]]:
+        """Returns for each text its masked places, in order, with their `top` most likely tokens.
+
+        A place is masked if it has the tokenizer's mask token, or `mask_id`, which is needed where there is no
+        tokenizer. A text without such a place has an empty list. Raises InputError if there is no mask token, for a
+        model that predicts no tokens, for texts that are empty, too long for the model or have ids out of range, and
+        for an option out of its range.
+        """
+        model = self.runner.model
+        if not isinstance(model, MaskedLM):
+            raise InputError(f"tokens are predicted by a MaskedLM; this model is of class {type(model).__name__}")
+        self._check_top(top)
+        mask = self._mask(mask_id)
+        given = self._ids(texts)
+        likely = []
+        for rows, encoded in self._encoded(given, batch_size):
+            places = [(i, place) for i, row in enumerate(rows) for place, id in enumerate(given[row]) if id == mask]
+            if places:
+                owners = [(rows[i], place) for i, place in places]
+                likely.append((owners, self._likely(encoded.hidden, places, top)))
+        found: list[list[Filled]] = [[] for _ in given]
+        for owners, arrays in likely:
+            listed = (np.asarray(array).tolist() for array in arrays)
+            for (row, place), ids, chances in zip(owners, *listed, strict=False):
+                found[row].append(Filled(place, tuple(ids), tuple(chances), self._texts(ids)))
+        return found
+
+    def warm_up(self, lengths: Sequence[int], batch_sizes: Sequence[int], *, top: int = 5) -> None:
+        """Compiles the programs for texts of these lengths in batches of these sizes, ahead of the first call.
+
+        They serve `embed` with any pooling, and `fill` with `top` as here and up to a masked place for each text.
+        Raises InputError for a length that the model cannot take, or a size below 1.
+        """
+        limit = self.runner.model.config.max_length
+        for name, values, most in (("lengths", lengths, limit), ("batch_sizes", batch_sizes, None)):
+            wrong = [value for value in values if value < 1 or (most is not None and value > most)]
+            if wrong or not len(values):
+                expected = "1 or more" if most is None else f"1 to model.max_length, {most}"
+                raise InputError(f"{name} has {wrong[0] if wrong else 'no numbers'}, expected {expected}")
+        self._check_top(top)
+        shapes = {(power_of_two(size), self._bucket(length)) for size in batch_sizes for length in lengths}
+        for B, L in sorted(shapes):
+            encoded = self._encode(np.zeros((B, L), np.int32), np.ones(B, np.int32))
+            if isinstance(self.runner.model, MaskedLM):
+                self._likely(encoded.hidden, [(0, 0)], top)
+            jax.block_until_ready(encoded)
+
+    def _encoded(self, given: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
+        """Yields the indices of the texts of a batch, and the batch, whose last rows may be padding."""
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, expected 1 or more")
+        # The longest first: the last batch may be padded with rows, which cost least there.
+        order = sorted(range(len(given)), key=lambda row: -len(given[row]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            tokens = np.zeros((power_of_two(len(rows)), self._bucket(len(given[rows[0]]))), np.int32)
+            lengths = np.ones(len(tokens), np.int32)
+            for i, row in enumerate(rows):
+                lengths[i] = len(given[row])
+                tokens[i, : lengths[i]] = given[row]
+            yield rows, self._encode(tokens, lengths)
+
+    def _encode(self, tokens: np.ndarray, lengths: np.ndarray) -> Encoded:
+        return _encode(self.runner.graph, self.runner.params, self.plan, tokens, lengths)
+
+    def _likely(self, hidden: jax.Array, places: list[tuple[int, int]], top: int) -> tuple[jax.Array, jax.Array]:
+        """Returns what `_likely` does at each place (row, position), with rows of padding after."""
+        padded = np.zeros((max(power_of_two(len(places)), len(hidden)), 2), np.int32)
+        padded[: len(places)] = places
+        return _likely(self.runner.graph, self.runner.params, hidden, padded, top=top)
+
+    def _check_top(self, top: int) -> None:
+        size = self.runner.model.config.vocab_size
+        if not 0 < top <= size:
+            raise InputError(f"top is {top}, expected 1 to model.vocab_size, {size}")
+
+    def _texts(self, ids: list[int]) -> tuple[str, ...] | None:
+        if self.tokenizer is None:
+            return None
+        return tuple(self.tokenizer.decode([id], skip_special_tokens=False) for id in ids)
+
+    def _bucket(self, length: int) -> int:
+        config = self.runner.model.config
+        smallest = SPLASH_BUCKET if config.attention == "splash" else SMALLEST_BUCKET
+        return min(max(power_of_two(length), smallest), config.max_length)
+
+    def _mask(self, mask_id: int | None) -> int:
+        """Returns the id of the mask token."""
+        if mask_id is None:
+            if self.tokenizer is None:
+                raise InputError("there is no tokenizer with a mask token: give mask_id, which marks a masked place")
+            return special_id(self.tokenizer, "mask")
+        if not 0 <= mask_id < self.runner.model.config.vocab_size:
+            raise InputError(f"mask_id is {mask_id}, expected 0 to {self.runner.model.config.vocab_size - 1}")
+        return mask_id
+
+    def _ids(self, texts: Texts) -> list[list[int]]:
+        """Returns the token ids of each text."""
+        if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer)):
+            raise InputError("texts is a single text, expected a list of them: put it in brackets")
+        if not len(texts):
+            raise InputError("texts is empty: give at least one")
+        given = [self._ids_of(number, text) for number, text in enumerate(texts)]
+        config = self.runner.model.config
+        for number, ids in enumerate(given):
+            if not ids:
+                raise InputError(f"text {number} has no tokens: leave it out")
+            if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+                raise InputError(
+                    f"text {number} has the ids {min(ids)} to {max(ids)}, expected 0 to {config.vocab_size - 1}"
+                )
+            if len(ids) > config.max_length:
+                raise InputError(
+                    f"text {number} has {len(ids)} tokens, more than model.max_length {config.max_length}: shorten it"
+                )
+        return given
+
+    def _ids_of(self, number: int, text: str | Sequence[int]) -> list[int]:
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise InputError(f"text {number} is a string, but there is no tokenizer: give lists of token ids")
+            return self.tokenizer.encode(text).ids
+        ids = np.asarray(text)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InputError(f"text {number} is {ids.dtype} of shape {ids.shape}, expected a string or a list of ids")
+        return ids.tolist()
+
+
+def power_of_two(number: int) -> int:
+    """Returns the power of two from `number` on."""
+    return 1 << (number - 1).bit_length()
+
+
+def _in_dtype(model: Any, dtype: str) -> Any:
+    """Returns the model with another dtype of its arithmetic."""
+    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto").validate()
+    return with_parameters(abstract_like(model, config), parameters(model))
+
+
+def _prepared(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a copy that neither pads nor cuts, with the special tokens of training around texts if it adds none."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    cls, sep = (find_id(tokenizer, role) for role in ("cls", "sep"))
+    if tokenizer.post_processor is None and cls is not None and sep is not None:
+        first, last = tokenizer.id_to_token(cls), tokenizer.id_to_token(sep)
+        tokenizer.post_processor = TemplateProcessing(
+            single=[first, "$A", last], special_tokens=[(first, cls), (last, sep)]
+        )
+    return tokenizer
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(graph: nnx.GraphDef, params: Any, plan: DepthPlan, tokens: jax.Array, lengths: jax.Array) -> Encoded:
+    real = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+    hidden, _ = nnx.merge(graph, params).run(Inputs(tokens, mask=real), plan)
+    total = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(1)
+    return Encoded(hidden, total / lengths[:, None].astype(jnp.float32), hidden[:, 0].astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="top")
+def _likely(
+    graph: nnx.GraphDef, params: Any, hidden: jax.Array, places: jax.Array, *, top: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the likeliest tokens and their probabilities (M, top) at places (M, 2) of hidden states (B, L, D)."""
+    logits = nnx.merge(graph, params).readout(hidden[places[:, 0], places[:, 1]])
+    chances, ids = jax.lax.top_k(jax.nn.softmax(logits), top)
+    return ids, chances
