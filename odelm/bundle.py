@@ -211,8 +211,8 @@ def _read_parameters(file: Path, abstract: CausalLM | MaskedLM, mesh: Mesh | Non
     try:
         with safe_open(str(file), framework="numpy") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            kinds = {name: DTYPES.get(one.get_dtype(), one.get_dtype()) for name, one in slices.items()}
-            found = {name: (kinds[name], tuple(one.get_shape())) for name, one in slices.items()}
+            kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
+            found = {n: (DTYPES.get(kinds[n], kinds[n]), tuple(one.get_shape())) for n, one in slices.items()}
             _check_parameters(str(file), found, abstract)
 
             def placed(path: tuple[Any, ...], leaf: Any, layout: Sharding) -> jax.Array:

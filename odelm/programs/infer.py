@@ -4,10 +4,12 @@
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
+    python infer.py --workdir=runs/tiny --export=BUNDLE --steps=12,3
 
-The model is a training run or a Hugging Face folder, under either flag. The comparison is printed and written to
-`infer/report.json` and `infer/report.png` in it, or to --out. Of a run that adapted an existing model the report also
-has what that model lost at each step count before.
+The model is a training run, a bundle or a Hugging Face folder, under either flag. The comparison is printed and written
+to `infer/report.json` and `infer/report.png` in it, or to --out. Of a run that adapted an existing model the report has
+what that model lost at each step count before, too. A bundle is a model in a folder of its own, with a forward pass for
+each step count that a process with JAX alone can call.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ _string, _integer, _float = (
     partial(define, flag_values=FLAGS) for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
 )
 _string("workdir", None, "Directory of a training run.")
-_string("model", None, "The same, or a Hugging Face folder.")
+_string("model", None, "The same, or a bundle or a Hugging Face folder.")
 _string("text", None, "Measure the losses on this text (a file, folder or glob) instead.")
 _string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 flags.DEFINE_list(
@@ -55,11 +57,14 @@ _integer(
     lower_bound=0,
 )
 _string("prompt", None, "Generate a continuation of this text instead.")
+_string("export", None, "Write the model to this new directory instead, with its forward pass at each of --steps.")
 _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
-for name, expected in dict(workdir="a directory", model="a directory", out="a directory", text="files").items():
+for name, expected in dict(
+    workdir="a directory", model="a directory", out="a directory", text="files", export="a directory"
+).items():
     flags.register_validator(
         name, lambda value: value != "", message=f"is empty, expected {expected}", flag_values=FLAGS
     )
@@ -71,18 +76,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _infer() -> int:
-    from odelm import checkpoint, interop, pretrained
+    from odelm import bundle, checkpoint, interop, pretrained
     from odelm.run_directory import read_config
 
-    source = _source()
-    if interop.is_folder(source):
-        step = None
-    else:
+    source, target = _source(), _target()
+    bundled = bundle.is_bundle(source)
+    step = None
+    if not bundled and not interop.is_folder(source):
         read_config(source)  # its errors come before those of the checkpoints
         step = checkpoint.newest_whole(source)
-    loaded = pretrained.load(source, step=step, adjust=_with_dtype, mesh=_mesh())
+    loaded = pretrained.load(source, step=step, adjust=None if target else _with_dtype, mesh=_mesh())
+    if bundled:
+        step = bundle.updates(source)
     steps = _steps(loaded[1])
-    if FLAGS.prompt is not None:
+    if target is not None:
+        _export(loaded, steps, source, step, target)
+    elif FLAGS.prompt is not None:
         _generate(loaded, steps, FLAGS.prompt)
     else:
         _compare(loaded, steps, source, step)
@@ -103,13 +112,34 @@ def _source() -> Path:
 
     given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
     if len(given) != 1:
-        raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
+        raise InputError("give one of --workdir and --model: a training run, a bundle or a Hugging Face folder")
     if is_url(given[0]):
         return remote.fetched(given[0], checkpoint.to_stderr)
     source = Path(given[0]).expanduser()
     if not source.is_dir():
-        raise InputError(f"{source} is not a directory; give a training run or a Hugging Face folder")
+        raise InputError(f"{source} is not a directory; give a training run, a bundle or a Hugging Face folder")
     return source
+
+
+def _target() -> Path | None:
+    """Returns the bundle to write, None for another mode."""
+    if FLAGS.export is None:
+        return None
+    from odelm import bundle
+
+    for name, unset in dict(prompt=None, adaptive_tolerance=None, tensor=1).items():
+        if FLAGS[name].value != unset:
+            raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
+    return bundle.check_new(FLAGS.export)
+
+
+def _export(loaded, steps: tuple[int, ...], source: Path, step: int | None, target: Path) -> None:
+    from odelm.programs.export import export
+
+    export(
+        loaded, target, steps, source=source, step=step,
+        solver=FLAGS.solver, integrator=FLAGS.integrator, dtype=FLAGS.dtype,
+    )  # fmt: skip
 
 
 def _with_dtype(config: Config) -> Config:
