@@ -94,7 +94,7 @@ def _artifact(runner: Runner, plan: DepthPlan, steps: int | None, grid: Grid | N
     if size > LARGEST:
         raise InputError(
             f"the forward pass has {size:,} bytes with its parameters, but jax.export writes at most {LARGEST:,}: give "
-            "--dtype=bfloat16, or use the bundle itself"
+            "--dtype=bfloat16, which halves its blocks, or write a bundle without it (odelm.bundle.write)"
         )
     times = None if grid is None else [float(t) for t in np.asarray(grid)]
     name = f"forward_{steps}_steps" if times is None else f"forward_{len(times) - 1}_steps_{fingerprint(times)}"
