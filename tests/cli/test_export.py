@@ -138,7 +138,8 @@ def test_mistakes_leave_nothing(options, words, call, decoder, tmp_path):
     assert words in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_not_overwritten(call, decoder, bundled):
+def test_what_is_there_is_refused_before_anything_is_loaded(call, decoder, bundled, monkeypatch):
+    monkeypatch.setattr("odelm.pretrained.load", lambda *a, **k: pytest.fail("the model was loaded"))
     before = {path.name: path.read_bytes() for path in bundled.iterdir()}
     for target in (bundled, decoder):
         done = call("infer.py", f"--workdir={decoder}", f"--export={target}")
