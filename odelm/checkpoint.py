@@ -292,13 +292,10 @@ def load(
     latest_step(workdir)
     model = nnx.eval_shape(lambda: create(config.model, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model, nnx.Param)
-    if mesh is None:
-        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        layouts = jax.tree.map(lambda _: first, abstract)
-    else:
-        layouts = sharding.state_shardings(abstract, mesh)
     abstract = jax.tree.map(
-        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract, layouts
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        abstract,
+        sharding.placements(abstract, mesh),
     )
     checkpoints = Checkpoints(workdir, read_only=True)
     try:

@@ -1,10 +1,10 @@
-"""Loads a model from a run directory or a Hugging Face folder."""
+"""Loads a model from a run directory, a bundle or a Hugging Face folder."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import checkpoint, interop, remote
+from odelm import bundle, checkpoint, interop, remote
 from odelm.config import Config
 from odelm.errors import InputError
 from odelm.files import is_url
@@ -22,21 +22,25 @@ def load(
     adjust: Callable[[Config], Config] | None = None,
     mesh: "Mesh | None" = None,
 ) -> tuple[Model, Config, "Tokenizer | None"]:
-    """Returns (model, config, tokenizer) of a run directory or of a Hugging Face folder.
+    """Returns (model, config, tokenizer) of a run directory, of a bundle (`odelm.bundle`) or of a Hugging Face folder.
 
     A run directory may be a URL (`odelm.remote`).
 
     Args:
         step: of a run, which checkpoint; None is the newest.
-        adjust: changes the config before the model is made; of a folder only its dtypes are taken.
-        mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run; None is one device.
+        adjust: changes the config before the model is made; of a Hugging Face folder only its dtypes are taken.
+        mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run or bundle; None is one device.
 
-    The tokenizer is None for a folder without a `tokenizer.json`. Raises InputError, naming what is missing or does
-    not fit, for what is neither.
+    The tokenizer is None where there is no `tokenizer.json`. Raises InputError, naming what is missing or does not
+    fit, for what is none of the three.
     """
     if is_url(path):
         path = remote.fetched(str(path), checkpoint.to_stderr)
     path = Path(path).expanduser()
+    if bundle.is_bundle(path):
+        if step is not None:
+            raise InputError(f"step={step} was given, but {path} is a bundle, which has no checkpoints")
+        return bundle.load(path, adjust=adjust, mesh=mesh)
     if not interop.is_folder(path):
         return checkpoint.load(path, step=step, adjust=adjust, mesh=mesh)
     if mesh is not None:

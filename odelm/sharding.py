@@ -97,6 +97,14 @@ def state_shardings(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def placements(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Returns `state_shardings`, or without a mesh a tree of shardings that put everything on the first device."""
+    if mesh is not None:
+        return state_shardings(tree, mesh)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: first, tree)
+
+
 def logical_axes(name: str) -> Axes | None:
     """Returns the logical axes of a parameter by its name; None if no pattern matches.
 

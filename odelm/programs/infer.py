@@ -6,15 +6,16 @@
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
+    python infer.py --workdir=runs/tiny --export=BUNDLE --steps=12,3
 
-The model is a training run or a Hugging Face folder, under either flag. The comparison is printed and written to
-`infer/report.json` and `infer/report.png` in it, or to --out; with --generate, to `infer/generation.json` and
+The model is a training run, a bundle or a Hugging Face folder, under either flag. The comparison is printed and written
+to `infer/report.json` and `infer/report.png` in it, or to --out; with --generate, to `infer/generation.json` and
 `infer/generation.png`. Of a run that adapted an existing model the report also has what that model lost at each step
-count before.
+count before. A bundle is a model in a folder of its own, with a forward pass for each step count that a process with
+JAX alone can call.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,14 +26,14 @@ from absl import flags
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
-from odelm.programs import command_line
+from odelm.programs import command_line, generation
 
 FLAGS = command_line.new_flags()
 _string, _integer, _float = (
     partial(define, flag_values=FLAGS) for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
 )
 _string("workdir", None, "Directory of a training run.")
-_string("model", None, "The same, or a Hugging Face folder.")
+_string("model", None, "The same, or a bundle or a Hugging Face folder.")
 _string("text", None, "Measure the losses on this text (a file, folder or glob) instead.")
 _string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 flags.DEFINE_list(
@@ -69,12 +70,18 @@ _integer("draft_steps", None, "Steps of the drafts; default: those that are fast
 _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
 _string("prompt", None, "Generate a continuation of this text instead.")
 _string("prompt_file", None, "The same, of the text in a file.")
+_string("export", None, "Write the model to this new directory instead, with its forward pass at each of --steps.")
 _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
 for name, expected in dict(
-    workdir="a directory", model="a directory", out="a directory", text="files", prompt_file="a file"
+    workdir="a directory",
+    model="a directory",
+    out="a directory",
+    text="files",
+    prompt_file="a file",
+    export="a directory",
 ).items():
     flags.register_validator(
         name, lambda value: value != "", message=f"is empty, expected {expected}", flag_values=FLAGS
@@ -87,47 +94,26 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _infer() -> int:
-    from odelm import checkpoint, interop, pretrained
+    from odelm import bundle, checkpoint, interop, pretrained
     from odelm.run_directory import read_config
 
-    source = _source()
-    if interop.is_folder(source):
-        step = None
-    else:
+    source, target = _source(), _target()
+    bundled = bundle.is_bundle(source)
+    step = None
+    if not bundled and not interop.is_folder(source):
         read_config(source)  # its errors come before those of the checkpoints
         step = checkpoint.newest_whole(source)
-    loaded = pretrained.load(source, step=step, adjust=_with_dtype, mesh=_mesh())
-    _check_modes()
-    if FLAGS.prompt is not None or FLAGS.prompt_file is not None:
-        _continue(loaded, _prompt())
+    generation.check(FLAGS)
+    loaded = pretrained.load(source, step=step, adjust=None if target else _with_dtype, mesh=_mesh())
+    if bundled:
+        step = bundle.updates(source)
+    if target is not None:
+        _export(loaded, _steps(loaded[1]), source, step, target)
+    elif FLAGS.prompt is not None or FLAGS.prompt_file is not None:
+        generation.continue_prompt(loaded, FLAGS, _steps)
     else:
         _compare(loaded, _steps(loaded[1]), source, step)
     return 0
-
-
-def _check_modes() -> None:
-    """Raises InputError for flags that do not go together."""
-    if FLAGS.prompt is not None and FLAGS.prompt_file is not None:
-        raise InputError("--prompt and --prompt_file were both given; give one")
-    prompted = FLAGS.prompt is not None or FLAGS.prompt_file is not None
-    if FLAGS.draft_steps is not None and not FLAGS.speculative:
-        raise InputError("--draft_steps is of --speculative, which was not given")
-    for name in ("speculative", "prefill_steps"):
-        if FLAGS[name].value and not (FLAGS.generate or prompted):
-            raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
-    if FLAGS.speculative and FLAGS.prefill_steps is not None and prompted:
-        raise InputError("--speculative takes no --prefill_steps: the prompt crosses the depth as drafts are verified")
-    if FLAGS.speculative and (FLAGS.integrator != "scan" or FLAGS.solver != "euler"):
-        raise InputError("--speculative takes neither --solver nor --integrator: full depth in unit steps verifies")
-
-
-def _prompt() -> str:
-    if FLAGS.prompt is not None:
-        return FLAGS.prompt
-    try:
-        return Path(FLAGS.prompt_file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt_file={FLAGS.prompt_file} cannot be read as UTF-8 text ({error})") from error
 
 
 def _mesh() -> Any:
@@ -144,13 +130,34 @@ def _source() -> Path:
 
     given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
     if len(given) != 1:
-        raise InputError("give one of --workdir and --model: a training run or a Hugging Face folder")
+        raise InputError("give one of --workdir and --model: a training run, a bundle or a Hugging Face folder")
     if is_url(given[0]):
         return remote.fetched(given[0], checkpoint.to_stderr)
     source = Path(given[0]).expanduser()
     if not source.is_dir():
-        raise InputError(f"{source} is not a directory; give a training run or a Hugging Face folder")
+        raise InputError(f"{source} is not a directory; give a training run, a bundle or a Hugging Face folder")
     return source
+
+
+def _target() -> Path | None:
+    """Returns the bundle to write, None for another mode."""
+    if FLAGS.export is None:
+        return None
+    from odelm import bundle
+
+    for name, unset in dict(prompt=None, prompt_file=None, generate=False, adaptive_tolerance=None, tensor=1).items():
+        if FLAGS[name].value != unset:
+            raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
+    return bundle.check_new(FLAGS.export)
+
+
+def _export(loaded, steps: tuple[int, ...], source: Path, step: int | None, target: Path) -> None:
+    from odelm.programs.export import export
+
+    export(
+        loaded, target, steps, source=source, step=step,
+        solver=FLAGS.solver, integrator=FLAGS.integrator, dtype=FLAGS.dtype,
+    )  # fmt: skip
 
 
 def _with_dtype(config: Config) -> Config:
@@ -167,48 +174,6 @@ def _steps(config: Config) -> tuple[int, ...]:
         return tuple(int(count) for count in FLAGS.steps)
     except ValueError:
         raise InputError(f"--steps is {','.join(FLAGS.steps)}, expected whole numbers such as 12,6,3") from None
-
-
-def _continue(loaded, prompt: str) -> None:
-    """Prints the prompt and its continuation, with each number of steps."""
-    from odelm import tokenizer as tokenizers
-    from odelm.infer.generate import continue_text
-    from odelm.infer.runner import Runner
-
-    model, config, tokenizer = loaded
-    tokenizer = tokenizers.needed(tokenizer)
-    runner = Runner.of(model)
-    options: dict[str, Any] = dict(
-        new_tokens=FLAGS.new_tokens,
-        temperature=FLAGS.temperature,
-        top_k=FLAGS.top_k,
-        seed=FLAGS.seed,
-        end_token=config.data.end_token,
-    )
-    whole = FLAGS.speculative and FLAGS.steps is None
-    counts = (config.model.core,) if whole else _steps(config)
-    for count in counts:
-        plan = runner.plan(count, FLAGS.solver, FLAGS.integrator)
-        if FLAGS.prefill_steps is not None:
-            options["prefill_plan"] = runner.plan(FLAGS.prefill_steps, FLAGS.solver)
-        if FLAGS.speculative:
-            options["drafting"] = _drafting(runner, tokenizer, plan, prompt)
-        text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
-        if len(counts) > 1:
-            print(f"--- {count} steps")
-        print(text)
-
-
-def _drafting(runner, tokenizer, plan, prompt: str) -> Any:
-    """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
-    from odelm.infer.draft_choice import describe, try_drafts
-    from odelm.infer.generator import make_drafting
-
-    if FLAGS.draft_steps is not None:
-        return make_drafting(runner.plan(FLAGS.draft_steps, "euler"), FLAGS.draft_length)
-    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(FLAGS.new_tokens, 48))
-    print(describe(trials), file=sys.stderr)
-    return trials[0].drafting
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
@@ -228,18 +193,8 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
     if FLAGS.generate:
         written = compare_generation(
             loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,
-            prefill_steps=FLAGS.prefill_steps, drafts=_drafts(loaded[1]), out=out,
+            prefill_steps=FLAGS.prefill_steps, drafts=generation.drafts(loaded[1], FLAGS), out=out,
         )  # fmt: skip
         print(f"written to {written}")
         return
     print(f"written to {compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)}")
-
-
-def _drafts(config: Config) -> list[tuple[int, int]]:
-    """Returns the steps and the lengths of the drafts to compare."""
-    if not FLAGS.speculative:
-        return []
-    if FLAGS.draft_steps is not None:
-        return [(FLAGS.draft_steps, FLAGS.draft_length)]
-    coarse = [count for count in default_steps(config.model) if count < config.model.core]
-    return [(count, length) for count in coarse for length in (2, 4)]

@@ -5,12 +5,8 @@ python -m odelm.interop export --workdir=runs/encoder --to=DIR [--step=N]
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from odelm import checkpoint, interop
-from odelm.config import Config
-from odelm.errors import InputError
+from odelm import interop, pretrained
 from odelm.programs.command_line import told_in_one_line
 
 
@@ -19,7 +15,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m odelm.interop", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a run as a Hugging Face folder")
-    export.add_argument("--workdir", required=True, help="the run directory (or a folder, to be written anew)")
+    export.add_argument(
+        "--workdir", required=True, help="the run directory (or a bundle, or a folder to be written anew)"
+    )
     export.add_argument("--to", required=True, help="the folder to make")
     export.add_argument("--step", type=int, help="the checkpoint to write; the newest if left out")
     options = parser.parse_args(arguments)
@@ -27,14 +25,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    model, config, tokenizer = _load(Path(options.workdir).expanduser(), options.step)
+    model, config, tokenizer = pretrained.load(options.workdir, step=options.step)
     print(interop.export(model, options.to, tokenizer=tokenizer, end_token=config.data.end_token))
     return 0
-
-
-def _load(path: Path, step: int | None) -> tuple[Any, Config, Any]:
-    if not interop.is_folder(path):
-        return checkpoint.load(path, step=step)
-    if step is not None:
-        raise InputError(f"--step={step} was given, but {path} is a Hugging Face folder, which has no checkpoints")
-    return interop.load(path)

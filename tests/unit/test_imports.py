@@ -36,7 +36,8 @@ ALLOWED = {
     "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
-    "pretrained": {"config", "errors", "files", "checkpoint", "interop", "remote"},
+    "bundle": MODELS | {"manifest", "run_directory", "sharding", "version"},
+    "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "remote"},
     "train": MODELS
     | DATA
     | {

@@ -1,0 +1,140 @@
+"""The forward pass as a `jax.export` artifact, which a process with JAX alone can call; see docs/inference.md.
+
+An artifact holds the parameters and what depends on time, for one way to cross the depth, and takes any batch and any
+length that the model takes:
+
+    forward = jax.export.deserialize(path.read_bytes())
+    logits = forward.call(tokens)        # of an encoder: forward.call(tokens, mask)
+
+Source: https://docs.jax.dev/en/latest/export/export.html, which also says for how long an artifact can be read.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+
+from odelm import ode
+from odelm.config import ModelConfig
+from odelm.errors import InputError
+from odelm.files import fingerprint
+from odelm.infer.runner import Runner
+from odelm.models import CausalLM, MaskedLM
+from odelm.models.parameters import abstract_like, parameters, with_parameters
+from odelm.models.transformer import DepthPlan, Grid
+
+SUFFIX = ".jaxexport"
+PLATFORMS = ("cpu", "cuda", "tpu")
+LARGEST = 2**31 - 2**20
+"""Bytes of a program that fit into the format in which `jax.export` writes one (FlatBuffers), which has offsets of 31
+bits."""
+
+
+class Artifact(NamedTuple):
+    """A file that holds a forward pass."""
+
+    name: str
+    data: bytes
+    about: dict[str, Any]
+    """How the depth is crossed, and what goes in and comes out, as JSON takes it."""
+
+
+def forward_artifacts(
+    model: CausalLM | MaskedLM,
+    *,
+    steps: Sequence[int] = (),
+    grids: Sequence[Grid] = (),
+    solver: ode.Solver = "euler",
+    integrator: str = "scan",
+    dtype: str = "auto",
+) -> Iterator[Artifact]:
+    """Returns an artifact for each step count and for each grid, made when it is asked for.
+
+    Its arguments are `tokens`, int32 (batch, length), and for an encoder `mask`, bool (batch, length), True at real
+    tokens; its result is float32 logits (batch, length, vocabulary). A token that has no embedding makes logits of its
+    row NaN. Token types are 0.
+
+    Args:
+        steps, grids, solver: as in `model.plan`.
+        integrator: "scan" is the only one that can be exported.
+        dtype: of matrix products; "auto" is float32, whatever the machine.
+
+    Raises InputError at once for steps, a grid or a solver that the model cannot take or that cannot be exported, and
+    while an artifact is made if it is larger than `jax.export` can write.
+    """
+    name = solver if isinstance(solver, str) else type(solver).__name__
+    if integrator != "scan" or name in ode.IMPLICIT_SOLVERS:
+        raise InputError(
+            f"solver {name!r} with integrator {integrator!r} cannot be exported: Diffrax's integration calls back into "
+            f"Python; give the integrator 'scan' and one of {', '.join(ode.SOLVERS)}"
+        )
+    runner = Runner.of(_for_export(model, dtype))
+    ways: list[tuple[int | None, Grid | None]] = [(count, None) for count in dict.fromkeys(steps)]
+    ways += [(None, grid) for grid in grids]
+    plans = [runner.model.plan(steps=count, grid=grid, solver=solver) for count, grid in ways]
+    return (_artifact(runner, plan, *way, name) for plan, way in zip(plans, ways, strict=True))
+
+
+def _for_export(model: CausalLM | MaskedLM, dtype: str) -> CausalLM | MaskedLM:
+    """Returns the model with attention that every platform has, and the dtype to compute in."""
+    chosen = "float32" if dtype == "auto" else dtype
+    config = dataclasses.replace(model.config, attention="xla", dtype=chosen, residual_dtype="auto").validate()
+    return with_parameters(abstract_like(model, config), parameters(model))
+
+
+def _artifact(runner: Runner, plan: DepthPlan, steps: int | None, grid: Grid | None, solver: str) -> Artifact:
+    config = runner.model.config
+    exported = _exported(runner, plan)
+    size = len(exported.mlir_module_serialized)
+    if size > LARGEST:
+        raise InputError(
+            f"the forward pass has {size:,} bytes with its parameters, but jax.export writes at most {LARGEST:,}: give "
+            "--dtype=bfloat16, which halves its blocks, or write a bundle without it (odelm.bundle.write)"
+        )
+    times = None if grid is None else [float(t) for t in np.asarray(grid)]
+    name = f"forward_{steps}_steps" if times is None else f"forward_{len(times) - 1}_steps_{fingerprint(times)}"
+    about = {
+        "steps": steps,
+        "grid": times,
+        "solver": solver,
+        "evaluations": sum(part.evaluations for part in plan),
+        "dtype": config.dtype,
+        "arguments": ["tokens int32 (batch, length)", "mask bool (batch, length)"][: 2 if _masked(config) else 1],
+        "result": f"logits float32 (batch, length, {config.vocab_size})",
+        "max_length": config.max_length,
+        "platforms": list(exported.platforms),
+        "jax": jax.__version__,
+    }
+    return Artifact(name + ("" if solver == "euler" else f"_{solver}") + SUFFIX, bytes(exported.serialize()), about)
+
+
+def _exported(runner: Runner, plan: DepthPlan) -> export.Exported:
+    """Returns the forward pass lowered for every platform that it can be, for batches and lengths of any size."""
+    config = runner.model.config
+
+    @jax.jit
+    def forward(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return nnx.merge(runner.graph, runner.params)(tokens, mask=mask, plan=plan)
+
+    shape = export.symbolic_shape("batch, length", constraints=[f"length <= {config.max_length}"])
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.int32)]
+    if _masked(config):
+        arguments.append(jax.ShapeDtypeStruct(shape, jnp.bool_))
+    platforms = PLATFORMS
+    if config.dtype == "float16" and jax.default_backend() != "cpu":
+        # On a CPU some products of float16 are computed in float32, which is decided where the function is traced.
+        platforms = tuple(name for name in PLATFORMS if name != "cpu")
+    try:
+        return export.export(forward, platforms=platforms)(*arguments)
+    except Exception:
+        # Whatever it is, it is raised again if it is not for the sake of another platform.
+        return export.export(forward)(*arguments)
+
+
+def _masked(config: ModelConfig) -> bool:
+    return config.kind == "encoder"

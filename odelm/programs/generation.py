@@ -1,0 +1,89 @@
+"""What `infer.py` does with text that is generated: --prompt, --prompt_file, --generate and --speculative."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl.flags import FlagValues
+
+from odelm.config import Config, default_steps
+from odelm.errors import InputError
+
+
+def check(flags: FlagValues) -> None:
+    """Raises InputError for flags that do not go together."""
+    if flags.prompt is not None and flags.prompt_file is not None:
+        raise InputError("--prompt and --prompt_file were both given; give one")
+    prompted = flags.prompt is not None or flags.prompt_file is not None
+    if flags.draft_steps is not None and not flags.speculative:
+        raise InputError("--draft_steps is of --speculative, which was not given")
+    for name in ("speculative", "prefill_steps"):
+        if flags[name].value and not (flags.generate or prompted):
+            raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
+    if flags.speculative and flags.prefill_steps is not None and prompted:
+        raise InputError("--speculative takes no --prefill_steps: the prompt crosses the depth as drafts are verified")
+    if flags.speculative and (flags.integrator != "scan" or flags.solver != "euler"):
+        raise InputError("--speculative takes neither --solver nor --integrator: full depth in unit steps verifies")
+
+
+def _prompt(flags: FlagValues) -> str:
+    if flags.prompt is not None:
+        return flags.prompt
+    try:
+        return Path(flags.prompt_file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompt_file={flags.prompt_file} cannot be read as UTF-8 text ({error})") from error
+
+
+def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config], tuple[int, ...]]) -> None:
+    """Prints the prompt and its continuation, with each number of steps."""
+    from odelm import tokenizer as tokenizers
+    from odelm.infer.generate import continue_text
+    from odelm.infer.runner import Runner
+
+    prompt = _prompt(flags)
+    model, config, tokenizer = loaded
+    tokenizer = tokenizers.needed(tokenizer)
+    runner = Runner.of(model)
+    options: dict[str, Any] = dict(
+        new_tokens=flags.new_tokens,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        seed=flags.seed,
+        end_token=config.data.end_token,
+    )
+    whole = flags.speculative and flags.steps is None
+    counts = (config.model.core,) if whole else steps_of(config)
+    for count in counts:
+        plan = runner.plan(count, flags.solver, flags.integrator)
+        if flags.prefill_steps is not None:
+            options["prefill_plan"] = runner.plan(flags.prefill_steps, flags.solver)
+        if flags.speculative:
+            options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags)
+        text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
+        if len(counts) > 1:
+            print(f"--- {count} steps")
+        print(text)
+
+
+def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues) -> Any:
+    """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
+    from odelm.infer.draft_choice import describe, try_drafts
+    from odelm.infer.generator import make_drafting
+
+    if flags.draft_steps is not None:
+        return make_drafting(runner.plan(flags.draft_steps, "euler"), flags.draft_length)
+    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(flags.new_tokens, 48))
+    print(describe(trials), file=sys.stderr)
+    return trials[0].drafting
+
+
+def drafts(config: Config, flags: FlagValues) -> list[tuple[int, int]]:
+    """Returns the steps and the lengths of the drafts to compare."""
+    if not flags.speculative:
+        return []
+    if flags.draft_steps is not None:
+        return [(flags.draft_steps, flags.draft_length)]
+    coarse = [count for count in default_steps(config.model) if count < config.model.core]
+    return [(count, length) for count in coarse for length in (2, 4)]

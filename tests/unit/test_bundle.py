@@ -1,0 +1,307 @@
+"""A bundle gives back the model to the bit; one that is damaged names the file; nothing is half written."""
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models
+
+import odelm
+from odelm import bundle, manifest
+from odelm.config import Config, TrainConfig
+from odelm.models import Classifier
+from odelm.models.parameters import parameters, with_parameters
+from tests.unit.test_sharding import MODELS
+
+SMALL = Config(train=TrainConfig(length=16))
+ENCODER = dict(kind="encoder", token_types=2, sentence_order=True, embed_dim=8, norm_placement="post", embed_norm=True)
+ARTIFACT = ("forward.bin", b"a forward pass", {"steps": 2})
+FILES = ("bundle.json", "config.json", "forward.bin", "model.safetensors", "profile.json", "tokenizer.json")
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+
+
+@pytest.fixture
+def whole(make_model, tokenizer, tmp_path):
+    """Returns a bundle with every file that there can be."""
+    (tmp_path / "source.json").write_text('{"calibrated": true}\n')
+    bundle.write(
+        tmp_path / "b", make_model(), SMALL, tokenizer=tokenizer, step=7, profile=tmp_path / "source.json",
+        artifacts=[ARTIFACT],
+    )  # fmt: skip
+    return tmp_path / "b"
+
+
+def sealed_again(folder, name, change):
+    """Changes a file as somebody would who brings the sums up to date."""
+    change(folder / name)
+    if name != "bundle.json":
+        about = json.loads((folder / "bundle.json").read_text())
+        about["files"][name] = (folder / name).stat().st_size
+        (folder / "bundle.json").write_text(json.dumps(about))
+    manifest.write(folder)
+
+
+def refused(folder) -> str:
+    with pytest.raises(odelm.InputError) as error:
+        odelm.load(folder)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(), ENCODER, dict(groups=2), dict(prelude=1, coda=1), dict(embed_dim=8, tie_readout=False),
+        dict(layer_rank=2), dict(lanes=2), *MODELS,
+    ],
+)  # fmt: skip
+def test_a_model_comes_back_to_the_bit(options, make_model, tokens, tmp_path):
+    model = make_model(**options)
+    config = dataclasses.replace(SMALL, model=model.config)
+    about = bundle.write(tmp_path / "b", model, config)
+    again, config_again, tokenizer = odelm.load(tmp_path / "b")
+    assert type(again) is type(model) and config_again == config and tokenizer is None
+    before, after = parameters(model), parameters(again)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        assert array.dtype == after[name].dtype == jnp.float32
+        np.testing.assert_array_equal(array, after[name], strict=True)
+    np.testing.assert_array_equal(model(tokens, steps=2), again(tokens, steps=2))
+    assert load_file(tmp_path / "b" / "model.safetensors").keys() == before.keys()
+    assert about["files"].keys() == {"config.json", "model.safetensors"}
+
+
+def test_parameters_keep_their_dtypes(make_model, tmp_path):
+    model = make_model()
+    named = parameters(model)
+    named["embed/tokens"] = named["embed/tokens"].astype(jnp.bfloat16)
+    bundle.write(tmp_path / "b", with_parameters(model, named), SMALL)
+    again = parameters(odelm.load(tmp_path / "b")[0])
+    assert {name for name, array in again.items() if array.dtype == jnp.bfloat16} == {"embed/tokens"}
+    np.testing.assert_array_equal(again["embed/tokens"], named["embed/tokens"])
+    named["embed/tokens"] = np.ones(named["embed/tokens"].shape, np.int32)
+    with pytest.raises(odelm.InputError, match="embed/tokens of the model is int32, expected one of float32"):
+        bundle.write(tmp_path / "c", with_parameters(model, named), SMALL)
+
+
+def test_everything_in_it_comes_back(whole, tokenizer):
+    _, config, again = odelm.load(str(whole))
+    assert again.to_str() == tokenizer.to_str()
+    assert config.model.width == 16, "the model's own config is written, not that of the recipe"
+    assert (whole / "profile.json").read_text() == '{"calibrated": true}\n'
+    about = bundle.read_about(whole)
+    assert about["step"] == bundle.updates(whole) == 7 and about["odelm"] == odelm.__version__
+    assert about["artifacts"] == {"forward.bin": {"steps": 2}} and (whole / "forward.bin").read_bytes() == ARTIFACT[1]
+    assert about["files"] == {name: (whole / name).stat().st_size for name in FILES if name != "bundle.json"}
+    listed = [line.split("  ")[1] for line in (whole / manifest.MANIFEST).read_text().splitlines()]
+    assert sorted(listed) == sorted(FILES)
+    modes = {oct(path.stat().st_mode) for path in whole.iterdir()}
+    assert len(modes) == 1, "who may read one file may read all of them"
+
+
+def test_the_config_may_be_adjusted(whole):
+    def adjust(config: Config) -> Config:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+
+    model, config, _ = odelm.load(whole, adjust=adjust)
+    assert config.model.dtype == model.config.dtype == "bfloat16"
+
+
+MESH = """
+import sys
+import jax, numpy as np
+import odelm
+from odelm.config import MeshConfig
+from odelm.models.parameters import parameters
+from odelm.sharding import make_mesh
+
+path = sys.argv[1]
+mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=1))
+whole, cut = (parameters(odelm.load(path, mesh=where)[0]) for where in (None, mesh))
+assert all(len(array.sharding.device_set) == 1 for array in whole.values())
+kernel = cut["blocks/0/attention/qkv/kernel"]
+assert kernel.addressable_shards[0].data.shape == (8, 3, 2, 8), kernel.sharding
+assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+print("agree")
+"""
+
+
+def test_a_bundle_is_cut_over_a_mesh(whole):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", MESH, str(whole)], env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "agree\n", done.stderr
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST])
+def test_a_missing_file_is_named(name, whole):
+    (whole / name).unlink()
+    assert f"{name} is missing" in refused(whole)
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST])
+def test_an_altered_file_is_named(name, whole):
+    data = bytearray((whole / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (whole / name).write_bytes(data)
+    assert name in refused(whole)
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST])
+@pytest.mark.parametrize("kept", [0.0, 0.5, -1])
+def test_a_truncated_file_is_named(name, kept, whole):
+    data = (whole / name).read_bytes()
+    (whole / name).write_bytes(data[: int(kept * len(data)) if kept >= 0 else -1])
+    if name == manifest.MANIFEST and kept < 0:
+        odelm.load(whole)  # only the last end of line is gone
+    else:
+        message = refused(whole)
+        assert name in message and ("bytes in place of" in message or name in ("bundle.json", manifest.MANIFEST))
+
+
+def test_a_manifest_that_lacks_a_file_is_not_enough(whole):
+    for name in FILES:
+        lines = (whole / manifest.MANIFEST).read_text().splitlines(keepends=True)
+        (whole / manifest.MANIFEST).write_text("".join(line for line in lines if not line.endswith(f"{name}\n")))
+        assert f"{name} has no checksum in manifest.sha256" in refused(whole)
+        (whole / manifest.MANIFEST).write_text("".join(lines))
+
+
+def test_files_that_are_not_listed_are_not_read(make_model, tmp_path):
+    bundle.write(tmp_path / "b", make_model(), SMALL)
+    (tmp_path / "b" / "tokenizer.json").write_text("no tokenizer")
+    (tmp_path / "b" / "infer").mkdir()
+    (tmp_path / "b" / "infer" / "report.json").write_text("{}")
+    assert odelm.load(tmp_path / "b")[2] is None
+
+
+def test_nothing_is_unpickled(whole, monkeypatch):
+    for name in ("load", "loads", "Unpickler", "_Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *a, **k: pytest.fail("a pickle was read"))
+    odelm.load(whole)
+
+
+def test_what_does_not_fit_is_named(whole):
+    def resized(file):
+        config = json.loads(file.read_text())
+        config["model"]["feedforward"] = 32
+        file.write_text(json.dumps(config))
+
+    sealed_again(whole, "config.json", resized)
+    message = refused(whole)
+    assert "blocks/0/feedforward/down/kernel of " in message and "(24, 16), but config.json gives (32, 16)" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda arrays: arrays.pop("final_norm/scale"), "final_norm/scale of .* is absent, but config.json gives"),
+        (lambda arrays: arrays.update(more=np.zeros(2, np.float32)), "more of .*, but config.json gives absent"),
+        (lambda arrays: arrays.update({"final_norm/scale": np.ones(16, np.int32)}), "final_norm/scale of .* is I32"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(change, words, whole):
+    def rewritten(file):
+        arrays = load_file(file)
+        change(arrays)
+        save_file(arrays, file)
+
+    sealed_again(whole, "model.safetensors", rewritten)
+    with pytest.raises(odelm.InputError, match=words):
+        odelm.load(whole)
+
+
+def test_files_that_are_no_such_files_are_refused(whole):
+    sealed_again(whole, "tokenizer.json", lambda file: file.write_text("{}"))
+    assert "tokenizer.json is not a tokenizer.json" in refused(whole)
+    sealed_again(whole, "model.safetensors", lambda file: file.write_bytes(b"no tensors"))
+    assert "model.safetensors is not a whole safetensors file" in refused(whole)
+    sealed_again(whole, "config.json", lambda file: file.write_text("no config"))
+    assert "config.json: the config is not JSON" in refused(whole)
+    for text, words in (
+        ("{", "cannot be read as JSON"),
+        ('{"format": 2}', "format 2, but this odelm reads 1"),
+        ("[]", "None"),
+    ):
+        sealed_again(whole, "bundle.json", lambda file, text=text: file.write_text(text))
+        assert words in refused(whole)
+
+
+def test_a_step_is_of_a_run(whole):
+    with pytest.raises(odelm.InputError, match="step=3 was given, but .* is a bundle, which has no checkpoints"):
+        odelm.load(whole, step=3)
+
+
+def test_what_is_there_is_not_overwritten(make_model, whole, tmp_path):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("b", "file", "empty", "link"):
+        with pytest.raises(odelm.InputError, match=f"{name} exists already; give a new directory"):
+            bundle.write(tmp_path / name, make_model(), SMALL)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "empty").iterdir())
+
+
+def test_one_that_is_written_meanwhile_is_not_overwritten(make_model, tmp_path):
+    def slow():
+        bundle.write(tmp_path / "b", make_model(), SMALL, step=1)
+        yield ARTIFACT
+
+    with pytest.raises(odelm.InputError, match="exists already: another process has just written it"):
+        bundle.write(tmp_path / "b", make_model(), SMALL, step=2, artifacts=slow())
+    assert bundle.read_about(tmp_path / "b")["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_failed_write_leaves_nothing(make_model, tmp_path, monkeypatch):
+    def failing():
+        yield ARTIFACT
+        raise RuntimeError("a program that cannot be lowered")
+
+    with pytest.raises(RuntimeError, match="cannot be lowered"):
+        bundle.write(tmp_path / "b", make_model(), SMALL, artifacts=failing())
+    assert not list(tmp_path.iterdir())
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    with pytest.raises(odelm.InputError, match="b cannot be written .*No space left.*; make room"):
+        bundle.write(tmp_path / "b", make_model(), SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_language_model_is_bundled(make_config, tmp_path):
+    classifier = Classifier(make_config(kind="encoder"), outputs=2, rngs=nnx.Rngs(0))
+    with pytest.raises(odelm.InputError, match="the model is a Classifier, but a bundle holds a language model"):
+        bundle.write(tmp_path / "b", classifier, SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_cannot_be_read_again_is_refused(make_model, tmp_path):
+    with pytest.raises(odelm.InputError, match="train.length is 128, but model.max_length is 16"):
+        bundle.write(tmp_path / "b", make_model(), Config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_not_a_bundle(tmp_path):
+    (tmp_path / "manifest.sha256").write_text("")
+    assert not bundle.is_bundle(tmp_path) and not bundle.is_bundle(tmp_path / "nowhere")
+    with pytest.raises(odelm.InputError, match="has no config.json, so it is not a run"):
+        odelm.load(tmp_path)
