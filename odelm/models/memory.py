@@ -107,17 +107,24 @@ class Memory:
     def part(self, start: jax.Array, count: int) -> "Memory":
         """Returns a memory of `count` positions alone, those from `start` (B,) on in each row."""
         rows, places = places_of(start, count)
-        return Memory(
-            jax.tree.map(lambda leaf: leaf[:, :, rows, places], self.blocks),
-            jnp.full_like(start, count),
-            self.real[rows, places],
-            self.segments[rows, places],
-        )
+
+        def read(leaf: jax.Array) -> jax.Array:
+            if start.size == 1:  # a gather would be slower
+                return jax.lax.dynamic_slice_in_dim(leaf, start.reshape(()), count, axis=3)
+            return leaf[:, :, rows, places]
+
+        blocks = jax.tree.map(read, self.blocks)
+        return Memory(blocks, jnp.full_like(start, count), self.real[rows, places], self.segments[rows, places])
 
     def with_part(self, part: "Memory", start: jax.Array) -> "Memory":
         """Returns a copy with the keys and values of `part` from `start` (B,) on; its length is not changed."""
         rows, places = places_of(start, part.room)
-        write = lambda leaf, new: leaf.at[:, :, rows, places].set(new)  # noqa: E731
+
+        def write(leaf: jax.Array, new: jax.Array) -> jax.Array:
+            if start.size == 1:  # a scatter would be slower
+                return jax.lax.dynamic_update_slice_in_dim(leaf, new, start.reshape(()), axis=3)
+            return leaf.at[:, :, rows, places].set(new)
+
         return dataclasses.replace(self, blocks=jax.tree.map(write, self.blocks, part.blocks))
 
 
