@@ -144,10 +144,11 @@ def readme(call, corpus, tmp_path, monkeypatch) -> Callable[[str, dict[str, str]
 
 
 def test_training_on_ones_own_text_is_as_in_the_readme(readme, corpus):
-    trained, compared, continued = readme("python train.py --config=configs/tiny.py", {"PATH": str(corpus)})
+    trained, compared, continued, generated = readme("python train.py --config=configs/tiny.py", {"PATH": str(corpus)})
     assert "update 2: held-out loss" in trained
     assert re.search(r"12 .*1\.00x", compared) and "written to runs/mine/infer" in compared
     assert continued.startswith("Once")
+    assert "ms/token" in generated and "second halves" in generated
 
 
 def test_starting_from_a_model_is_as_in_the_readme(readme, call, small, corpus, tmp_path, monkeypatch):
