@@ -87,6 +87,23 @@ def sweep(
     the losses are None. `before` is the model that this one was adapted from: rows then have `loss_before` too, None
     for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
     """
+    calls = make_calls(runner, chosen, batch=batch, length=length)
+    with _within_budget():
+        # The first call of each compiles.
+        side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
+        latencies = measure(calls, repeats=repeats)
+        measured = _measured(runner, chosen, calls, latencies, held_out, before)
+    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+    if before is not None:
+        for row, m in zip(rows, measured, strict=True):
+            row["loss_before"] = None if m.before is None else m.before.loss
+    return rows
+
+
+def make_calls(
+    runner: Runner, chosen: Sequence[Setting], *, batch: int, length: int
+) -> dict[Setting, Callable[[], Any]]:
+    """Returns the forward pass of each setting on some tokens (batch, length), for `odelm.infer.latency.measure`."""
     tokens = jnp.asarray(
         np.random.default_rng(0).integers(0, runner.model.config.vocab_size, (batch, length)), jnp.int32
     )
@@ -99,16 +116,12 @@ def sweep(
         else:
             plan = runner.plan(setting.steps, setting.solver, setting.integrator)
             calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
-    with _within_budget():
-        # The first call of each compiles.
-        side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
-        latencies = measure(calls, repeats=repeats)
-        measured = _measured(runner, chosen, calls, latencies, held_out, before)
-    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
-    if before is not None:
-        for row, m in zip(rows, measured, strict=True):
-            row["loss_before"] = None if m.before is None else m.before.loss
-    return rows
+    return calls
+
+
+def loss_of(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> MeanLoss | None:
+    """Returns the loss over the held-out batches; None if there are none."""
+    return _quality(runner, setting, held_out)[0]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,12 @@ def check(flags: FlagValues) -> None:
     if flags.prompt is not None and flags.prompt_file is not None:
         raise InputError("--prompt and --prompt_file were both given; give one")
     prompted = flags.prompt is not None or flags.prompt_file is not None
+    chosen = [name for name in ("generate", "baseline") if flags[name].value]
+    if len(chosen) + prompted > 1:
+        names = [*(["prompt" if flags.prompt is not None else "prompt_file"] if prompted else []), *chosen]
+        raise InputError(f"--{' and --'.join(names)} were both given; give one")
+    if flags.baseline and (flags.integrator != "scan" or flags.adaptive_tolerance is not None):
+        raise InputError("--baseline takes neither --integrator nor --adaptive_tolerance")
     if flags.draft_steps is not None and not flags.speculative:
         raise InputError("--draft_steps is of --speculative, which was not given")
     for name in ("speculative", "prefill_steps"):

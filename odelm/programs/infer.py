@@ -6,6 +6,7 @@
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
+    python infer.py --workdir=runs/tiny --baseline=runs/other
     python infer.py --workdir=runs/tiny --export=BUNDLE --steps=12,3
 
 The model is a training run, a bundle or a Hugging Face folder, under either flag. The comparison is printed and written
@@ -59,6 +60,7 @@ _integer(
     "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8.",
     lower_bound=0,
 )
+_string("baseline", None, "Another run, bundle or folder, compared with at equal latency.")
 flags.DEFINE_boolean(
     "generate", False, "Compare the generation of text: time and memory a token, each way.", flag_values=FLAGS
 )
@@ -82,6 +84,7 @@ for name, expected in dict(
     text="files",
     prompt_file="a file",
     export="a directory",
+    baseline="a directory",
 ).items():
     flags.register_validator(
         name, lambda value: value != "", message=f"is empty, expected {expected}", flag_values=FLAGS
@@ -145,7 +148,9 @@ def _target() -> Path | None:
         return None
     from odelm import bundle
 
-    for name, unset in dict(prompt=None, prompt_file=None, generate=False, adaptive_tolerance=None, tensor=1).items():
+    for name, unset in dict(
+        prompt=None, prompt_file=None, generate=False, baseline=None, adaptive_tolerance=None, tensor=1
+    ).items():
         if FLAGS[name].value != unset:
             raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
     return bundle.check_new(FLAGS.export)
@@ -177,6 +182,8 @@ def _steps(config: Config) -> tuple[int, ...]:
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
+    from odelm import pretrained
+    from odelm.evals.baseline import compare_with_baseline
     from odelm.evals.compare import Comparison, compare, compare_generation
 
     options = Comparison(
@@ -195,6 +202,11 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
             loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,
             prefill_steps=FLAGS.prefill_steps, drafts=generation.drafts(loaded[1], FLAGS), out=out,
         )  # fmt: skip
-        print(f"written to {written}")
-        return
-    print(f"written to {compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)}")
+    elif FLAGS.baseline is not None:
+        other = pretrained.load(FLAGS.baseline, adjust=_with_dtype)
+        written = compare_with_baseline(
+            loaded, other, steps, options, source=source, step=step, name=FLAGS.baseline, out=out
+        )
+    else:
+        written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)
+    print(f"written to {written}")

@@ -192,6 +192,19 @@ def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     assert "ms/token" in done.stdout and "draft 1 x 2" in done.stdout and "second halves" in done.stdout
 
 
+def test_another_run_is_compared_at_equal_latency(decoder, encoder, call, tmp_path):
+    arguments = [f"--workdir={decoder}", f"--out={tmp_path}", "--length=16", "--repeats=2", "--eval_batches=1"]
+    done = call("infer.py", *arguments, "--steps=4,1", f"--baseline={decoder}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "baseline.json").read_text())
+    assert [row["steps"] for row in report["rows"]] == [4, 1]
+    assert [row["steps"] for row in report["baseline_rows"]] == [4, 2, 1]
+    by_steps = {row["steps"]: row["loss"] for row in report["baseline_rows"]}
+    assert all(row["loss"] == by_steps[row["steps"]] for row in report["rows"])
+    assert (tmp_path / "baseline.png").read_bytes().startswith(PNG) and "difference" in done.stdout
+    refused(call("infer.py", *arguments, f"--baseline={encoder}"), "another kind of model")
+
+
 def test_drafts_leave_the_text_as_it_is(decoder, call, tmp_path):
     (tmp_path / "prompt.txt").write_text("word1 and")
     arguments = [
@@ -362,6 +375,10 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt_file=missing"], ["missing", "cannot be read"]),
         (["--prompt=a", "--speculative", "--solver=heun"], ["--solver"]),
         (["--prompt=a", "--speculative", "--prefill_steps=2"], ["prefill_steps"]),
+        (["--generate", "--baseline=a"], ["--generate", "--baseline", "give one"]),
+        (["--prompt=a", "--baseline=a"], ["--prompt", "--baseline", "give one"]),
+        (["--baseline=missing"], ["missing"]),
+        (["--baseline=a", "--integrator=diffrax"], ["--integrator"]),
         (["--generate", "--new_tokens=1"], ["new_tokens", "at least 2"]),
     ],
 )
