@@ -17,7 +17,7 @@ from odelm.infer.decode import read_prompts, seen_in
 from odelm.infer.sampling import Sampling, draw, log_chances
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
-from odelm.models.memory import Memory, placed
+from odelm.models.memory import Array, Memory, placed
 from odelm.models.retime import retimed
 from odelm.models.transformer import DepthPlan
 
@@ -152,9 +152,9 @@ def speculate(
     return jax.lax.while_loop(lambda state: active(state).any(), body, state)
 
 
-def _positions(model: CausalLM, start: jax.Array, count: int) -> jax.Array:
+def _positions(model: CausalLM, start: Array, count: int) -> jax.Array:
     """Returns the positions from `start` (B,) on, int32 (B, L); those past the model's are of tokens not kept."""
-    places = start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
+    places = jnp.asarray(start)[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
     return jnp.minimum(places, model.config.max_length - 1)
 
 
@@ -257,7 +257,7 @@ def _remember(
 
     The draft's gets what full depth computed there at its times, in place of its own.
     """
-    start, places = before.memory.length, drafting.length + 1
+    start, places = jnp.asarray(before.memory.length), drafting.length + 1
     length = start + after.counts - before.counts
     new = retimed(memory.part(start, places), plan, drafting.plan)
     blocks = draft.memory.with_part(new, start).blocks

@@ -87,7 +87,8 @@ class Attention(nnx.Module):
         if memory is not None:
             assert view.start is not None
             memory = memory.written(k, v, view.start)
-            k, v = memory.keys, memory.values
+            if not view.first:
+                k, v = memory.keys, memory.values
         context = self._attend(q, k, v, view)
         out = self.out(context)
         return (out if out_delta is None else out + out_delta(context.reshape(out.shape))), memory
@@ -112,13 +113,12 @@ class Attention(nnx.Module):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
         """Returns the values (B, S, J, K) averaged for each query (B, L, H, K)."""
-        alone = view.start is None
-        if alone and takes_splash(self.implementation, q):
+        if view.alone and takes_splash(self.implementation, q):
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
 
             return splash_attention(q, k, v, segments=view.segment_ids(q.shape[:2]), causal=self.causal)
         return attend(
-            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal), causal=self.causal and alone,
+            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal), causal=self.causal and view.alone,
             implementation="auto" if self.implementation == "splash" else self.implementation,
         )  # fmt: skip
 

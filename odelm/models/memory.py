@@ -10,6 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Array = jax.Array | np.ndarray | np.integer
 
 
 @jax.tree_util.register_dataclass
@@ -42,12 +46,12 @@ class Slot:
         """(B, S, J, K)."""
         return self.kept.values[self.step, self.stage]
 
-    def written(self, keys: jax.Array, values: jax.Array, start: jax.Array) -> "Slot":
+    def written(self, keys: jax.Array, values: jax.Array, start: Array) -> "Slot":
         """Returns a copy with L new keys and values (B, L, J, K) from place `start` on, int32 () or (B,) by row."""
         kept = KeyValues(self._written(self.kept.keys, keys, start), self._written(self.kept.values, values, start))
         return dataclasses.replace(self, kept=kept)
 
-    def _written(self, array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    def _written(self, array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
         new, zero = new.astype(array.dtype), jnp.int32(0)
         if start.size == 1:  # a scatter would be slower
             at = (self.step, self.stage, zero, start.reshape(()), zero, zero)
@@ -79,12 +83,17 @@ class Memory:
     blocks: tuple[Any, ...]
     """For each part of a model's plan what its evaluations keep: `KeyValues` with leading axes (N, R), or for a
     `BlockChain` a tuple of them."""
-    length: jax.Array
+    length: Array
     """int32 (), or (B,) where the rows differ."""
     real: jax.Array
     """bool (B, S), True at filled places that may be attended to."""
     segments: jax.Array
     """int32 (B, S)."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known to hold nothing."""
+        return not isinstance(self.length, Tracer) and not np.asarray(self.length).any()
 
     @property
     def room(self) -> int:
@@ -128,7 +137,7 @@ class Memory:
         return dataclasses.replace(self, blocks=jax.tree.map(write, self.blocks, part.blocks))
 
 
-def placed(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def placed(array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
     """Returns `array` (B, S, ..) with `new` (B, L, ..) in its dtype from place `start` on: int32 (), or (B,) by row."""
     new = new.astype(array.dtype)
     if start.size == 1:  # a scatter would be slower
@@ -136,8 +145,9 @@ def placed(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     return array.at[places_of(start, new.shape[1])].set(new)
 
 
-def places_of(start: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+def places_of(start: Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Returns the rows, int32 (B, 1), and in each `count` places from its `start` (B,) on, int32 (B, L)."""
+    start = jnp.asarray(start)
     rows = jnp.arange(len(start), dtype=jnp.int32)[:, None]
     return rows, start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
 
@@ -149,5 +159,8 @@ def empty_key_values(stages: tuple[int, int], rows: tuple[int, int], heads: tupl
 
 
 def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int]) -> Memory:
-    """Returns a memory of `rows` (B, S) with nothing in it."""
-    return Memory(blocks, jnp.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))
+    """Returns a memory of `rows` (B, S) with nothing in it.
+
+    Its length is a number of NumPy's, so that traced code that makes a memory knows that it is empty.
+    """
+    return Memory(blocks, np.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from odelm.config import ModelConfig
 from odelm.models.arrays import along_last
 from odelm.models.inputs import Inputs, positions_within
-from odelm.models.memory import Memory, placed
+from odelm.models.memory import Array, Memory, placed
 
 Angles = tuple[jax.Array, jax.Array]
 """Cosines and sines, float32 (L, K/2) each, or (B, L, K/2) where the positions differ between rows."""
@@ -30,9 +31,16 @@ class View:
     """bool (B, S), True at the keys that may be attended to; None is all."""
     segments: tuple[jax.Array, jax.Array] | None = None
     """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
-    start: jax.Array | None = None
+    start: Array | None = None
     """int32 () or (B,), the index of the first query among the keys of a memory; None is no memory: queries and keys
     agree."""
+    first: bool = dataclasses.field(default=False, metadata=dict(static=True))
+    """Whether the memory was empty before, so that queries and keys agree too."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether queries see only keys of the same positions, and none of a memory."""
+        return self.start is None or self.first
 
     def allowed(self, queries: int, *, causal: bool) -> jax.Array | None:
         """Returns which keys each query may attend to, bool (B or 1, 1, L or 1, S); None is all.
@@ -45,7 +53,8 @@ class View:
         if self.segments is not None:
             of_queries, of_keys = self.segments
             parts.append(of_queries[:, None, :, None] == of_keys[:, None, None, :])
-        if self.start is not None and causal:
+        if not self.alone and causal:
+            assert self.start is not None
             assert self.real is not None, "a memory says which of its keys are there"
             keys = jnp.arange(self.real.shape[1], dtype=jnp.int32)
             parts.append((keys[None, None, :] <= _places(self.start, queries)[:, :, None])[:, None])
@@ -91,7 +100,7 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
     segments = jnp.zeros((B, L), jnp.int32) if inputs.segments is None else jnp.asarray(inputs.segments, jnp.int32)
     after = Memory(
         memory.blocks,
-        memory.length + L,
+        memory.length + np.int32(L),
         placed(memory.real, real, memory.length),
         placed(memory.segments, segments, memory.length),
     )
@@ -99,21 +108,26 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
         positions = _positions_after(memory, after, segments, L)
     else:
         positions = jnp.asarray(inputs.positions)
-    view = View(angles_of(positions, config), after.real, (segments, after.segments), memory.length)
+    angles = angles_of(positions, config)
+    if memory.is_empty:
+        given = None if inputs.segments is None else (segments, segments)
+        view = View(angles, None if inputs.mask is None else real, given, memory.length, first=True)
+    else:
+        view = View(angles, after.real, (segments, after.segments), memory.length)
     return dataclasses.replace(inputs, positions=positions), view, after
 
 
 def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length: int) -> jax.Array:
     """Returns each new token's distance from the first of its segment, which may be in the memory, int32 (B, L)."""
     same = after.segments[:, None, :] == segments[:, :, None]
-    filled = (jnp.arange(memory.room)[None] < after.length.reshape(-1, 1))[:, None]
+    filled = (jnp.arange(memory.room)[None] < jnp.asarray(after.length).reshape(-1, 1))[:, None]
     first = jnp.argmax(same & filled, axis=-1).astype(jnp.int32)
     return _places(memory.length, length) - first
 
 
-def _places(start: jax.Array, count: int) -> jax.Array:
+def _places(start: Array, count: int) -> jax.Array:
     """Returns so many places from `start` on, int32 (1, L), or (B, L) where the rows differ."""
-    return start.reshape(-1, 1) + jnp.arange(count, dtype=jnp.int32)[None]
+    return jnp.asarray(start).reshape(-1, 1) + jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
