@@ -16,6 +16,7 @@ from odelm.config import Config, DataConfig, TrainConfig
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
+from odelm.evals.candidates import crossing
 from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import settings, sweep
 from odelm.infer.runner import Runner
@@ -73,11 +74,13 @@ def compare(
     cannot be written, whose table is then printed.
     """
     model, config, tokenizer = loaded
-    length = _length(config, options, run=step is not None)
+    length = length_of(config, options, run=step is not None)
     runner = Runner.of(model)
     chosen = settings(runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator)
-    rows = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
-    batches = [] if rows is None else list(rows.batches(_batch_size(len(rows), length)))
+    own = model.profile and crossing(config.model, model.profile.solver, model.profile.grid)
+    chosen += [own] if own is not None and own not in chosen else []
+    rows = _held_out_or_why(loaded, options, None if step is None else source / TOKENIZER)
+    batches = [] if rows is None else list(rows.batches(batch_size(len(rows), length)))
     baseline = _adapted_from(config, adjust) if batches else None
     measured = sweep(
         runner,
@@ -88,26 +91,29 @@ def compare(
         repeats=options.repeats,
         before=None if baseline is None else Runner.of(baseline),
     )
+    for setting, row in zip(chosen, measured, strict=True):
+        row["chosen"] = setting == own
     out = source / "infer" if out is None else out
-    text = None if rows is None else _text(rows, batches, config, options)
+    text = None if rows is None else text_of(rows, batches, config, options)
     trained = (config.model.core,) if step is None else config.trained_counts
-    _publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
+    publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
     return out
 
 
-def _publish(report: dict[str, Any], out: Path) -> None:
+def publish(report: dict[str, Any], out: Path, *, name: str = "report") -> None:
     """Writes the report and prints its table, also if it cannot be written."""
     # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
     console = Console(width=None if sys.stdout.isatty() else 100)
     try:
-        write_report(report, out)
+        write_report(report, out, name=name)
     except OSError as error:
         raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
     finally:
         print_table(report, console)
 
 
-def _length(config: Config, options: Comparison, *, run: bool) -> int:
+def length_of(config: Config, options: Comparison, *, run: bool) -> int:
+    """Returns the tokens of a sequence; InputError for more than the model takes."""
     limit = config.model.max_length
     if options.length is None:
         return config.train.length if run else min(LENGTH, limit)
@@ -116,31 +122,43 @@ def _length(config: Config, options: Comparison, *, run: bool) -> int:
     return options.length
 
 
-def _batch_size(rows: int, length: int) -> int:
+def batch_size(rows: int, length: int) -> int:
     """Returns how many sequences to compute at once: as many as fit, and no padding if that can be."""
     sizes = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * length <= EVAL_TOKENS]
     return next((size for size in sizes if rows % size == 0 and size * 4 > sizes[0]), sizes[0])
 
 
-def _text(rows: HeldOutRows, batches: Sequence[Batch], config: Config, options: Comparison) -> dict[str, Any]:
+def text_of(rows: HeldOutRows, batches: Sequence[Batch], config: Config, options: Comparison) -> dict[str, Any]:
     """Returns what is said of the text in a report."""
     source = options.text or config.data.valid_source or config.data.source or config.data.corpus
     tokens = int(sum(batch["weights"].sum() for batch in batches))
     return {"source": source, "tokens": tokens, "documents": rows.documents}
 
 
-def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutRows | None:
-    """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
+class NoText(InputError):
+    """There is no text to measure losses on, or the model has none."""
 
-    There are none, and a line on standard error says why, for a folder without a text, for models without a loss, and
-    for a run whose text cannot be read, such as on another machine.
-    """
-    model, config, tokenizer = loaded
+
+def _held_out_or_why(loaded: Loaded, options: Comparison, tokenizer_file: Path | None) -> HeldOutRows | None:
+    """Returns what `held_out` does; None, and a line on standard error says why, if there is nothing."""
     if options.eval_batches == 0:
         return None
-    if not isinstance(model, CausalLM | MaskedLM):
-        print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
+    try:
+        return held_out(loaded, options, tokenizer_file=tokenizer_file)
+    except NoText as error:
+        print(f"no losses: {error}", file=sys.stderr)
         return None
+
+
+def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutRows:
+    """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
+
+    Raises NoText for a folder without a text, for models without a loss, and for a run whose text cannot be read, such
+    as on another machine.
+    """
+    model, config, tokenizer = loaded
+    if not isinstance(model, CausalLM | MaskedLM):
+        raise NoText(f"a {type(model).__name__} has no language model's head")
     if options.text is not None:
         prepared = read_text(options.text, tokenizers.needed(tokenizer), config.data)
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
@@ -150,21 +168,16 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
         try:
             prepared = prepare(config, tokenizer_file=tokenizer_file)
         except InputError as error:
-            print(
-                f"no losses: the run's text cannot be read ({error}); --text=FILE measures them on another",
-                file=sys.stderr,
-            )
-            return None
+            raise NoText(f"the run's text cannot be read ({error}); --text=FILE measures them on another") from error
     else:
-        print("no losses: give --text=FILE to measure them", file=sys.stderr)
-        return None
+        raise NoText("give --text=FILE to measure them")
     own = options.eval_batches is None and options.text is None
     limit = (
         config.train.eval_batches * config.train.batch_size
         if own
         else EVAL_SEQUENCES * (options.eval_batches or EVAL_BATCHES)
     )
-    length = _length(config, options, run=tokenizer_file is not None)
+    length = length_of(config, options, run=tokenizer_file is not None)
     return held_out_rows(prepared, config, length=length, limit=limit)
 
 
@@ -173,7 +186,7 @@ def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> 
     if not config.init.from_pretrained:
         return None
     try:
-        model = pretrained.load(config.init.from_pretrained, adjust=adjust)[0]
+        model = pretrained.load(config.init.from_pretrained, adjust=adjust, with_profile=False)[0]
         return model if isinstance(model, CausalLM | MaskedLM) else None
     except InputError as error:
         print(f"no losses of the model before adaptation: {error}", file=sys.stderr)

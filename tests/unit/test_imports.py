@@ -36,7 +36,8 @@ ALLOWED = {
     "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
-    "pretrained": {"config", "errors", "files", "checkpoint", "interop", "remote"},
+    "profile": {"config", "errors", "files", "models", "ode"},
+    "pretrained": {"config", "errors", "files", "checkpoint", "interop", "profile", "remote"},
     "train": MODELS
     | DATA
     | {
@@ -51,7 +52,7 @@ ALLOWED = {
         "remote",
     },
     "infer": MODELS,
-    "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "infer"},
+    "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "profile", "infer"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 
