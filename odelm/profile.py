@@ -51,6 +51,10 @@ class Profile:
     """Where that text is from."""
     tokens: int
     """How many of its tokens were predicted."""
+    documents: int
+    """How many of its documents the bound was taken over: it is for other documents like them. 0 means that it was
+    taken over rows, because documents could not be kept apart from those that were searched: it is for other rows of
+    the same documents."""
     fingerprint: str
     """Of the model, by `fingerprint_of`."""
 

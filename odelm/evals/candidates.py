@@ -17,6 +17,7 @@ are more than `MANY_GRIDS`; of more steps the one with the smallest sum of local
 MANY_GRIDS = 300
 
 Times = tuple[float, ...]
+"""Of a grid over the core, (steps + 1,)."""
 
 
 def full_depth(config: ModelConfig) -> Setting:
@@ -73,6 +74,11 @@ def all_grids(core: int, groups: int, steps: int) -> Iterator[Times]:
     free = [time for time in range(core) if time not in boundaries]
     for chosen in itertools.combinations(free, steps - groups):
         yield tuple(map(float, sorted(boundaries.union(chosen))))
+
+
+def with_one_more(core: int, grid: Times) -> list[Times]:
+    """Returns the grids that have one more whole time than `grid`."""
+    return [tuple(sorted((*grid, float(time)))) for time in range(core) if time not in grid]
 
 
 def best_grids(errors: np.ndarray) -> dict[int, Times]:

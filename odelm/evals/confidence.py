@@ -16,44 +16,45 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """The ratio of two sums over rows, as a sample of all such rows."""
+class Increase:
+    """Of the loss, relative to full depth: 0.005 is half a per cent."""
 
     value: float
-    stderr: float
     bound: float
     """The value is below it at a confidence of `CONFIDENCE`, in the long run over samples."""
 
 
-def ratio_of(x: np.ndarray, n: np.ndarray) -> Ratio:
-    """Returns the ratio of the sums of `x` and `n`, float (rows,) each, with its error by rows.
+def increase_of(full: np.ndarray, coarse: np.ndarray) -> Increase:
+    """Returns the increase from the nats at full depth to those of a coarse crossing, both summed over each of some
+    units of text, float (units,).
 
-    The ratio estimator of Cochran 1977, Sampling Techniques, section 2.11, as in `odelm.models.loss.mean_loss`, and
-    Student's t for few rows. The bound is infinite for a single row, and where something is not finite.
+    The units are what was drawn at random and what others will be drawn like: documents, whose rows are alike in what
+    coarse steps cost them. The error of the ratio of the two sums is that of the delete-one jackknife (Cochran 1977,
+    Sampling Techniques, section 6.17), which the usual formula falls short of where units are few and unequal. So does
+    Student's t with the number of units: it takes Kish's effective number, that of equal units which would do as well.
+    The bound is infinite for a single unit, and where something is not finite.
     """
-    x, n = np.asarray(x, np.float64), np.asarray(n, np.float64)
-    rows, total = len(n), n.sum()
-    value = float(x.sum() / total)
-    if rows < 2 or not math.isfinite(value):
-        return Ratio(value, math.nan, math.inf)
-    stderr = float(np.sqrt(np.square(x - value * n).sum() * rows / (rows - 1)) / total)
-    return Ratio(value, stderr, value + float(stdtrit(rows - 1, CONFIDENCE)) * stderr)
+    full, coarse = np.asarray(full, np.float64), np.asarray(coarse, np.float64)
+    units, total = len(full), full.sum()
+    value = float(coarse.sum() / total - 1)
+    if units < 2 or not math.isfinite(value):
+        return Increase(value, math.inf)
+    without = (coarse.sum() - coarse) / (total - full) - 1
+    stderr = math.sqrt((units - 1) / units * np.square(without - value).sum())
+    effective = float(total**2 / np.square(full).sum())
+    return Increase(value, value + float(stdtrit(effective - 1, CONFIDENCE)) * stderr)
 
 
-def increase_of(full: np.ndarray, coarse: np.ndarray) -> Ratio:
-    """Returns the increase of the loss relative to full depth, from the nats of each row, float (rows,)."""
-    return ratio_of(np.asarray(coarse, np.float64) - full, full)
-
-
-def in_test_order(evaluations: Sequence[int], increases: Sequence[float], limit: float) -> list[int]:
+def in_test_order(evaluations: Sequence[int], increases: Sequence[float]) -> list[int]:
     """Returns which candidates to test, the most expensive first, by what was seen where they were searched.
 
-    One of each number of evaluations, the one that loses least. Those that were above the limit are left out, and those
-    that a cheaper one beats: they would cost the test power, and would not be chosen.
+    One of each number of evaluations, the one that loses least. Those that a cheaper one beats are left out: they would
+    not be chosen if that one passes, and testing them first would only cost power. So each is expected to lose more
+    than the one before.
     """
     chosen: list[int] = []
     for number in sorted(range(len(evaluations)), key=lambda number: (evaluations[number], increases[number])):
-        if increases[number] <= limit and (not chosen or _better(number, chosen[-1], evaluations, increases)):
+        if math.isfinite(increases[number]) and (not chosen or _better(number, chosen[-1], evaluations, increases)):
             chosen.append(number)
     return chosen[::-1]
 

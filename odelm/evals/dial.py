@@ -1,10 +1,11 @@
 """The quality dial: the cheapest way to cross the depth that keeps a limit on the loss, with a confidence of 95 %.
 
-Candidates are searched on one half of the held-out rows. The other half, which the search does not see, tests the best
-of each number of evaluations (`odelm.evals.confidence`). What is chosen is kept as an `odelm.profile.Profile`.
+Candidates are searched on one half of the held-out text. The other half, of other documents, tests the best of each
+number of evaluations (`odelm.evals.confidence`). What is chosen is kept as an `odelm.profile.Profile`.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,28 +18,38 @@ from flax import nnx
 
 from odelm import profile as profiles
 from odelm.compiling import side_by_side
-from odelm.config import ModelConfig
-from odelm.data.loader import HeldOutRows
+from odelm.config import Config, ModelConfig
 from odelm.errors import InputError
-from odelm.evals.candidates import SOLVERS, crossing, equal_steps, evaluations_of, full_depth, is_cheaper
-from odelm.evals.candidates import searched_grids as searched
-from odelm.evals.candidates import times_of
+from odelm.evals.candidates import (
+    FEW_STEPS,
+    SOLVERS,
+    Times,
+    crossing,
+    equal_steps,
+    evaluations_of,
+    full_depth,
+    is_cheaper,
+    searched_grids,
+    times_of,
+    with_one_more,
+)
 from odelm.evals.compare import Comparison, Loaded, batch_size, held_out, length_of, publish, text_of
-from odelm.evals.confidence import CONFIDENCE, Ratio, increase_of, last_within, ratio_of, in_test_order
-from odelm.evals.halves import halves
+from odelm.evals.confidence import CONFIDENCE, Increase, in_test_order, increase_of, last_within
+from odelm.evals.halves import Part, halves
 from odelm.evals.report import make_report, percent
 from odelm.evals.sweep import Row, Setting, timed
 from odelm.infer.runner import Runner
 from odelm.models.local_error import local_errors
-from odelm.models.loss import Batch, MeanLoss, inputs_of, row_losses
+from odelm.models.loss import Batch, inputs_of, mean_loss_of_rows, row_losses
 from odelm.models.transformer import DepthPlan
 from odelm.profile import PROFILE, Profile
 from odelm.run_directory import TOKENIZER
 
 EVAL_BATCHES = 32
 """Batches of 32 sequences, searched and tested together, unless a number is given."""
-ERROR_BATCHES = 2
-"""Batches on which local errors are measured: they only propose grids."""
+ERROR_BATCHES, SCREEN_BATCHES, FINALISTS = 2, 4, 2
+"""Batches on which local errors are measured, and all candidates; and how many of these, for each number of
+evaluations, are measured on all of the half."""
 REPORT = "dial"
 """The name of the report's files, which are beside those of a comparison."""
 
@@ -48,15 +59,29 @@ Nats = dict[Setting, np.ndarray]
 
 @dataclass(frozen=True)
 class Half:
-    """Rows of text, in batches of one shape, and how many tokens each predicts, float (rows,)."""
+    """Rows of text in batches of one shape."""
 
     batches: Sequence[Batch]
     tokens: np.ndarray
+    """How many tokens each row predicts, float (rows,); padding is cut off."""
+    part: Part
 
     @classmethod
-    def of(cls, rows: HeldOutRows, length: int) -> "Half":
-        batches = [jax.device_put(batch) for batch in rows.batches(batch_size(len(rows), length))]
-        return cls(batches, np.concatenate([np.asarray(batch["weights"]).sum(axis=1) for batch in batches]))
+    def of(cls, part: Part, length: int) -> "Half":
+        batches = [jax.device_put(batch) for batch in part.rows.batches(batch_size(len(part.rows), length))]
+        tokens = np.concatenate([np.asarray(batch["weights"]).sum(axis=1) for batch in batches])
+        return cls(batches, tokens[: len(part.rows)], part)
+
+    def first(self, count: int) -> "Half":
+        """Returns the first batches of it."""
+        batches = self.batches[:count]
+        rows = sum(len(batch["weights"]) for batch in batches)
+        part = dataclasses.replace(self.part, units=self.part.units[:rows])
+        return Half(batches, self.tokens[:rows], part)
+
+    def by_unit(self, nats: np.ndarray) -> np.ndarray:
+        """Returns the sums over each unit, float (units,), of the nats of rows."""
+        return np.bincount(self.part.units, weights=nats)
 
 
 @dataclass(frozen=True)
@@ -65,9 +90,15 @@ class Choice:
 
     nats: Nats
     """Of full depth, and of the best candidate for each number of evaluations, the most expensive first."""
-    increases: Mapping[Setting, Ratio]
+    increases: Mapping[Setting, Increase]
+    """Of each of them but full depth."""
     chosen: Setting | None
     """None if no candidate keeps the limit."""
+    closest: Setting | None
+    """The first to be tested if the limit were large, which loses least where it was searched; None if no candidate has a
+    finite loss."""
+    needed: float
+    """The smallest limit at which the closest would have been chosen."""
 
 
 def find_profile(
@@ -82,21 +113,23 @@ def find_profile(
         step: the run's checkpoint; None for a Hugging Face folder.
         out: the directory of profile and report; the source, and `infer` in it, if it is None.
 
-    Raises InputError if no candidate keeps the limit, if there is no text, and if the files cannot be written. Nothing is
-    written then.
+    Raises InputError if no candidate keeps the limit and if there is no text, and has then written nothing; and if the
+    files cannot be written.
     """
     model, config, _ = loaded
     if options.eval_batches is None:
         options = dataclasses.replace(options, eval_batches=EVAL_BATCHES)
+    if config.model.core == config.model.groups:
+        raise InputError(f"each of the model's {config.model.groups} blocks has a single step: there are no fewer")
     rows = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
-    length, parts = length_of(config, options, run=step is not None), halves(rows)
-    search, unseen = (Half.of(part, length) for part in parts)
+    length = length_of(config, options, run=step is not None)
+    search, unseen = (Half.of(part, length) for part in halves(rows))
     runner = Runner.of(model)
-    seen = search_on(runner, search)
-    choice = choose(config.model, seen, lambda settings: losses_of(runner, settings, unseen), limit)
+    seen, candidates = search_on(runner, search)
+    choice = choose(runner, seen, search, unseen, limit)
     if choice.chosen is None:
         raise InputError(_unreachable(config.model, choice, limit))
-    text = text_of(parts[1], unseen.batches, config, options)
+    text, searched = (_text(half, config, options) for half in (unseen, search))
     trained = (config.model.core,) if step is None else config.trained_counts
     report = make_report(
         config.model, _rows(runner, choice, unseen, options, length), step=step, text=text, trained=trained
@@ -104,28 +137,39 @@ def find_profile(
     report["dial"] = {
         "max_loss_increase": limit,
         "confidence": CONFIDENCE,
-        "candidates": len(seen) - 1,
-        "searched": text_of(parts[0], search.batches, config, options),
+        "candidates": candidates,
+        "searched": searched,
+        "units": "documents" if unseen.part.documents else "rows",
     }
     publish(report, source / "infer" if out is None else out, name=REPORT)
     path = (source if out is None else out) / PROFILE
-    profiles.write(_profile(loaded, choice, limit, text), path)
+    profile = _profile(loaded, choice, limit, text, unseen.part.documents)
+    profiles.write(profile, path)
+    print(_told(profile))
     return path
 
 
-def search_on(runner: Runner, half: Half) -> Nats:
-    """Returns the nats of full depth and of every candidate."""
-    config = runner.model.config
-    if config.core == config.groups:
-        raise InputError(f"the model's core is {config.core} steps of {config.groups} blocks: there are no fewer steps")
+def search_on(runner: Runner, half: Half) -> tuple[Nats, int]:
+    """Returns the nats of full depth and of the best candidates, and how many candidates there were."""
+    config, few = runner.model.config, half.first(SCREEN_BATCHES)
+    full = full_depth(config)
     errors = _local_errors(runner, half.batches[:ERROR_BATCHES])
-    chosen = [full_depth(config), *equal_steps(config), *searched(config, errors)]
-    print(f"searching {len(chosen) - 1} ways to cross the depth on {int(half.tokens.sum()):,} tokens")
-    nats = losses_of(runner, chosen, half)
-    # A grid that suits Euler's method is tried with the others too.
-    grids = {times_of(config, setting) for setting in _best(config, nats)}
-    more = [crossing(config, solver, grid) for solver in SOLVERS for grid in grids]
-    return nats | losses_of(runner, [s for s in more if s not in nats and is_cheaper(config, s)], half)
+    chosen = list(dict.fromkeys([full, *equal_steps(config), *searched_grids(config, errors)]))
+    print(f"searching on {int(half.tokens.sum()):,} tokens", flush=True)
+    nats = losses_of(runner, chosen, few)
+
+    def add(grids: Iterable[Times], solvers: Sequence[str]) -> None:
+        more = dict.fromkeys(crossing(config, solver, grid) for solver in solvers for grid in grids)
+        nats.update(losses_of(runner, [s for s in more if s not in nats and is_cheaper(config, s)], few))
+
+    # Local errors only stand for the loss: what is good in few steps is also tried with one more.
+    for steps in range(config.groups + FEW_STEPS - 1, config.core // 2):
+        of_count = [setting for setting in nats if (setting.solver, setting.steps) == ("euler", steps)]
+        best = min(of_count, key=lambda setting: nats[setting].sum(), default=None)
+        add(() if best is None else with_one_more(config.core, times_of(config, best)), SOLVERS[:1])
+    # And a grid that suits Euler's method is tried with the others.
+    add([times_of(config, setting) for setting in _best(config, nats)], SOLVERS)
+    return losses_of(runner, [full, *_best(config, nats, FINALISTS)], half), len(nats) - 1
 
 
 def losses_of(runner: Runner, chosen: Sequence[Setting], half: Half) -> Nats:
@@ -133,33 +177,41 @@ def losses_of(runner: Runner, chosen: Sequence[Setting], half: Half) -> Nats:
     takes the grid as an argument."""
     first = {(setting.solver, *(part.times.shape for part in setting.plan(runner))): setting for setting in chosen}
     side_by_side(lambda setting: _nats(runner, setting, half.batches[:1]), first.values())
-    return {setting: _nats(runner, setting, half.batches)[half.tokens > 0] for setting in chosen}
+    return {setting: _nats(runner, setting, half.batches)[: len(half.tokens)] for setting in chosen}
 
 
-def choose(config: ModelConfig, seen: Nats, measure: Any, limit: float) -> Choice:
+def choose(runner: Runner, seen: Nats, search: Half, unseen: Half, limit: float) -> Choice:
     """Returns the last candidate that keeps the limit, of the best for each number of evaluations.
 
-    Args:
-        seen: the nats of full depth and of all candidates, where they were searched.
-        measure: returns the nats of settings on the rows that were not searched.
+    `seen` has the nats on the half that was searched.
     """
+    config = runner.model.config
     full, best = full_depth(config), _best(config, seen)
-    nats = measure([full, *best])
-    increases = {setting: increase_of(nats[full], nats[setting]) for setting in best}
-    searched = [increase_of(seen[full], seen[setting]).value for setting in best]
-    order = in_test_order([evaluations_of(config, setting) for setting in best], searched, limit)
-    last = last_within([increases[best[number]].bound for number in order], limit)
-    return Choice(nats, increases, None if last is None else best[order[last]])
+    nats = losses_of(runner, [full, *best], unseen)
+    if not np.isfinite(seen[full].sum() + nats[full].sum()):
+        raise InputError("the loss at full depth is not finite, so that nothing can be compared with it: train again")
+
+    def increase(half: Half, nats: Nats, setting: Setting) -> Increase:
+        return increase_of(half.by_unit(nats[full]), half.by_unit(nats[setting]))
+
+    searched = {setting: increase(search, seen, setting).value for setting in best}
+    increases = {setting: increase(unseen, nats, setting) for setting in best}
+    evaluations = [evaluations_of(config, setting) for setting in best]
+    every = [best[number] for number in in_test_order(evaluations, list(searched.values()))]
+    order = [setting for setting in every if searched[setting] <= limit]
+    last = last_within([increases[setting].bound for setting in order], limit)
+    needed = max(searched[every[0]], increases[every[0]].bound) if every else math.inf
+    return Choice(nats, increases, None if last is None else order[last], every[0] if every else None, needed)
 
 
-def _best(config: ModelConfig, nats: Nats) -> list[Setting]:
-    """Returns the candidate with the lowest loss for each number of evaluations, the most evaluations first."""
-    full = full_depth(config)
+def _best(config: ModelConfig, nats: Nats, count: int = 1) -> list[Setting]:
+    """Returns the candidates with the lowest losses, so many for each number of evaluations, the most evaluations
+    first."""
+    full, best = full_depth(config), {}
     finite = [setting for setting in nats if setting != full and np.isfinite(nats[setting].sum())]
-    # Of two that lose the same the one that comes first stays.
-    ordered = sorted(finite, key=lambda setting: nats[setting].sum(), reverse=True)
-    best = {evaluations_of(config, setting): setting for setting in ordered}
-    return [best[count] for count in sorted(best, reverse=True)]
+    for setting in sorted(finite, key=lambda setting: nats[setting].sum()):
+        best.setdefault(evaluations_of(config, setting), []).append(setting)
+    return [setting for evaluations in sorted(best, reverse=True) for setting in best[evaluations][:count]]
 
 
 def _local_errors(runner: Runner, batches: Iterable[Batch]) -> np.ndarray:
@@ -179,12 +231,18 @@ def _row_losses(graph: nnx.GraphDef, params: Any, plan: DepthPlan, data: Batch) 
     return row_losses(nnx.merge(graph, params), data, plan=plan)
 
 
+def _text(half: Half, config: Config, options: Comparison) -> dict[str, Any]:
+    """Returns what is said of a half in the report."""
+    text = text_of(half.part.rows, half.batches, config, options)
+    return text | ({"documents": half.part.documents} if half.part.documents else {})
+
+
 def _rows(runner: Runner, choice: Choice, half: Half, options: Comparison, length: int) -> list[Row]:
     """Returns the rows of the report: full depth, and the best for each number of evaluations."""
-    tokens = half.tokens[half.tokens > 0]
+    real = half.tokens > 0
     losses = {
-        setting: MeanLoss(found.value, found.stderr, int(tokens.sum()))
-        for setting, found in ((setting, ratio_of(nats, tokens)) for setting, nats in choice.nats.items())
+        setting: mean_loss_of_rows(nats[real], half.tokens[real].astype(np.float64))
+        for setting, nats in choice.nats.items()
     }
     rows = timed(runner, losses, batch=options.batch, length=length, repeats=options.repeats)
     for setting, row in zip(losses, rows, strict=True):
@@ -193,7 +251,7 @@ def _rows(runner: Runner, choice: Choice, half: Half, options: Comparison, lengt
     return rows
 
 
-def _profile(loaded: Loaded, choice: Choice, limit: float, text: Mapping[str, Any]) -> Profile:
+def _profile(loaded: Loaded, choice: Choice, limit: float, text: Mapping[str, Any], documents: int) -> Profile:
     model, chosen = loaded[0], choice.chosen
     assert chosen is not None
     found = choice.increases[chosen]
@@ -206,18 +264,30 @@ def _profile(loaded: Loaded, choice: Choice, limit: float, text: Mapping[str, An
         loss_increase_bound=found.bound,
         text=text["source"],
         tokens=text["tokens"],
+        documents=documents,
         fingerprint=profiles.fingerprint_of(model),
+    )
+
+
+def _told(profile: Profile) -> str:
+    """Returns what was chosen, in a sentence."""
+    units = f"{profile.documents} documents not searched" if profile.documents else "rows not searched"
+    return (
+        f"chosen: {profile.steps} steps of {profile.solver}, {profile.evaluations} evaluations; on {units} "
+        f"the loss changes by {profile.loss_increase:+.2%}, at 95 % confidence by at most "
+        f"{profile.loss_increase_bound:+.2%}, of the {percent(profile.max_loss_increase)} allowed"
     )
 
 
 def _unreachable(config: ModelConfig, choice: Choice, limit: float) -> str:
     """Returns what is told where no candidate keeps the limit."""
-    if not choice.increases:
+    if choice.closest is None:
         return "no way to cross the depth in fewer evaluations has a finite loss: the model needs its full depth"
-    setting, found = min(choice.increases.items(), key=lambda item: item[1].bound)
+    found, needed = choice.increases[choice.closest], choice.needed
+    allow = f"allow --max_loss_increase={math.ceil(1e4 * needed) / 100:.6g}%, or " if needed < 1 else ""
     return (
-        f"no way to cross the depth in fewer than {config.depth} evaluations keeps the loss within {percent(limit)} of "
-        f"full depth: the smallest increase found is {found.value:+.3%}, at most {found.bound:+.3%} at 95 % confidence, "
-        f"with {evaluations_of(config, setting)} evaluations; allow --max_loss_increase={100 * found.bound:.2g}% or "
-        "more, or give more text (--eval_batches)"
+        f"the tolerance is unreachable: no way to cross the depth in fewer than {config.depth} evaluations is known to "
+        f"keep the loss within {percent(limit)} of full depth; the smallest increase found is {found.value:+.3%}, at "
+        f"most {found.bound:+.3%} at 95 % confidence, with {evaluations_of(config, choice.closest)} evaluations: {allow}give "
+        "more text (--text, --eval_batches)"
     )

@@ -1,6 +1,7 @@
 """Held-out rows in two halves: one to search on, and one that the search does not see."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,14 +10,25 @@ from odelm.errors import InputError
 
 LEAST_KEPT = 0.75
 """Documents are kept apart if so many of the rows are then of one half."""
-LEAST_SHARE = 0.25
-"""The smaller half has at least so many of the rows that are kept."""
+LEAST_DOCUMENTS = 5
+"""Documents are kept apart if each half has so many: fewer say little of others."""
 
 
-def halves(rows: HeldOutRows) -> tuple[HeldOutRows, HeldOutRows]:
+@dataclass(frozen=True)
+class Part:
+    """Some of the rows, and the units that they were drawn in."""
+
+    rows: HeldOutRows
+    units: np.ndarray
+    """The number of the unit of each row, int64 (rows,)."""
+    documents: int
+    """How many documents are the units; 0 if each row is a unit, because documents could not be kept apart."""
+
+
+def halves(rows: HeldOutRows) -> tuple[Part, Part]:
     """Returns two parts of about equally many tokens, which have no document in common where that can be.
 
-    A row with documents of both is then left out. Where too many would be, as with a single long document, or short ones
+    A row with documents of both is then left out. Where too many would be, as with a few long documents, or short ones
     packed together, every other row goes to each half. Raises InputError if there are fewer than four rows.
     """
     if len(rows) < 4:
@@ -25,16 +37,24 @@ def halves(rows: HeldOutRows) -> tuple[HeldOutRows, HeldOutRows]:
             "test on the other: give more text, or a shorter --length"
         )
     first, last = _documents(rows)
-    side = _side_of_documents(rows, first)
     # How many documents up to each belong to the second half.
-    second = np.concatenate([[0], np.cumsum(side)])
+    second = np.concatenate([[0], np.cumsum(_side_of_documents(rows, first))])
     of_second = second[last + 1] - second[first]
-    parts = [np.flatnonzero(of_second == 0), np.flatnonzero(of_second == last - first + 1)]
-    kept = sum(map(len, parts))
-    if kept < LEAST_KEPT * len(rows) or min(map(len, parts)) < LEAST_SHARE * kept:
-        parts = [np.arange(0, len(rows), 2), np.arange(1, len(rows), 2)]
-    one, other = (dataclasses.replace(rows, order=rows.order[part]) for part in parts)
-    return one, other
+    one, other = (_part(rows, kept, first) for kept in (of_second == 0, of_second == last - first + 1))
+    enough = len(one.rows) + len(other.rows) >= LEAST_KEPT * len(rows)
+    if enough and min(one.documents, other.documents) >= LEAST_DOCUMENTS:
+        return one, other
+    even = np.arange(len(rows)) % 2 == 0
+    return _part(rows, even, None), _part(rows, ~even, None)
+
+
+def _part(rows: HeldOutRows, kept: np.ndarray, documents: np.ndarray | None) -> Part:
+    """Returns the rows that are kept, with the documents (rows,) as units, or each row as one."""
+    part = dataclasses.replace(rows, order=rows.order[kept])
+    if documents is None:
+        return Part(part, np.arange(len(part)), 0)
+    names, units = np.unique(documents[kept], return_inverse=True)
+    return Part(part, units, len(names))
 
 
 def _documents(rows: HeldOutRows) -> tuple[np.ndarray, np.ndarray]:

@@ -59,12 +59,12 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     bounds = ("at most",) if "loss_increase_bound" in first else ()
     for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted):
         table.add_column(name, justify="right")
-    grids = ("times",) if any(row["grid"] or row["chosen"] for row in report["rows"]) else ()
+    grids = ("times",) if any(row["grid"] for row in report["rows"]) else ()
     for name in grids:
         table.add_column(name)
     for row in report["rows"]:
         table.add_row(
-            _label(row) + ("" if row["trained"] else " *"),
+            ("> " if row["chosen"] else "") + _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
             f"{row['evaluations']:g}" if _finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
@@ -82,6 +82,8 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     if text is not None and first["loss_stderr"] is not None:
         of = f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
         console.print(f"losses on {of}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True)
+    if any(row["chosen"] for row in report["rows"]):
+        console.print("> the way to cross the depth that profile.json has", soft_wrap=True)
     if not all(row["trained"] for row in report["rows"]):
         console.print(
             "* no count of steps, or no solver, that the model was trained with: see docs/method.md", soft_wrap=True
@@ -197,9 +199,8 @@ def percent(share: float) -> str:
 
 
 def _times(row: Row) -> str:
-    """Returns the times of a grid that is not of equal steps, and whether it is the one that was chosen."""
-    times = " ".join(f"{time:g}" for time in row["grid"] or ())
-    return " ".join(word for word in (times, "(chosen)" if row["chosen"] else "") if word)
+    """Returns the times of a grid that is not of equal steps."""
+    return " ".join(f"{time:g}" for time in row["grid"] or ())
 
 
 def _label(row: Row) -> str:

@@ -62,7 +62,17 @@ def mean_loss(batches: Iterable[LossSums]) -> MeanLoss:
     """Returns the mean over batches in which each token weighs the same."""
     sums = [jax.device_get(batch) for batch in batches]
     nats, tokens = (sum(float(getattr(batch, name)) for batch in sums) for name in ("nats", "tokens"))
-    xx, xn, nn, rows = map(float, np.stack([batch.squares for batch in sums]).astype(np.float64).sum(axis=0))
+    return _mean_loss(nats, tokens, np.stack([batch.squares for batch in sums]).astype(np.float64).sum(axis=0))
+
+
+def mean_loss_of_rows(nats: np.ndarray, tokens: np.ndarray) -> MeanLoss:
+    """Returns the mean over rows, given the nats of each and how many tokens it predicts, float (rows,) each."""
+    squares = [np.square(nats).sum(), (nats * tokens).sum(), np.square(tokens).sum(), len(tokens)]
+    return _mean_loss(float(nats.sum()), float(tokens.sum()), np.array(squares, np.float64))
+
+
+def _mean_loss(nats: float, tokens: float, squares: np.ndarray) -> MeanLoss:
+    xx, xn, nn, rows = map(float, squares)
     mean = nats / tokens
     spread = xx - 2 * mean * xn + mean**2 * nn
     stderr = math.sqrt(max(spread, 0.0) * rows / (rows - 1)) / tokens if rows > 1 else math.nan

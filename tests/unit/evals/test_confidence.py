@@ -3,24 +3,27 @@
 import numpy as np
 import pytest
 
-from odelm.evals.confidence import increase_of, last_within, ratio_of, in_test_order
-from odelm.models.loss import LossSums, mean_loss
+from odelm.evals.confidence import in_test_order, increase_of, last_within
 
 LIMIT = 0.01
 ROWS, TRIALS = 100, 2000
 PER_COUNT, COUNTS = 4, 3
 
 
-def test_a_ratio_has_the_error_of_a_mean_loss():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(1, 9, 30).astype(np.float64)
-    nats = tokens * rng.gamma(4.0, size=30)
-    squares = np.array([(nats**2).sum(), (nats * tokens).sum(), (tokens**2).sum(), 30])
-    wanted = mean_loss([LossSums(nats.sum(), tokens.sum(), 0, 0, squares, 0)])
-    found = ratio_of(nats, tokens)
-    assert (found.value, found.stderr) == pytest.approx((wanted.loss, wanted.stderr), rel=1e-9)
-    # 1.699 is Student's t with 29 degrees of freedom at 95 %, one side.
-    assert found.bound == pytest.approx(found.value + 1.699 * found.stderr, rel=1e-4)
+def test_the_bound_is_that_of_students_t_where_units_are_of_one_size():
+    coarse = np.array([1.0, 1.1, 1.3, 1.0])
+    found = increase_of(np.ones(4), coarse)
+    # 2.3534 is Student's t with 3 degrees of freedom at 95 %, one side; the standard error is that of a mean.
+    assert found.value == pytest.approx(0.1)
+    assert found.bound == pytest.approx(0.1 + 2.3534 * coarse.std(ddof=1) / 2, rel=1e-4)
+
+
+def test_units_of_unequal_size_say_less():
+    """Five units, one of which has most of the text, against five of a fifth each."""
+    noise = np.array([0.01, -0.01, 0.02, 0.0, -0.02])
+    equal, unequal = np.ones(5), np.array([4.6, 0.1, 0.1, 0.1, 0.1])
+    few, many = (increase_of(full, full * (1 + noise)) for full in (unequal, equal))
+    assert few.bound - few.value > 2 * (many.bound - many.value)
 
 
 def test_an_increase_is_relative_to_full_depth_and_weighs_tokens():
@@ -39,9 +42,9 @@ def test_what_is_not_known_has_no_bound(nats):
 def test_the_most_expensive_is_tested_first_and_what_a_cheaper_one_beats_is_not():
     evaluations = [11, 6, 6, 3, 2, 4]
     increases = [-0.01, 0.004, 0.002, 0.003, 0.2, 0.005]
-    assert in_test_order(evaluations, increases, LIMIT) == [0, 2, 3]
-    assert in_test_order(evaluations, [np.nan, *increases[1:]], LIMIT) == [2, 3]
-    assert in_test_order(evaluations, increases, -1.0) == []
+    assert in_test_order(evaluations, increases) == [0, 2, 3, 4]
+    assert in_test_order(evaluations, [np.nan, *increases[1:]]) == [2, 3, 4]
+    assert in_test_order([3, 2], [np.nan, np.inf]) == []
 
 
 def test_nothing_counts_after_the_first_failure():
@@ -65,7 +68,7 @@ def accepted(rng: np.random.Generator, increase: np.ndarray) -> int | None:
 
     (full, coarse), (unseen_full, unseen) = drawn(), drawn()
     searched = [increase_of(full, nats).value for nats in coarse]
-    order = in_test_order(evaluations.tolist(), searched, LIMIT)
+    order = [number for number in in_test_order(evaluations.tolist(), searched) if searched[number] <= LIMIT]
     last = last_within([increase_of(unseen_full, unseen[number]).bound for number in order], LIMIT)
     return None if last is None else order[last]
 
