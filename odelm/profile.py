@@ -123,7 +123,7 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
 
 def _digest(array: Any) -> tuple[list[int], str]:
     values = np.ascontiguousarray(array, np.float32)
-    return list(values.shape), hashlib.sha256(values).hexdigest()
+    return list(values.shape), hashlib.sha256(values.data).hexdigest()
 
 
 def _checked(profile: Profile) -> Profile:

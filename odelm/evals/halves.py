@@ -70,7 +70,7 @@ def _side_of_documents(rows: HeldOutRows, first: np.ndarray) -> np.ndarray:
     """Returns the half of each document, int64 (documents,): the longest first, each to the half that has less."""
     starts, stops = rows.windows.spans(rows.order)
     sizes = np.bincount(first, weights=stops - starts, minlength=len(rows.ends))
-    side, filled = np.zeros(len(sizes), np.int64), [0.0, 0.0]
+    side, filled = np.zeros(len(sizes), np.int64), np.zeros(2)
     for document in np.argsort(-sizes, kind="stable"):
         side[document] = filled[1] < filled[0]
         filled[side[document]] += sizes[document]

@@ -1,13 +1,14 @@
-"""What the quality dial measures, and what it chooses from that."""
+"""What the search of the quality dial measures, and what it chooses from that."""
 
 import numpy as np
 import pytest
 
 from odelm.errors import InputError
-from odelm.evals import dial
+from odelm.evals import row_nats, search
 from odelm.evals.candidates import all_grids, crossing, full_depth
-from odelm.evals.dial import Half, choose, losses_of, search_on
 from odelm.evals.halves import Part
+from odelm.evals.row_nats import Half, losses_of
+from odelm.evals.search import choose, search_on
 from odelm.evals.sweep import Setting
 from odelm.infer.runner import Runner
 from odelm.models.loss import loss_sums, mean_loss, mean_loss_of_rows
@@ -46,9 +47,9 @@ def test_one_program_serves_all_grids_of_a_number_of_steps(runner, half):
     config = runner.model.config
     settings = [crossing(config, "euler", grid) for steps in (2, 3) for grid in all_grids(4, 1, steps)]
     assert len(settings) == 6
-    dial._row_losses.clear_cache()  # pyright: ignore
+    row_nats._row_losses.clear_cache()  # pyright: ignore
     losses_of(runner, settings, half)
-    assert dial._row_losses._cache_size() == 2  # pyright: ignore
+    assert row_nats._row_losses._cache_size() == 2  # pyright: ignore
 
 
 def test_the_search_keeps_the_best_of_each_number_of_evaluations(runner, half):
@@ -58,7 +59,7 @@ def test_the_search_keeps_the_best_of_each_number_of_evaluations(runner, half):
     assert count == 1 + 3 + 4 + 2 and full_depth(config) in nats
     every = [Setting("euler", 3), *(crossing(config, "euler", grid) for grid in all_grids(4, 1, 3))]
     best = min(losses_of(runner, every, half).items(), key=lambda item: item[1].sum())[0]
-    assert best in nats and sum(setting.steps == 3 for setting in nats) == dial.FINALISTS
+    assert best in nats and sum(setting.steps == 3 for setting in nats) == search.FINALISTS
 
 
 def planted(half: np.random.Generator, increases: dict[Setting, float], *, by_document: float) -> dict:
@@ -80,7 +81,7 @@ def chosen(runner, monkeypatch):
         rng = np.random.default_rng(3)
         seen = planted(rng, searched, by_document=by_document)
         nats = planted(rng, unseen, by_document=by_document)
-        monkeypatch.setattr(dial, "losses_of", lambda runner, settings, half: {s: nats[s] for s in settings})
+        monkeypatch.setattr(search, "losses_of", lambda runner, settings, half: {s: nats[s] for s in settings})
         return choose(runner, seen, half, half, limit)
 
     return run
