@@ -61,7 +61,9 @@ def losses_of(runner: Runner, chosen: Sequence[Setting], half: Half) -> Nats:
 def errors_of(runner: Runner, batches: Iterable[Batch]) -> np.ndarray:
     """Returns the mean of the local errors over batches, float (C, C + 1)."""
     found = jax.jit(lambda params, data: local_errors(nnx.merge(runner.graph, params), inputs_of(data)))
-    return np.asarray(np.mean([jax.device_get(found(runner.params, data)) for data in batches], axis=0, dtype=np.float64))
+    return np.asarray(
+        np.mean([jax.device_get(found(runner.params, data)) for data in batches], axis=0, dtype=np.float64)
+    )
 
 
 def _nats(runner: Runner, setting: Setting, batches: Iterable[Batch]) -> np.ndarray:

@@ -44,6 +44,11 @@ def test_the_halves_have_no_document_in_common(documents):
     assert all(np.array_equal(a.rows.order, b.rows.order) for a, b in zip((one, other), again, strict=True))
 
 
+def test_halves_are_balanced_where_documents_are_of_unequal_length():
+    one, other = halves(rows_of([1200, 100] * 10, documents=True))
+    assert len(one.rows) / len(other.rows) == pytest.approx(1, abs=0.1)
+
+
 @pytest.mark.parametrize(
     "lengths", [[4000], [400] * 8, [3] * 400], ids=["one document", "too few documents", "several in each row"]
 )

@@ -31,10 +31,15 @@ def half(tokens) -> Half:
 
 
 def test_the_losses_of_rows_are_those_of_a_comparison(runner, half):
-    settings = [full_depth(runner.model.config), Setting("heun", 2, grid=(0.0, 1.0, 4.0))]
+    model, grid = runner.model, (0.0, 1.0, 4.0)
+    plans = {
+        full_depth(model.config): model.plan(),
+        Setting("heun", 2, grid=grid): model.plan(grid=grid, solver="heun"),
+    }
+    settings = list(plans)
     found = losses_of(runner, settings, half)
     for setting in settings:
-        sums = [loss_sums(runner.model, batch, plan=setting.plan(runner)) for batch in half.batches]
+        sums = [loss_sums(model, batch, plan=plans[setting]) for batch in half.batches]
         wanted, mean = mean_loss(sums), mean_loss_of_rows(found[setting], half.tokens)
         # float32 sums of six terms.
         assert (mean.loss, mean.stderr, mean.tokens) == pytest.approx((wanted.loss, wanted.stderr, 14), rel=1e-5)
@@ -118,6 +123,7 @@ def test_a_full_depth_that_is_not_finite_is_refused(chosen):
 
 
 def test_what_is_not_finite_is_never_chosen(chosen):
-    increases = {FULL: 0.0, THREE: np.nan, TWO: 0.004, ONE: np.inf}
+    other = Setting("euler", 2, grid=(0.0, 1.0, 4.0))
+    increases = {FULL: 0.0, THREE: np.nan, other: np.nan, TWO: 0.004, ONE: np.inf}
     assert chosen(increases, increases, 0.01, by_document=1e-4).chosen == TWO
     assert chosen(increases, {**increases, TWO: np.nan}, 0.01, by_document=1e-4).chosen is None
