@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import bundle, checkpoint, interop, remote
+from odelm import bundle, checkpoint, interop, profile, remote
 from odelm.config import Config
 from odelm.errors import InputError
 from odelm.files import is_url
@@ -21,22 +21,33 @@ def load(
     step: int | None = None,
     adjust: Callable[[Config], Config] | None = None,
     mesh: "Mesh | None" = None,
+    with_profile: bool = True,
 ) -> tuple[Model, Config, "Tokenizer | None"]:
     """Returns (model, config, tokenizer) of a run directory, of a bundle (`odelm.bundle`) or of a Hugging Face folder.
 
-    A run directory may be a URL (`odelm.remote`).
+    A run directory may be a URL (`odelm.remote`). A `profile.json` in it becomes `model.profile` (`odelm.profile`).
 
     Args:
         step: of a run, which checkpoint; None is the newest.
         adjust: changes the config before the model is made; of a Hugging Face folder only its dtypes are taken.
         mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run or bundle; None is one device.
+        with_profile: whether a profile is read.
 
     The tokenizer is None where there is no `tokenizer.json`. Raises InputError, naming what is missing or does not
-    fit, for what is none of the three.
+    fit, for what is none of the three, and for a profile that is damaged or of other parameters.
     """
     if is_url(path):
         path = remote.fetched(str(path), checkpoint.to_stderr)
     path = Path(path).expanduser()
+    model, config, tokenizer = _loaded(path, step, adjust, mesh)
+    if with_profile:
+        model.profile = profile.read_for(model, path / profile.PROFILE)
+    return model, config, tokenizer
+
+
+def _loaded(
+    path: Path, step: int | None, adjust: Callable[[Config], Config] | None, mesh: "Mesh | None"
+) -> tuple[Model, Config, "Tokenizer | None"]:
     if bundle.is_bundle(path):
         if step is not None:
             raise InputError(f"step={step} was given, but {path} is a bundle, which has no checkpoints")

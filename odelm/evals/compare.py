@@ -16,8 +16,9 @@ from odelm.config import Config, DataConfig, TrainConfig
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
+from odelm.evals.candidates import crossing
 from odelm.evals.generation import compare_ways, ways
-from odelm.evals.generation_report import make_generation_report, prompts_from, publish
+from odelm.evals.generation_report import make_generation_report, prompts_from, publish_generation
 from odelm.evals.report import make_report, print_table, write_report
 from odelm.evals.sweep import settings, sweep
 from odelm.infer.runner import Runner
@@ -78,6 +79,8 @@ def compare(
     length = length_of(config, options, run=step is not None)
     runner = Runner.of(model)
     chosen = settings(runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator)
+    own = model.profile and crossing(config.model, model.profile.solver, model.profile.grid)
+    chosen += [own] if own is not None and own not in chosen else []
     rows, batches = batches_of(loaded, options, source=source, step=step)
     baseline = _adapted_from(config, adjust) if batches else None
     measured = sweep(
@@ -89,10 +92,12 @@ def compare(
         repeats=options.repeats,
         before=None if baseline is None else Runner.of(baseline),
     )
+    for setting, row in zip(chosen, measured, strict=True):
+        row["chosen"] = setting == own
     out = source / "infer" if out is None else out
     text = None if rows is None else text_of(rows, batches, config, options)
     trained = (config.model.core,) if step is None else config.trained_counts
-    _publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
+    publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
     return out
 
 
@@ -126,15 +131,15 @@ def compare_generation(
     )
     text = None if rows is None else text_of(rows, batches, config, options)
     report = make_generation_report(config.model, measured, text=text)
-    return publish(report, source / "infer" if out is None else out)
+    return publish_generation(report, source / "infer" if out is None else out)
 
 
-def _publish(report: dict[str, Any], out: Path) -> None:
+def publish(report: dict[str, Any], out: Path, *, name: str = "report") -> None:
     """Writes the report and prints its table, also if it cannot be written."""
     # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
     console = Console(width=None if sys.stdout.isatty() else 100)
     try:
-        write_report(report, out)
+        write_report(report, out, name=name)
     except OSError as error:
         raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
     finally:
@@ -146,8 +151,8 @@ def batches_of(
 ) -> tuple[HeldOutRows | None, list[Batch]]:
     """Returns the rows to measure losses on, and their batches: None and none if there is no text."""
     length = length_of(loaded[1], options, run=step is not None)
-    rows = held_out(loaded, options, tokenizer_file=None if step is None else source / TOKENIZER)
-    return rows, [] if rows is None else list(rows.batches(_batch_size(len(rows), length)))
+    rows = _held_out_or_why(loaded, options, None if step is None else source / TOKENIZER)
+    return rows, [] if rows is None else list(rows.batches(batch_size(len(rows), length)))
 
 
 def length_of(config: Config, options: Comparison, *, run: bool) -> int:
@@ -160,7 +165,7 @@ def length_of(config: Config, options: Comparison, *, run: bool) -> int:
     return options.length
 
 
-def _batch_size(rows: int, length: int) -> int:
+def batch_size(rows: int, length: int) -> int:
     """Returns how many sequences to compute at once: as many as fit, and no padding if that can be."""
     sizes = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * length <= EVAL_TOKENS]
     return next((size for size in sizes if rows % size == 0 and size * 4 > sizes[0]), sizes[0])
@@ -173,18 +178,30 @@ def text_of(rows: HeldOutRows, batches: Sequence[Batch], config: Config, options
     return {"source": source, "tokens": tokens, "documents": rows.documents}
 
 
-def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutRows | None:
-    """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
+class NoText(InputError):
+    """There is no text to measure losses on, or the model has none."""
 
-    There are none, and a line on standard error says why, for a folder without a text, for models without a loss, and
-    for a run whose text cannot be read, such as on another machine.
-    """
-    model, config, tokenizer = loaded
+
+def _held_out_or_why(loaded: Loaded, options: Comparison, tokenizer_file: Path | None) -> HeldOutRows | None:
+    """Returns what `held_out` does; None, and a line on standard error says why, if there is nothing."""
     if options.eval_batches == 0:
         return None
-    if not isinstance(model, CausalLM | MaskedLM):
-        print(f"no losses: a {type(model).__name__} has no language model's head", file=sys.stderr)
+    try:
+        return held_out(loaded, options, tokenizer_file=tokenizer_file)
+    except NoText as error:
+        print(f"no losses: {error}", file=sys.stderr)
         return None
+
+
+def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutRows:
+    """Returns the rows to measure losses on: of the given text, else of the run whose tokenizer is given.
+
+    Raises NoText for a folder without a text, for models without a loss, and for a run whose text cannot be read, such
+    as on another machine.
+    """
+    model, config, tokenizer = loaded
+    if not isinstance(model, CausalLM | MaskedLM):
+        raise NoText(f"a {type(model).__name__} has no language model's head")
     if options.text is not None:
         prepared = read_text(options.text, tokenizers.needed(tokenizer), config.data)
         # Rows and masks of a text are the same however a model was trained, so that losses can be compared.
@@ -194,14 +211,9 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
         try:
             prepared = prepare(config, tokenizer_file=tokenizer_file)
         except InputError as error:
-            print(
-                f"no losses: the run's text cannot be read ({error}); --text=FILE measures them on another",
-                file=sys.stderr,
-            )
-            return None
+            raise NoText(f"the run's text cannot be read ({error}); --text=FILE measures them on another") from error
     else:
-        print("no losses: give --text=FILE to measure them", file=sys.stderr)
-        return None
+        raise NoText("give --text=FILE to measure them")
     own = options.eval_batches is None and options.text is None
     limit = (
         config.train.eval_batches * config.train.batch_size
@@ -217,7 +229,7 @@ def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> 
     if not config.init.from_pretrained:
         return None
     try:
-        model = pretrained.load(config.init.from_pretrained, adjust=adjust)[0]
+        model = pretrained.load(config.init.from_pretrained, adjust=adjust, with_profile=False)[0]
         return model if isinstance(model, CausalLM | MaskedLM) else None
     except InputError as error:
         print(f"no losses of the model before adaptation: {error}", file=sys.stderr)

@@ -40,7 +40,7 @@ def make_generation_report(model: ModelConfig, rows: Sequence[Row], *, text: dic
     }
 
 
-def publish(report: dict[str, Any], out: Path) -> Path:
+def publish_generation(report: dict[str, Any], out: Path) -> Path:
     """Writes the report to a directory and prints its table, also if it cannot be written; returns the directory."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:

@@ -38,8 +38,12 @@ def make_report(
         "jax": jax.__version__,
         "model": {**shape, "norm_placement": model.norm_placement, "trained_updates": step},
         "text": text,
-        "rows": [row | {"trained": row["solver"] == "euler" and row["steps"] in trained} for row in rows],
+        "rows": [row | {"trained": _is_trained(row, trained)} for row in rows],
     }
+
+
+def _is_trained(row: Row, trained: Sequence[int]) -> bool:
+    return row["solver"] == "euler" and row["steps"] in trained and row["grid"] is None
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -52,11 +56,15 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         padding=(0, 1, 0, 0),
     )
     adapted = ("before",) if "loss_before" in first else ()
-    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *adapted):
+    bounds = ("at most",) if "loss_increase_bound" in first else ()
+    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted):
         table.add_column(name, justify="right")
+    grids = ("times",) if any(row["grid"] for row in report["rows"]) else ()
+    for name in grids:
+        table.add_column(name)
     for row in report["rows"]:
         table.add_row(
-            _label(row) + ("" if row["trained"] else " *"),
+            ("> " if row["chosen"] else "") + _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
             f"{row['evaluations']:g}" if _finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
@@ -65,28 +73,33 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             f"{row['speedup']:.2f}x",
             _number(row["loss"], ".4f"),
             _number(row["loss_increase"], "+.2%"),
+            *(_number(row["loss_increase_bound"], "+.2%") for _ in bounds),
             *(_number(row["loss_before"], ".4f") for _ in adapted),
+            *(_times(row) for _ in grids),
         )
     console.print(table)
     text = report["text"]
     if text is not None and first["loss_stderr"] is not None:
         of = f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
         console.print(f"losses on {of}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True)
+    if any(row["chosen"] for row in report["rows"]):
+        console.print("> the way to cross the depth that profile.json has", soft_wrap=True)
     if not all(row["trained"] for row in report["rows"]):
         console.print(
             "* no count of steps, or no solver, that the model was trained with: see docs/method.md", soft_wrap=True
         )
 
 
-def write_report(report: dict[str, Any], directory: Path) -> None:
-    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw."""
+def write_report(report: dict[str, Any], directory: Path, *, name: str = "report") -> None:
+    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw; or files of
+    another name."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "report.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
+    write_text(directory / f"{name}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     if any(_finite(row["loss"]) for row in report["rows"]):
-        plot(report, directory / "report.png")
+        plot(report, directory / f"{name}.png")
     else:
         # That of an earlier report would be taken for this one's.
-        (directory / "report.png").unlink(missing_ok=True)
+        (directory / f"{name}.png").unlink(missing_ok=True)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -104,8 +117,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
     past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if _finite(row.get("loss_before"))]
     if past:
         axes.plot(*zip(*past, strict=True), "s--", color="grey", label="before adaptation")
-    full = report["rows"][0]["loss"]
-    if _finite(full):
+    for row in rows:
+        if row["chosen"]:
+            axes.plot(row["latency_ms"]["median"], row["loss"], "*", color="black", markersize=12, label="chosen")
+    full, dial = report["rows"][0]["loss"], report.get("dial")
+    if _finite(full) and dial is not None:
+        limit = dial["max_loss_increase"]
+        axes.axhspan(full, full * (1 + limit), alpha=0.15, label=f"full depth + {percent(limit)}")
+    elif _finite(full):
         axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
     losses = [row["loss"] for row in rows] + [loss for _, loss in past]
     spread = max(max(losses) - min(losses), 0.06 * max(losses))
@@ -123,7 +142,8 @@ def _line(row: Row) -> str:
     """Returns the name of the line that a row is a point of."""
     if row["steps"] is None:
         return f"{row['solver']}, by tolerance"
-    return row["solver"] + (", diffrax" if row["integrator"] == "diffrax" else "")
+    unequal = ", unequal steps" if row["grid"] else ""
+    return row["solver"] + (", diffrax" if row["integrator"] == "diffrax" else "") + unequal
 
 
 def _label_points(axes: Any, rows: Sequence[Row]) -> None:
@@ -171,6 +191,16 @@ def _plain(value: Any) -> Any:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def percent(share: float) -> str:
+    """Returns a share in per cent, in as many digits as it has."""
+    return f"{100 * share:.6g} %"
+
+
+def _times(row: Row) -> str:
+    """Returns the times of a grid that is not of equal steps."""
+    return " ".join(f"{time:g}" for time in row["grid"] or ())
 
 
 def _label(row: Row) -> str:

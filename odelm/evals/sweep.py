@@ -19,18 +19,26 @@ from odelm.errors import InputError
 from odelm.infer.latency import Latency, measure
 from odelm.infer.runner import Runner, make_adaptive, make_forward
 from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
+from odelm.models.transformer import DepthPlan
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to cross the depth: `steps` equal steps, or steps chosen by a tolerance."""
+    """One way to cross the depth: `steps` equal steps, steps of a grid, or steps chosen by a tolerance."""
 
     solver: str
     steps: int | None = None
     tolerance: float | None = None
     integrator: str = "scan"
+    grid: tuple[float, ...] | None = None
+    """The times over the core, (steps + 1,), if the steps are not equal."""
+
+    def plan(self, runner: Runner) -> DepthPlan:
+        """Returns the precomputed part of the integration; InputError for one that the model cannot take."""
+        assert self.steps is not None, "a tolerance has no plan"
+        return runner.plan(self.steps, self.solver, self.integrator, self.grid)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def settings(
         chosen.append(Setting(adaptive, tolerance=tolerance))
     for setting in chosen:
         if setting.steps is not None:
-            runner.plan(setting.steps, setting.solver, setting.integrator)
+            setting.plan(runner)
     return [full] + [setting for setting in chosen if setting != full]
 
 
@@ -89,9 +97,7 @@ def sweep(
     """
     calls = make_calls(runner, chosen, batch=batch, length=length)
     with _within_budget():
-        # The first call of each compiles.
-        side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
-        latencies = measure(calls, repeats=repeats)
+        latencies = _latencies(calls, repeats)
         measured = _measured(runner, chosen, calls, latencies, held_out, before)
     rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
     if before is not None:
@@ -114,7 +120,7 @@ def make_calls(
             adaptive = make_adaptive(runner.graph, tolerance=_tolerance(setting), solver=setting.solver)
             calls[setting] = lambda adaptive=adaptive: adaptive(runner.params, tokens)
         else:
-            plan = runner.plan(setting.steps, setting.solver, setting.integrator)
+            plan = setting.plan(runner)
             calls[setting] = lambda plan=plan: forward(runner.params, plan, tokens)
     return calls
 
@@ -122,6 +128,27 @@ def make_calls(
 def loss_of(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> MeanLoss | None:
     """Returns the loss over the held-out batches; None if there are none."""
     return _quality(runner, setting, held_out)[0]
+
+
+def timed(
+    runner: Runner,
+    losses: Mapping[Setting, MeanLoss],
+    *,
+    batch: int,
+    length: int,
+    repeats: int = 30,
+) -> list[Row]:
+    """Returns the rows of a sweep over settings with known losses and numbers of steps, full depth first."""
+    chosen = list(losses)
+    latencies = _latencies(make_calls(runner, chosen, batch=batch, length=length), repeats)
+    measured = [Measured(latencies[s], _evaluations(runner, s), losses[s]) for s in chosen]
+    return [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+
+
+def _latencies(calls: Mapping[Setting, Callable[[], Any]], repeats: int) -> dict[Setting, Latency]:
+    # The first call of each compiles.
+    side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
+    return measure(calls, repeats=repeats)
 
 
 @contextlib.contextmanager
@@ -169,7 +196,12 @@ def _measured(
 
 
 def _fits(runner: Runner, setting: Setting) -> bool:
-    return setting.steps is None or setting.steps % runner.model.config.groups == 0
+    if setting.grid is None:
+        return setting.steps is None or setting.steps % runner.model.config.groups == 0
+    try:
+        return bool(setting.plan(runner))
+    except InputError:
+        return False
 
 
 def _tolerance(setting: Setting) -> float:
@@ -181,15 +213,14 @@ def _evaluations(runner: Runner, setting: Setting) -> float:
     """Returns how often the blocks are applied; nan for an implicit solver, which iterates as often as it must."""
     if setting.solver in ode.IMPLICIT_SOLVERS:
         return math.nan
-    assert setting.steps is not None
-    return sum(part.evaluations for part in runner.plan(setting.steps, setting.solver, setting.integrator))
+    return sum(part.evaluations for part in setting.plan(runner))
 
 
 def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[MeanLoss | None, float]:
     """Returns the loss over the held-out batches, and the mean evaluations of adaptive steps."""
     if not held_out:
         return None, math.nan
-    plan = None if setting.steps is None else runner.plan(setting.steps, setting.solver, setting.integrator)
+    plan = None if setting.steps is None else setting.plan(runner)
 
     @jax.jit
     def losses(params: Any, plan: Any, data: Batch) -> tuple[LossSums, jax.Array]:
@@ -222,4 +253,6 @@ def _row(setting: Setting, measured: Measured, full: Measured, batch: int, lengt
         "loss_stderr": None if measured.loss is None else measured.loss.stderr,
         "perplexity": None if loss is None else math.exp(min(loss, 700.0)),
         "loss_increase": None if loss is None or full.loss is None else loss / full.loss.loss - 1,
+        "grid": None if setting.grid is None else list(setting.grid),
+        "chosen": False,
     }

@@ -24,7 +24,7 @@ class Runner:
     model: CausalLM | MaskedLM | Classifier | Encoder
     graph: nnx.GraphDef
     params: Any
-    _plans: dict[tuple[int, str, str], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
+    _plans: dict[tuple[Any, ...], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: CausalLM | MaskedLM | Classifier | Encoder) -> "Runner":
@@ -32,11 +32,14 @@ class Runner:
         graph, params = nnx.split(model, nnx.Param)
         return cls(model, graph, params)
 
-    def plan(self, steps: int, solver: str, integrator: str = "scan") -> DepthPlan:
-        """Returns the precomputed part of an integration in `steps` equal steps, computed once."""
-        name = (steps, solver, integrator)
+    def plan(
+        self, steps: int, solver: str, integrator: str = "scan", grid: tuple[float, ...] | None = None
+    ) -> DepthPlan:
+        """Returns the precomputed part of an integration in `steps` equal steps, or over a grid, computed once."""
+        name = (steps if grid is None else grid, solver, integrator)
         if name not in self._plans:
-            self._plans[name] = self.model.plan(steps=steps, solver=solver, integrator=integrator)
+            equal = steps if grid is None else None
+            self._plans[name] = self.model.plan(steps=equal, grid=grid, solver=solver, integrator=integrator)
         return self._plans[name]
 
 

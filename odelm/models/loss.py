@@ -62,7 +62,17 @@ def mean_loss(batches: Iterable[LossSums]) -> MeanLoss:
     """Returns the mean over batches in which each token weighs the same."""
     sums = [jax.device_get(batch) for batch in batches]
     nats, tokens = (sum(float(getattr(batch, name)) for batch in sums) for name in ("nats", "tokens"))
-    xx, xn, nn, rows = map(float, np.stack([batch.squares for batch in sums]).astype(np.float64).sum(axis=0))
+    return _mean_loss(nats, tokens, np.stack([batch.squares for batch in sums]).astype(np.float64).sum(axis=0))
+
+
+def mean_loss_of_rows(nats: np.ndarray, tokens: np.ndarray) -> MeanLoss:
+    """Returns the mean over rows, given the nats of each and how many tokens it predicts, float (rows,) each."""
+    squares = [np.square(nats).sum(), (nats * tokens).sum(), np.square(tokens).sum(), len(tokens)]
+    return _mean_loss(float(nats.sum()), float(tokens.sum()), np.array(squares, np.float64))
+
+
+def _mean_loss(nats: float, tokens: float, squares: np.ndarray) -> MeanLoss:
+    xx, xn, nn, rows = map(float, squares)
     mean = nats / tokens
     spread = xx - 2 * mean * xn + mean**2 * nn
     stderr = math.sqrt(max(spread, 0.0) * rows / (rows - 1)) / tokens if rows > 1 else math.nan
@@ -85,6 +95,24 @@ def loss_sums(
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
     return sums_from_hidden(model, hidden, data, z_loss=z_loss, taught_by=taught_by)
+
+
+def row_losses(model: CausalLM | MaskedLM, batch: Batch, *, plan: DepthPlan) -> tuple[jax.Array, jax.Array]:
+    """Returns the nats of each row of a batch, summed over its predicted tokens, and how many these are, float32 (B,)
+    each."""
+    data = {name: jnp.asarray(array) for name, array in batch.items()}
+    hidden, _ = model.run(inputs_of(data), plan)
+    _, nats = summed_cross_entropy(*_readout_of(model, hidden, data), data["targets"], data["weights"])
+    return nats.sum(axis=1), data["weights"].sum(axis=1)
+
+
+def _readout_of(
+    model: CausalLM | MaskedLM, states: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Returns what the logits of the places to predict are made of, given the states (B, L, D) of a batch."""
+    if "positions" in batch:
+        states = pick(states, jnp.asarray(batch["positions"]))
+    return model.head.parts(states, model.embed.tokens[...])
 
 
 def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
@@ -110,16 +138,10 @@ def sums_from_hidden(
 
     `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text.
     """
-
-    def read(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        if "positions" in batch:
-            states = pick(states, jnp.asarray(batch["positions"]))
-        return model.head.parts(states, model.embed.tokens[...])
-
     weights = jnp.asarray(batch["weights"])
-    teacher = None if taught_by is None else Teacher(read(taught_by.x)[0], taught_by.share)
+    teacher = None if taught_by is None else Teacher(_readout_of(model, taught_by.x, batch)[0], taught_by.share)
     total, nats = summed_cross_entropy(
-        *read(hidden), jnp.asarray(batch["targets"]), weights, z_loss=z_loss, teacher=teacher
+        *_readout_of(model, hidden, batch), jnp.asarray(batch["targets"]), weights, z_loss=z_loss, teacher=teacher
     )
     # The nats have no gradient of their own: with a penalty, that of both is the penalty's.
     penalty = jnp.zeros(()) if not z_loss and teacher is None else total - nats.sum()

@@ -1,6 +1,7 @@
 """Which times each block crosses: a grid over the core, cut between its groups, with prelude and coda at its ends."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -11,6 +12,16 @@ from odelm.errors import InputError
 from odelm.ode import grid as grids
 
 Grid = Sequence[float] | np.ndarray | jax.Array
+
+
+class Crossing(Protocol):
+    """A way to cross the core of a model, such as an `odelm.profile.Profile`."""
+
+    @property
+    def grid(self) -> tuple[float, ...]: ...
+
+    @property
+    def solver(self) -> str: ...
 
 
 def stretches(config: ModelConfig, steps: int | None, grid: Grid | None) -> list[Grid]:

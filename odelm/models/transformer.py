@@ -19,7 +19,7 @@ from odelm.models.lanes import LaneBlock, joined, split
 from odelm.models.memory import Memory, empty_key_values, empty_memory
 from odelm.models.norm import Norm
 from odelm.models.precision import compute_dtype, state_dtype
-from odelm.models.stretches import Grid, stretches, with_ends
+from odelm.models.stretches import Crossing, Grid, stretches, with_ends
 from odelm.models.view import View, see
 
 DepthPlan = tuple[ode.Plan, ...]
@@ -39,6 +39,8 @@ class SharedTransformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = dataclasses.replace(config.validate())
         config = self.config
+        # The cheapest crossing that keeps a promise about the loss, if `odelm.load` has found one.
+        self.profile: Crossing | None = None
         self.embed = Embed(config, rngs=rngs)
         block = SharedBlock if config.inner_blocks == 1 else BlockChain
         core = block if config.lanes == 1 else LaneBlock

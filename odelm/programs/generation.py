@@ -59,18 +59,25 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
         seed=flags.seed,
         end_token=config.data.end_token,
     )
-    whole = flags.speculative and flags.steps is None
-    counts = (config.model.core,) if whole else steps_of(config)
-    for count in counts:
-        plan = runner.plan(count, flags.solver, flags.integrator)
+    for name, plan in (plans := _plans(runner, flags, steps_of(config))).items():
         if flags.prefill_steps is not None:
             options["prefill_plan"] = runner.plan(flags.prefill_steps, flags.solver)
         if flags.speculative:
             options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags)
         text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
-        if len(counts) > 1:
-            print(f"--- {count} steps")
+        if len(plans) > 1:
+            print(f"--- {name}")
         print(text)
+
+
+def _plans(runner: Any, flags: FlagValues, counts: tuple[int, ...]) -> dict[str, Any]:
+    """Returns how a prompt is continued, by name: by the model's profile, or in each number of steps."""
+    profile = runner.model.profile
+    if flags.speculative and flags.steps is None:
+        counts = (runner.model.config.core,)
+    elif profile is not None and (flags.solver, flags.integrator) == ("euler", "scan"):
+        return {"the profile": runner.model.plan(grid=profile.grid, solver=profile.solver)}
+    return {f"{count} steps": runner.plan(count, flags.solver, flags.integrator) for count in counts}
 
 
 def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues) -> Any:

@@ -2,6 +2,7 @@
 
     python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
+    python infer.py --workdir=runs/tiny --max_loss_increase=0.5%
     python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
@@ -14,13 +15,16 @@ to `infer/report.json` and `infer/report.png` in it, or to --out; with --generat
 `infer/generation.png`. Of a run that adapted an existing model the report also has what that model lost at each step
 count before. A bundle is a model in a folder of its own, with a forward pass for each step count that a process with
 JAX alone can call.
+
+With --max_loss_increase the cheapest steps that keep that limit are searched, and saved as `profile.json` in the run or
+folder, or in --out. Without --steps the profile is then used for generating, and compared too.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -28,6 +32,9 @@ from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
 from odelm.programs import command_line, generation
+
+if TYPE_CHECKING:
+    from odelm.evals.compare import Comparison
 
 FLAGS = command_line.new_flags()
 _string, _integer, _float = (
@@ -39,6 +46,11 @@ _string("text", None, "Measure the losses on this text (a file, folder or glob) 
 _string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 flags.DEFINE_list(
     "steps", None, "Numbers of depth steps; default: full depth, 1/2, 1/3 and 1/4 of it.", flag_values=FLAGS
+)
+_string(
+    "max_loss_increase",
+    None,
+    "Search for the cheapest steps whose loss is at most so much above that of full depth, such as 0.5% or 0.005.",
 )
 _string("solver", "euler", "Name of the ODE solver.")
 flags.DEFINE_enum(
@@ -57,7 +69,7 @@ _integer("repeats", 30, "Timed calls of each setting.", lower_bound=1)
 _integer(
     "eval_batches",
     None,
-    "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8.",
+    "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8, for a search 32.",
     lower_bound=0,
 )
 _string("baseline", None, "Another run, bundle or folder, compared with at equal latency.")
@@ -77,6 +89,10 @@ _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
+SEARCHED = (
+    "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export"
+)  # fmt: skip
+"""What --max_loss_increase takes the place of."""
 for name, expected in dict(
     workdir="a directory",
     model="a directory",
@@ -100,6 +116,7 @@ def _infer() -> int:
     from odelm import bundle, checkpoint, interop, pretrained
     from odelm.run_directory import read_config
 
+    limit = _max_loss_increase()
     source, target = _source(), _target()
     bundled = bundle.is_bundle(source)
     step = None
@@ -107,16 +124,42 @@ def _infer() -> int:
         read_config(source)  # its errors come before those of the checkpoints
         step = checkpoint.newest_whole(source)
     generation.check(FLAGS)
-    loaded = pretrained.load(source, step=step, adjust=None if target else _with_dtype, mesh=_mesh())
+    uses_profile = FLAGS.steps is None and limit is None and target is None
+    loaded = pretrained.load(
+        source, step=step, adjust=None if target else _with_dtype, mesh=_mesh(), with_profile=uses_profile
+    )
     if bundled:
         step = bundle.updates(source)
-    if target is not None:
+    if limit is not None:
+        _find_profile(loaded, limit, source, step)
+    elif target is not None:
         _export(loaded, _steps(loaded[1]), source, step, target)
     elif FLAGS.prompt is not None or FLAGS.prompt_file is not None:
         generation.continue_prompt(loaded, FLAGS, _steps)
     else:
         _compare(loaded, _steps(loaded[1]), source, step)
     return 0
+
+
+def _max_loss_increase() -> float | None:
+    """Returns --max_loss_increase as a share; InputError for what is none, and for flags that do not go with it."""
+    text = FLAGS.max_loss_increase
+    if text is None:
+        return None
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        limit = float(number) / (100 if percent else 1)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1:
+        raise InputError(
+            f"--max_loss_increase is {text!r}, expected a share of the loss from 0 to below 1, such as 0.5% or 0.005"
+        )
+    others = {name: FLAGS[name].value not in (None, FLAGS[name].default) for name in SEARCHED}
+    if FLAGS.eval_batches == 0 or any(others.values()):
+        name = next((name for name, given in others.items() if given), "eval_batches=0")
+        raise InputError(f"--max_loss_increase searches steps and solver on held-out text: leave out --{name}")
+    return limit
 
 
 def _mesh() -> Any:
@@ -181,12 +224,10 @@ def _steps(config: Config) -> tuple[int, ...]:
         raise InputError(f"--steps is {','.join(FLAGS.steps)}, expected whole numbers such as 12,6,3") from None
 
 
-def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
-    from odelm import pretrained
-    from odelm.evals.baseline import compare_with_baseline
-    from odelm.evals.compare import Comparison, compare, compare_generation
+def _options() -> "Comparison":
+    from odelm.evals.compare import Comparison
 
-    options = Comparison(
+    return Comparison(
         solver=FLAGS.solver,
         integrator=FLAGS.integrator,
         tolerance=FLAGS.adaptive_tolerance,
@@ -196,17 +237,34 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
         eval_batches=FLAGS.eval_batches,
         text=FLAGS.text,
     )
-    out = Path(FLAGS.out).expanduser() if FLAGS.out else None
+
+
+def _out() -> Path | None:
+    return Path(FLAGS.out).expanduser() if FLAGS.out else None
+
+
+def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
+    from odelm import pretrained
+    from odelm.evals.baseline import compare_with_baseline
+    from odelm.evals.compare import compare, compare_generation
+
+    options, out = _options(), _out()
     if FLAGS.generate:
         written = compare_generation(
             loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,
             prefill_steps=FLAGS.prefill_steps, drafts=generation.drafts(loaded[1], FLAGS), out=out,
         )  # fmt: skip
     elif FLAGS.baseline is not None:
-        other = pretrained.load(FLAGS.baseline, adjust=_with_dtype)
+        other = pretrained.load(FLAGS.baseline, adjust=_with_dtype, with_profile=False)
         written = compare_with_baseline(
             loaded, other, steps, options, source=source, step=step, name=FLAGS.baseline, out=out
         )
     else:
         written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)
     print(f"written to {written}")
+
+
+def _find_profile(loaded, limit: float, source: Path, step: int | None) -> None:
+    from odelm.evals.dial import find_profile
+
+    print(f"written to {find_profile(loaded, limit, _options(), source=source, step=step, out=_out())}")

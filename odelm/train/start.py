@@ -94,7 +94,7 @@ def init_from_pretrained(config: Config) -> Pretrained:
     trained. Raises InputError for a source that cannot be read or is not a language model.
     """
     init = config.init
-    source, described, _ = pretrained.load(init.from_pretrained)
+    source, described, _ = pretrained.load(init.from_pretrained, with_profile=False)
     if not isinstance(source, CausalLM | MaskedLM):
         raise InputError(
             f"{init.from_pretrained} is a {type(source).__name__}, which lacks the head of a language model, so its "

@@ -37,7 +37,8 @@ ALLOWED = {
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
     "bundle": MODELS | {"manifest", "run_directory", "sharding", "version"},
-    "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "remote"},
+    "profile": {"config", "errors", "files", "models", "ode"},
+    "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote"},
     "train": MODELS
     | DATA
     | {
@@ -52,7 +53,7 @@ ALLOWED = {
         "remote",
     },
     "infer": MODELS,
-    "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "infer"},
+    "evals": MODELS | DATA | {"compiling", "run_directory", "pretrained", "profile", "infer"},
 }
 HEAVY = ("tensorflow_datasets", "orbax", "torch", "transformers", "matplotlib", "grain", "tokenizers", "safetensors")
 

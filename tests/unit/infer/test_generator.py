@@ -1,6 +1,6 @@
 """Cached decoding against the model run over the whole text, and what is drawn against its probabilities."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +196,20 @@ def test_mistakes_are_told(plain, prompts, options, words):
 def test_an_encoder_does_not_generate(make_model):
     with pytest.raises(InputError, match="this model is an encoder"):
         Generator(make_model(kind="encoder"))
+
+
+class Crossing(NamedTuple):
+    grid: tuple[float, ...]
+    solver: str
+
+
+def test_the_profile_is_used_where_nothing_else_is_said(make_config, randomise):
+    model = varied(make_config, randomise)
+    full = Generator(model)(PROMPTS, new_tokens=6)
+    profile = Crossing((0.0, 1.0, 4.0), "heun")
+    model.profile = profile
+    wanted = Generator(model, grid=profile.grid, solver="heun")(PROMPTS, new_tokens=6)
+    assert Generator(model)(PROMPTS, new_tokens=6) == wanted != full
+    assert Generator(model, steps=4)(PROMPTS, new_tokens=6) == full
+    assert Generator(model, grid=[0, 1, 2, 3, 4])(PROMPTS, new_tokens=6) == full
+    assert Generator(model, solver="euler")(PROMPTS, new_tokens=6) == full
