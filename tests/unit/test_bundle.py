@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 
 import odelm
 from odelm import bundle, manifest
+from odelm import profile as profiles
 from odelm.config import Config, TrainConfig
 from odelm.models import Classifier
 from odelm.models.parameters import parameters, with_parameters
@@ -35,12 +36,17 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def whole(make_model, tokenizer, tmp_path):
     """Returns a bundle with every file that there can be."""
-    (tmp_path / "source.json").write_text('{"calibrated": true}\n')
+    model = make_model()
+    profiles.write(profile_of(model), tmp_path / "source.json")
     bundle.write(
-        tmp_path / "b", make_model(), SMALL, tokenizer=tokenizer, step=7, profile=tmp_path / "source.json",
+        tmp_path / "b", model, SMALL, tokenizer=tokenizer, step=7, profile=tmp_path / "source.json",
         artifacts=[ARTIFACT],
     )  # fmt: skip
     return tmp_path / "b"
+
+
+def profile_of(model) -> profiles.Profile:
+    return profiles.Profile((0.0, 1.0, 4.0), "euler", 2, 0.01, 0.0, 0.005, "text", 9, 2, profiles.fingerprint_of(model))
 
 
 def sealed_again(folder, name, change):
@@ -97,10 +103,10 @@ def test_parameters_keep_their_dtypes(make_model, tmp_path):
 
 
 def test_everything_in_it_comes_back(whole, tokenizer):
-    _, config, again = odelm.load(str(whole))
+    model, config, again = odelm.load(str(whole))
+    assert model.profile == profile_of(model)
     assert again.to_str() == tokenizer.to_str()
     assert config.model.width == 16, "the model's own config is written, not that of the recipe"
-    assert (whole / "profile.json").read_text() == '{"calibrated": true}\n'
     about = bundle.read_about(whole)
     assert about["step"] == bundle.updates(whole) == 7 and about["odelm"] == odelm.__version__
     assert about["artifacts"] == {"forward.bin": {"steps": 2}} and (whole / "forward.bin").read_bytes() == ARTIFACT[1]
