@@ -21,6 +21,7 @@ from odelm.models.loss import loss_sums, mean_loss
 from odelm.train import log, prefetch
 from odelm.train.run import train
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 UPDATES, STOP = 8, 5
 
 
