@@ -20,8 +20,9 @@ demo: .venv/.installed
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal
 
-# What `make test` leaves out: recipes trained to their end.
+# What `make test` leaves out: all the cases of what it tests in a few, and recipes trained to their end.
 test-all: test
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
 
 # Runs that are killed again and again, one process and two, against those that are left alone.
@@ -55,6 +56,7 @@ test-newest-with:
 	.venv-newest/bin/pip install -q --no-compile --disable-pip-version-check -e ".[test]"
 	.venv-newest/bin/python -c "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
 	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal -o cache_dir=.pytest_cache/newest \
+		-m "not slow and not kills" \
 		tests/math tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \
 		tests/unit/train/test_step.py
 

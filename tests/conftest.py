@@ -6,8 +6,12 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-# Before jax is imported, and in the environment, so that the programs that tests start have them too. Compiling takes
-# most of the time of these tests, and the same few shapes come again and again.
+# Before jax is imported, and in the environment, so that the programs that tests start have them too.
+# Where Python may not write bytecode beside its sources, every one of them would compile all that it imports, which
+# takes twice as long as the rest of its start.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode"))
+# Compiling takes most of the time of these tests, and the same few shapes come again and again.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

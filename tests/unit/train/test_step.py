@@ -1,6 +1,7 @@
 """One update: its numbers, how often it is traced, and that devices share it without changing it."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from odelm.models.loss import inputs_of, loss_sums
 from odelm.train import log, run
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
+from tests.thorough import few, thorough
 
 ROOT = Path(__file__).parents[3]
 SHAPE = dict(vocab_size=64, width=32, heads=2, depth=4, max_length=16, dtype="float32")
@@ -107,13 +109,14 @@ GOLDEN = {"decoder": (4.808885, 7.716795), "encoder": (4.887887, 10.520278)}
 
 
 @pytest.fixture(scope="module")
-def first_updates():
-    return {"decoder": updated(config_of()), "encoder": updated(config_of(**ENCODER))}
+def first_update():
+    """Returns a function that gives the state after one update on one device, and its metrics, by case."""
+    return functools.cache(lambda case: updated(CASES[case]((1, 1, 1))))
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_first_update_is_golden(kind, first_updates):
-    state, metrics = first_updates[kind]
+def test_first_update_is_golden(kind, first_update):
+    state, metrics = first_update(kind)
     assert int(state.step) == 1
     got = float(metrics["loss"]), float(metrics["gradient_norm"])
     # float32 on another processor or compiler moves the fifth digit; anything more is another model.
@@ -178,55 +181,47 @@ def test_training_traces_once_for_each_step_count(traces, tmp_path, monkeypatch)
     assert traces[traces.index("-- evaluated") :] == ["-- evaluated"] * 3, "traced again"
 
 
-MESHES = [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2)]
+CASES = {
+    "decoder": lambda mesh: config_of(mesh),
+    "encoder": lambda mesh: config_of(mesh, **ENCODER),
+    "lanes and a teacher": lambda mesh: with_train(
+        config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0
+    ),
+}
+MESHES = [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 2, 2)]
 """Of eight devices, by data, fsdp and tensor."""
+FEW = [
+    ("decoder", (2, 1, 1)), ("decoder", (2, 2, 2)), ("encoder", (1, 4, 2)), ("lanes and a teacher", (4, 1, 2)),
+]  # fmt: skip
+ALL = {case: [(case, mesh) for mesh in MESHES if (case, mesh) not in FEW] for case in CASES}
 
 
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
-def test_every_mesh_takes_the_update_of_one_device(first_updates, tmp_path, kind):
+@pytest.mark.parametrize("pairs", few({"few": FEW} | ALL, "few"))
+def test_a_mesh_takes_the_update_of_one_device(first_update, tmp_path, pairs):
+    """One program takes all the updates: it is seconds before a program has its devices."""
     code = (
         "import jax, numpy as np\n"
-        "from tests.unit.train.test_step import ENCODER, MESHES, config_of, updated\n"
+        "from tests.unit.train.test_step import CASES, updated\n"
         "assert jax.device_count() == 8\n"
-        "for number, mesh in enumerate(MESHES):\n"
-        f"    state, metrics = updated(config_of(mesh, **{'ENCODER' if kind == 'encoder' else '{}'}))\n"
+        f"for number, (case, mesh) in enumerate({pairs!r}):\n"
+        "    state, metrics = updated(CASES[case](mesh))\n"
         "    held = jax.tree.leaves(state.params)\n"
         "    cut = sum(x.addressable_shards[0].data.size for x in held) / sum(x.size for x in held)\n"
         f"    np.savez({str(tmp_path)!r} + f'/{{number}}.npz', cut, metrics['loss'], metrics['gradient_norm'],"
         " *jax.tree.leaves((state.params, state.optimizer)))\n"
     )
     on_devices(8, code)
-    state, metrics = first_updates[kind]
-    one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves((state.params, state.optimizer))]
-    for number, (_, fsdp, tensor) in enumerate(MESHES):
+    for number, (case, mesh) in enumerate(pairs):
+        state, metrics = first_update(case)
+        one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves((state.params, state.optimizer))]
         cut, *several = np.load(tmp_path / f"{number}.npz").values()
         # Most of the parameters are in matrices, each cut along both axes or one of them.
-        assert cut == 1 if fsdp * tensor == 1 else cut < 0.6 + 0.5 / (fsdp * tensor), MESHES[number]
+        _, fsdp, tensor = mesh
+        assert cut == 1 if fsdp * tensor == 1 else cut < 0.6 + 0.5 / (fsdp * tensor), (case, mesh)
         # Sums over the batch in another order, in float32. The first AdamW update divides a gradient by its size,
         # which turns the rounding of a gradient near zero into a part of the learning rate, 3e-3.
         for shared, single in zip(several, one, strict=True):
-            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4, err_msg=str(MESHES[number]))
-
-
-def test_a_mesh_takes_lanes_and_a_teacher_too(tmp_path):
-    def config(mesh: tuple[int, int, int]) -> Config:
-        return with_train(config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0)
-
-    code = (
-        "import jax, numpy as np\n"
-        "from tests.unit.train.test_step import config_of, updated, with_train\n"
-        "for number, mesh in enumerate([(4, 1, 1), (1, 2, 2)]):\n"
-        "    config = with_train(config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0)\n"
-        "    state, metrics = updated(config)\n"
-        f"    np.savez({str(tmp_path)!r} + f'/{{number}}.npz', metrics['loss'], metrics['gradient_norm'],"
-        " *jax.tree.leaves(state.params))\n"
-    )
-    on_devices(4, code)
-    state, metrics = updated(config((1, 1, 1)))
-    one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state.params)]
-    for number in range(2):
-        for shared, single in zip(np.load(tmp_path / f"{number}.npz").values(), one, strict=True):
-            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4)
+            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=3e-4, err_msg=f"{case} {mesh}")
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
@@ -251,11 +246,10 @@ def test_only_remat_computes_products_again():
     assert products("nothing_saveable") > products(None) == products("dots_saveable")
 
 
-@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
-def test_remat_does_not_change_the_update(policy):
-    config = config_of()
-    plain, metrics = updated(config)
-    state, same = updated(with_train(config, remat=policy))
+@pytest.mark.parametrize("policy", few(["nothing_saveable", "dots_saveable"], "nothing_saveable"))
+def test_remat_does_not_change_the_update(policy, first_update):
+    plain, metrics = first_update("decoder")
+    state, same = updated(with_train(config_of(), remat=policy))
     assert float(same["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     assert float(same["gradient_norm"]) == pytest.approx(float(metrics["gradient_norm"]), rel=1e-5)
     for left, right in zip(jax.tree.leaves(plain.params), jax.tree.leaves(state.params), strict=True):
@@ -269,7 +263,7 @@ def test_an_unrolled_update_has_no_loop_over_the_depth(unroll, loops):
     assert jax.jit(update).lower(state, batch, GRID).as_text().count("stablehlo.while") == loops
 
 
-@pytest.mark.parametrize("model", [{}, ENCODER], ids=["decoder", "encoder"])
+@pytest.mark.parametrize("model", [thorough({}), ENCODER], ids=["decoder", "encoder"])
 def test_a_batch_in_parts_gives_the_same_update(model):
     """Rows predict unequal numbers of tokens, so a mean of the parts' means would be another gradient."""
     config = config_of(**model)
@@ -287,22 +281,19 @@ def test_a_batch_in_parts_gives_the_same_update(model):
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-6)
 
 
-def test_z_loss_is_minimised_and_not_reported():
-    config = config_of()
-    update, state, batch, _ = prepared(config)
-    _, metrics = jax.jit(update)(state, batch, GRID)
-    heavy, *_ = prepared(with_train(config, z_loss=1.0))
-    _, other = jax.jit(heavy)(state, batch, GRID)
+def test_z_loss_is_minimised_and_not_reported(first_update):
+    _, metrics = first_update("decoder")
+    _, other = updated(with_train(config_of(), z_loss=1.0))
     assert float(other["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     assert float(other["gradient_norm"]) != pytest.approx(float(metrics["gradient_norm"]), rel=1e-2)
 
 
-@pytest.mark.parametrize("model", [{}, ENCODER], ids=["decoder", "encoder"])
-def test_few_steps_learn_from_full_depth_once_it_is_time(model):
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_few_steps_learn_from_full_depth_once_it_is_time(kind, first_update):
     """The objective is made again from the model's logits; before its time the update is the plain one."""
-    config = with_train(config_of(**model), distill=0.75, distill_from=0.5, updates=10)
+    config = with_train(CASES[kind]((1, 1, 1)), distill=0.75, distill_from=0.5, updates=10)
     update, state, batch, _ = prepared(config)
-    plain, *_ = prepared(config_of(**model))
+    _, without = first_update(kind)
     graph, _ = graph_of(config)
 
     def objective(params):
@@ -318,9 +309,8 @@ def test_few_steps_learn_from_full_depth_once_it_is_time(model):
 
     late = dataclasses.replace(state, step=jnp.int32(5))
     wanted = float(optax.tree.norm(jax.jit(jax.grad(objective))(state.params)))
-    before, late, without = (
-        jax.jit(f)(s, batch, GRID)[1] for f, s in ((update, state), (update, late), (plain, state))
-    )
+    update = jax.jit(update)
+    before, late = (update(each, batch, GRID)[1] for each in (state, late))
     assert float(late["gradient_norm"]) == pytest.approx(wanted, rel=1e-4)
     assert float(late["gradient_norm"]) != pytest.approx(float(without["gradient_norm"]), rel=1e-2)
     for name in without:
