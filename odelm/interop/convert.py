@@ -185,9 +185,9 @@ def _at_time(block: SharedBlock, t: float) -> Arrays:
             if key in deltas:
                 arrays |= _with_delta(arrays, name, deltas[key])
     if condition.scales is not None:
-        inputs, hidden = condition.scales
-        for name, scale in inputs.items():
-            arrays |= _gated(arrays, f"attention/{name}", scale)
+        for name in set(condition.scales) - {"hidden"}:
+            arrays |= _gated(arrays, f"attention/{name}", condition.scales[name])
+        hidden = condition.scales["hidden"]
         arrays["feedforward/down/kernel"] = arrays["feedforward/down/kernel"] * hidden[:, None]
     arrays |= _gated(arrays, "attention/out", condition.gate1) | _gated(arrays, "feedforward/down", condition.gate2)
     return arrays | _norms(condition)

@@ -32,14 +32,14 @@ from odelm.ode.dtypes import at_least_float32
 @dataclass(frozen=True)
 class Condition:
     """All that a block draws from its time: the affine maps of its norms, (D,) gates on its branches, and with
-    `wide_modulation` factors on what each input map of attention gives, by its name, and on hidden units (F,)."""
+    `wide_modulation` factors on what each input map of attention gives, by its name, and on `hidden` units (F,)."""
 
     norm1: Affine
     norm2: Affine | None
     gate1: jax.Array | None
     gate2: jax.Array | None
     delta: BlockDelta | None = None
-    scales: tuple[dict[str, jax.Array], jax.Array] | None = None
+    scales: dict[str, jax.Array] | None = None
 
 
 class SharedBlock(nnx.Module):
@@ -153,13 +153,14 @@ class SharedBlock(nnx.Module):
         memory: Slot | None,
     ) -> tuple[jax.Array, Slot | None]:
         inputs, out = (None, None) if condition.delta is None else (condition.delta.inputs, condition.delta.out)
-        scales = None if condition.scales is None else condition.scales[0]
-        context, memory = self.attention(x, view=view, memory=memory, in_deltas=inputs, out_delta=out, in_scales=scales)
+        context, memory = self.attention(
+            x, view=view, memory=memory, in_deltas=inputs, out_delta=out, in_scales=condition.scales
+        )
         return self.dropout(context, deterministic=key is None, rngs=key), memory
 
     def _feed(self, x: jax.Array, condition: Condition, key: jax.Array | None) -> jax.Array:
         up, down = (None, None) if condition.delta is None else (condition.delta.up, condition.delta.down)
-        scale = None if condition.scales is None else condition.scales[1]
+        scale = None if condition.scales is None else condition.scales["hidden"]
         fed = self.feedforward(x, up_delta=up, down_delta=down, hidden_scale=scale)
         return self.dropout(fed, deterministic=key is None, rngs=key)
 

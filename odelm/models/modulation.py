@@ -55,17 +55,17 @@ class Modulation(nnx.Module):
         """Returns float32 (rows, D) for a scalar time."""
         return self.out(self._features(t)).reshape(self.rows, -1)
 
-    def scales(self, t: jax.Array) -> tuple[dict[str, jax.Array], jax.Array] | None:
-        """Returns the factors on what each input map of attention gives, by its name, and on hidden units (F,).
+    def scales(self, t: jax.Array) -> dict[str, jax.Array] | None:
+        """Returns the factors on what each input map of attention gives, by its name, and on the `hidden` units (F,).
 
         They are of the shapes of `odelm.models.heads.input_maps`; None if not `wide`.
         """
         if self.wide is None:
             return None
-        rest, inputs, sizes = 1 + self.wide(self._features(t)), {}, input_sizes(self.config)
+        rest, scales, sizes = 1 + self.wide(self._features(t)), {}, input_sizes(self.config)
         for name, shape in input_maps(self.config).items():
-            inputs[name], rest = rest[: sizes[name]].reshape(shape), rest[sizes[name] :]
-        return inputs, rest
+            scales[name], rest = rest[: sizes[name]].reshape(shape), rest[sizes[name] :]
+        return scales | {"hidden": rest}
 
     def _features(self, t: jax.Array) -> jax.Array:
         return jax.nn.silu(self.hidden(time_features((self.first + t) / self.depth)))
