@@ -113,7 +113,7 @@ class Attention(nnx.Module):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
         """Returns the values (B, S, J, K) averaged for each query (B, L, H, K)."""
-        if view.alone and takes_splash(self.implementation, q):
+        if view.start is None and takes_splash(self.implementation, q):  # prompts are of any length
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
 
             return splash_attention(q, k, v, segments=view.segment_ids(q.shape[:2]), causal=self.causal)
