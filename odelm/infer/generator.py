@@ -188,7 +188,7 @@ class Generator:
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and self.tokenizer is None:
             raise InputError("stop has strings, but the generator has no tokenizer to find them with")
-        every = every or (CHUNK if stop else new_tokens)
+        every = (CHUNK if stop else new_tokens) if every is None else whole("every", every)
         state = self.begin(given, new_tokens, sampling, rng.key(seed, "sample"), penalised=repetition_penalty != 1)
         until = 0
         while True:

@@ -135,8 +135,9 @@ def speculate(
         return ~state.done & (state.counts < until)
 
     def body(state: Speculating) -> Speculating:
-        key = jax.random.fold_in(state.key, 1 + state.rounds.max())
-        of_drafts, of_acceptance, of_rest = jax.random.split(key, 3)
+        # A key of its own for each round: `rounds` counts by row, and stands still for rows that wait.
+        key, of_drafts, of_acceptance, of_rest = jax.random.split(state.key, 4)
+        state = dataclasses.replace(state, key=key)
         draft = _draft(model, drafting, state, sampling, of_drafts, active(state))
         tokens = jnp.concatenate([state.last[:, None], draft.tokens], axis=1)
         inputs = Inputs(tokens, positions=_positions(model, state.memory.length, tokens.shape[1]))

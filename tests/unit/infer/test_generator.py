@@ -183,6 +183,7 @@ MISTAKES = [
     (PROMPTS, {"min_p": 2.0}, "min_p is 2.0"),
     (PROMPTS, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     (PROMPTS, {"seed": -1}, "seed is -1"),
+    (PROMPTS, {"every": -1}, "every is -1"),
     (PROMPTS, {"stop": "a"}, "stop has strings, but the generator has no tokenizer"),
 ]
 

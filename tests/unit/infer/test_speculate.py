@@ -1,5 +1,7 @@
 """Drafts in coarse steps, verified at full depth: the text and the distribution are those of full depth."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import odelm
 from odelm.errors import InputError
 from odelm.infer import speculate
 from odelm.infer.generator import Generator
+from odelm.infer.sampling import Sampling
 
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
 
@@ -122,6 +125,17 @@ def test_sampled_text_is_distributed_as_at_full_depth(wrong, model, monkeypatch)
     test = chisquare([*observed, rows - observed.sum()], [*expected, rows - expected.sum()])
     jax.clear_caches()
     assert test.pvalue < 1e-6 if wrong else test.pvalue > 1e-3
+
+
+def test_every_round_has_a_key_of_its_own_though_rows_have_ended(model):
+    generator = Generator(model, draft_steps=1, draft_length=2)
+    state = generator.begin([[3, 7]] * 2, 12, Sampling(jnp.float32(2.0)), jax.random.key(0))
+    state = dataclasses.replace(state, done=state.done.at[0].set(True), rounds=state.rounds.at[0].set(50))
+    keys = [jax.random.key_data(state.key).tolist()]
+    for until in (3, 6, 9):
+        state = generator._advance(state, Sampling(jnp.float32(2.0)), until)
+        keys.append(jax.random.key_data(state.key).tolist())
+    assert len(set(map(tuple, keys))) == 4
 
 
 def exact_chances(model, prompt: list[int], temperature: float, *, top_k: int, tokens: int) -> np.ndarray:
