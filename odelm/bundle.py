@@ -34,10 +34,11 @@ from odelm.errors import InputError
 from odelm.files import publish
 from odelm.models import CausalLM, MaskedLM, create
 from odelm.models.parameters import name_of, parameters
+from odelm.profile import PROFILE
 from odelm.run_directory import CONFIG, TOKENIZER
 from odelm.version import __version__
 
-ABOUT, PARAMETERS, PROFILE = "bundle.json", "model.safetensors", "profile.json"
+ABOUT, PARAMETERS = "bundle.json", "model.safetensors"
 FORMAT = 1
 """Of `bundle.json`."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

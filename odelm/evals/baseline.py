@@ -1,7 +1,5 @@
 """Two models at equal latency: what each loses at the time that the other takes."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from odelm.compiling import side_by_side
 from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.evals.compare import Comparison, Loaded, batches_of, length_of, text_of
+from odelm.evals.report import is_finite, number, publish
 from odelm.evals.sweep import Setting, loss_of, make_calls, settings
-from odelm.files import write_text
 from odelm.infer.latency import measure
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, MaskedLM
@@ -71,7 +69,8 @@ def compare_with_baseline(
         "rows": own,
         "baseline_rows": other,
     }
-    return _publish(report, source / "infer" if out is None else out)
+    out = source / "infer" if out is None else out
+    return publish(report, out, name="baseline", draw=plot, show=print_both)
 
 
 def _check_comparable(loaded: Loaded, baseline: Loaded, name: str) -> None:
@@ -118,7 +117,9 @@ def _at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
     It is interpolated between the other's points; None at a latency that it does not reach.
     """
-    points = sorted((row["latency_ms"]["median"], row["loss"]) for row in others)
+    points = sorted((row["latency_ms"]["median"], row["loss"]) for row in others if is_finite(row["loss"]))
+    if not points:
+        return [row | {"other_loss": None} for row in rows]
     times, losses = zip(*points, strict=True)
     found = []
     for row in rows:
@@ -128,19 +129,10 @@ def _at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _publish(report: dict[str, Any], out: Path) -> Path:
-    """Writes `baseline.json` and `baseline.png`, and prints the tables, also if they cannot be written."""
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "baseline.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-        plot(report, out / "baseline.png")
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
-    finally:
-        print_rows("this model", report["rows"], report, console)
-        print_rows(report["baseline"], report["baseline_rows"], report, console)
-    return out
+def print_both(report: dict[str, Any], console: Console) -> None:
+    """Prints a table for each of the two models."""
+    print_rows("this model", report["rows"], report, console)
+    print_rows(report["baseline"], report["baseline_rows"], report, console)
 
 
 def print_rows(title: str, rows: Sequence[Row], report: dict[str, Any], console: Console) -> None:
@@ -151,13 +143,14 @@ def print_rows(title: str, rows: Sequence[Row], report: dict[str, Any], console:
         table.add_column(name, justify="right")
     for row in rows:
         other = row["other_loss"]
+        difference = None if other is None else row["loss"] - other
         table.add_row(
             str(row["steps"]),
             str(row["evaluations"]),
             f"{row['latency_ms']['median']:.2f}",
             f"{row['loss']:.4f}",
-            "-" if other is None else f"{other:.4f}",
-            "-" if other is None else f"{row['loss'] - other:+.4f}",
+            number(other, ".4f"),
+            number(difference, "+.4f"),
         )
     console.print(table)
 
@@ -171,8 +164,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for label, rows in (("this model", report["rows"]), (report["baseline"], report["baseline_rows"])):
-        points = sorted((row["latency_ms"]["median"], row["loss"]) for row in rows)
-        axes.plot(*zip(*points, strict=True), "o-", label=label)
+        points = sorted((row["latency_ms"]["median"], row["loss"]) for row in rows if is_finite(row["loss"]))
+        axes.plot([latency for latency, _ in points], [loss for _, loss in points], "o-", label=label)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"median latency, ms (batch {report['batch']} x {report['length']}, {report['device']})")
     axes.set_ylabel("held-out loss, nats/token")

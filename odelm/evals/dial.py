@@ -16,10 +16,10 @@ from odelm import profile as profiles
 from odelm.config import Config, ModelConfig
 from odelm.errors import InputError
 from odelm.evals.candidates import evaluations_of, times_of
-from odelm.evals.compare import Comparison, Loaded, batch_size, held_out, length_of, publish, text_of
+from odelm.evals.compare import Comparison, Loaded, batch_size, held_out, length_of, text_of
 from odelm.evals.confidence import CONFIDENCE
 from odelm.evals.halves import halves
-from odelm.evals.report import make_report, percent
+from odelm.evals.report import make_report, percent, publish
 from odelm.evals.row_nats import Half
 from odelm.evals.search import Choice, choose, search_on
 from odelm.evals.sweep import Row, timed

@@ -12,7 +12,8 @@ from flax import nnx
 from odelm import rng
 from odelm.errors import InputError
 from odelm.infer import prompts
-from odelm.infer.generator import Generator, make_drafting
+from odelm.infer.drafts import make_drafting
+from odelm.infer.generator import Generator
 from odelm.infer.latency import Latency, measure
 from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
@@ -67,7 +68,7 @@ def ways(
 
 
 def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator:
-    """Returns the generator of a way, which goes on past an end token."""
+    """Returns the generator of a way, which ignores end tokens."""
     plan = runner.plan(way.steps, solver if way.draft_steps is None else "euler")
     before = None if way.prefill_steps is None else runner.plan(way.prefill_steps, solver)
     drafting = None
@@ -88,8 +89,10 @@ def compare_ways(
 ) -> list[Row]:
     """Returns a row for each way; the first is the one that the others are compared with.
 
-    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. Losses are of the second half of each
-    held-out sequence after its first half, as prompts and new tokens cross the depth; `held_out` may be empty.
+    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. `compile_s` is what the first call
+    took more than a later one: ways of one structure share programs, so that only the first of them has it. Losses are
+    of the second half of each held-out sequence after its first half, as prompts and new tokens cross the depth;
+    `held_out` may be empty.
     """
     if new_tokens < 2:
         raise InputError(f"new_tokens is {new_tokens}, expected at least 2: the first comes with the prompt")

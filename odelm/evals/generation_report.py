@@ -1,7 +1,5 @@
 """Ways to generate compared on a run's own text: prompts, table, `generation.json` and `generation.png`."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,19 @@ from rich.console import Console
 from rich.table import Table
 
 from odelm.config import ModelConfig
-from odelm.errors import InputError
 from odelm.evals.generation import Row
-from odelm.files import write_text
+from odelm.evals.report import is_finite, number
 from odelm.models.loss import Batch
 from odelm.models.precision import compute_dtype
 
 
 def prompts_from(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, length: int) -> list[list[int]]:
-    """Returns `batch` prompts of `length` tokens: what held-out sequences begin with, or random ids without any."""
-    if not held_out:
+    """Returns `batch` prompts of `length` tokens: what held-out sequences begin with, or random ids without any that
+    are long enough."""
+    whole = [np.asarray(data["tokens"])[np.asarray(data["weights"])[:, length - 1] > 0] for data in held_out]
+    rows = np.concatenate(whole) if whole else np.empty((0, length), np.int32)
+    if not len(rows):
         return np.random.default_rng(0).integers(0, model.vocab_size, (batch, length)).tolist()
-    rows = np.concatenate([np.asarray(data["tokens"])[np.asarray(data["weights"]).any(axis=1)] for data in held_out])
     return rows[np.arange(batch) % len(rows), :length].tolist()
 
 
@@ -38,20 +37,6 @@ def make_generation_report(model: ModelConfig, rows: Sequence[Row], *, text: dic
         "text": text,
         "rows": list(rows),
     }
-
-
-def publish_generation(report: dict[str, Any], out: Path) -> Path:
-    """Writes the report to a directory and prints its table, also if it cannot be written; returns the directory."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "generation.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-        plot(report, out / "generation.png")
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {out} ({error}); give --out") from error
-    finally:
-        print_generation(report, console)
-    return out
 
 
 def print_generation(report: dict[str, Any], console: Console) -> None:
@@ -77,9 +62,9 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
             f"{row['speedup']:.2f}x",
             f"{row['memory_bytes'] / 1e6:.1f}",
             f"{row['compile_s']:.1f}",
-            _number(row["loss"], ".4f"),
-            _number(row["loss_increase"], "+.2%"),
-            *(_number(row[name], form) for name, form in _drafts(drafts)),
+            number(row["loss"], ".4f"),
+            number(row["loss_increase"], "+.2%"),
+            *(number(row[name], form) for name, form in _drafts(drafts)),
         )
     console.print(table)
     if drafts:
@@ -93,13 +78,9 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
         )
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Draws loss against the time of a token, each point labelled by its steps; removes an older drawing if there are
-    no losses."""
-    rows = [row for row in report["rows"] if row["loss"] is not None]
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
+def plot_generation(report: dict[str, Any], path: Path) -> None:
+    """Draws loss, where it is finite, against the time of a token, each point labelled by its steps."""
+    rows = [row for row in report["rows"] if is_finite(row["loss"])]
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,7 +125,3 @@ def _drafts(columns: Sequence[str]) -> list[tuple[str, str]]:
         "identical": ("identical", ".0%"),
     }
     return [named[column] for column in columns]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from odelm.config import ModelConfig
+from odelm.errors import InputError
 from odelm.evals.sweep import Row
 from odelm.files import write_text
 from odelm.models.precision import compute_dtype
+
+Draw = Callable[[dict[str, Any], Path], None]
+Show = Callable[[dict[str, Any], Console], None]
 
 
 def make_report(
@@ -66,15 +71,15 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             ("> " if row["chosen"] else "") + _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
-            f"{row['evaluations']:g}" if _finite(row["evaluations"]) else "-",
+            f"{row['evaluations']:g}" if is_finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['tokens_per_s']:,.0f}",
             f"{row['speedup']:.2f}x",
-            _number(row["loss"], ".4f"),
-            _number(row["loss_increase"], "+.2%"),
-            *(_number(row["loss_increase_bound"], "+.2%") for _ in bounds),
-            *(_number(row["loss_before"], ".4f") for _ in adapted),
+            number(row["loss"], ".4f"),
+            number(row["loss_increase"], "+.2%"),
+            *(number(row["loss_increase_bound"], "+.2%") for _ in bounds),
+            *(number(row["loss_before"], ".4f") for _ in adapted),
             *(_times(row) for _ in grids),
         )
     console.print(table)
@@ -90,13 +95,44 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         )
 
 
-def write_report(report: dict[str, Any], directory: Path, *, name: str = "report") -> None:
+def publish(
+    report: dict[str, Any],
+    directory: Path,
+    *,
+    name: str = "report",
+    draw: Draw | None = None,
+    show: Show | None = None,
+    width: int = 100,
+) -> Path:
+    """Writes a report and prints its table, also if it cannot be written; returns the directory.
+
+    `draw` and `show` are those of another kind of report than that of a sweep, `width` the columns of a table that goes
+    elsewhere than to a terminal. Raises InputError where it cannot be written.
+    """
+    # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
+    console = Console(width=None if sys.stdout.isatty() else width)
+    try:
+        write_report(report, directory, name=name, draw=draw or plot)
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {directory} ({error}); give --out") from error
+    finally:
+        (show or print_table)(report, console)
+    return directory
+
+
+def write_report(
+    report: dict[str, Any],
+    directory: Path,
+    *,
+    name: str = "report",
+    draw: Draw | None = None,
+) -> None:
     """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw; or files of
-    another name."""
+    another name, drawn by another function."""
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / f"{name}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
-    if any(_finite(row["loss"]) for row in report["rows"]):
-        plot(report, directory / f"{name}.png")
+    if any(is_finite(row["loss"]) for row in report["rows"]):
+        (draw or plot)(report, directory / f"{name}.png")
     else:
         # That of an earlier report would be taken for this one's.
         (directory / f"{name}.png").unlink(missing_ok=True)
@@ -109,22 +145,22 @@ def plot(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in report["rows"] if _finite(row["loss"])]
+    rows = [row for row in report["rows"] if is_finite(row["loss"])]
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for line in dict.fromkeys(_line(row) for row in rows):
         points = sorted((row["latency_ms"]["median"], row["loss"]) for row in rows if _line(row) == line)
         axes.plot(*zip(*points, strict=True), "o-", label=line)
-    past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if _finite(row.get("loss_before"))]
+    past = [(row["latency_ms"]["median"], row["loss_before"]) for row in rows if is_finite(row.get("loss_before"))]
     if past:
         axes.plot(*zip(*past, strict=True), "s--", color="grey", label="before adaptation")
     for row in rows:
         if row["chosen"]:
             axes.plot(row["latency_ms"]["median"], row["loss"], "*", color="black", markersize=12, label="chosen")
     full, dial = report["rows"][0]["loss"], report.get("dial")
-    if _finite(full) and dial is not None:
+    if is_finite(full) and dial is not None:
         limit = dial["max_loss_increase"]
         axes.axhspan(full, full * (1 + limit), alpha=0.15, label=f"full depth + {percent(limit)}")
-    elif _finite(full):
+    elif is_finite(full):
         axes.axhspan(full * 0.99, full * 1.01, alpha=0.15, label="full depth ± 1 %")
     losses = [row["loss"] for row in rows] + [loss for _, loss in past]
     spread = max(max(losses) - min(losses), 0.06 * max(losses))
@@ -176,7 +212,8 @@ def _label_points(axes: Any, rows: Sequence[Row]) -> None:
         placed.append(Text.get_window_extent(text, renderer))
 
 
-def _finite(value: float | None) -> bool:
+def is_finite(value: float | None) -> bool:
+    """Returns whether there is a value, and it is finite."""
     return value is not None and math.isfinite(value)
 
 
@@ -189,7 +226,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """Returns a number as a table has it: a dash where there is none."""
     return "-" if value is None else format(value, form)
 
 

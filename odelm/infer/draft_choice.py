@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tokenizers import Tokenizer
 
 from odelm.config import default_steps
-from odelm.infer.generator import DraftCounts, Generator, make_drafting
+from odelm.infer.drafts import DraftCounts, Drafting, make_drafting
+from odelm.infer.generator import Generator
 from odelm.infer.latency import measure
 from odelm.infer.prompts import Prompts
 from odelm.infer.runner import Runner
-from odelm.infer.speculate import Drafting
 from odelm.models.transformer import DepthPlan
 
 LENGTHS = ((2, 0.0), (4, 0.0), (8, 0.2))
@@ -38,22 +39,27 @@ def try_drafts(
     steps: Sequence[int] | None = None,
     new_tokens: int = 48,
     repeats: int = 3,
+    end_token: str = "",
 ) -> list[Trial]:
     """Returns the trials of all ways of drafting for a plan, the fastest first; greedy text, the ways taking turns.
 
     Args:
         steps: counts of coarse steps to try; the model's default ones by default. Those whose steps are not fewer than
             the plan's are left out.
-        new_tokens: how many tokens each trial adds to each prompt.
+        new_tokens: how many tokens each trial adds to each prompt; of too few for a draft there is only the trial of
+            none.
+        end_token: as in `Generator`.
     """
     evaluations = sum(part.evaluations for part in plan)
-    generators: dict[int, tuple[int | None, Generator]] = {0: (None, Generator.of(runner, tokenizer, plan))}
-    for count in default_steps(runner.model.config) if steps is None else steps:
+    make = partial(Generator.of, runner, tokenizer, plan, end_token=end_token)
+    generators: dict[int, tuple[int | None, Generator]] = {0: (None, make())}
+    counts = default_steps(runner.model.config) if steps is None else steps
+    for count in counts if new_tokens > LENGTHS[0][0] else ():
         coarse = runner.plan(count, "euler")
         if sum(part.evaluations for part in coarse) < evaluations:
             for length, confidence in LENGTHS:
                 drafting = make_drafting(coarse, length, confidence)
-                generators[len(generators)] = count, Generator.of(runner, tokenizer, plan, drafting=drafting)
+                generators[len(generators)] = count, make(drafting=drafting)
     calls = {
         name: lambda generator=generator: generator(prompts, new_tokens=new_tokens)
         for name, (_, generator) in generators.items()

@@ -1,6 +1,5 @@
 """Embeddings and masked tokens of an encoder, for batches of texts of any lengths: `odelm.EncoderRunner`."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +14,14 @@ from tokenizers.processors import TemplateProcessing
 
 from odelm import ode
 from odelm.errors import InputError, nearest
-from odelm.infer.runner import Runner
+from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
+from odelm.infer.runner import Runner, with_dtype
 from odelm.models import Classifier, Encoder, MaskedLM
 from odelm.models.inputs import Inputs
-from odelm.models.parameters import abstract_like, parameters, with_parameters
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.tokenizer import find_id, special_id
 
 POOLINGS = ("mean", "first", "none")
-SMALLEST_BUCKET = 16
 SPLASH_BUCKET = 128
 """The smallest with `model.attention="splash"`, which takes multiples of it."""
 
@@ -87,7 +85,7 @@ class EncoderRunner:
     ):
         if model.config.kind != "encoder":
             raise InputError("texts are embedded by encoders; this model is a decoder: odelm.Generator continues them")
-        self.runner = Runner.of(model if dtype is None else _in_dtype(model, dtype))
+        self.runner = Runner.of(model if dtype is None else with_dtype(model, dtype))
         self.plan = self.runner.model.plan(steps=steps, grid=grid, solver=solver)
         self.tokenizer = None if tokenizer is None else _prepared(tokenizer)
 
@@ -215,46 +213,15 @@ class EncoderRunner:
         return mask_id
 
     def _ids(self, texts: Texts) -> list[list[int]]:
-        """Returns the token ids of each text."""
-        if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer)):
-            raise InputError("texts is a single text, expected a list of them: put it in brackets")
-        if not len(texts):
-            raise InputError("texts is empty: give at least one")
-        given = [self._ids_of(number, text) for number, text in enumerate(texts)]
-        config = self.runner.model.config
+        """Returns the token ids of each text; InputError for one that the model cannot take."""
+        tokenizer, config = self.tokenizer, self.runner.model.config
+        given = read_texts("text", texts, tokenizer and (lambda text: tokenizer.encode(text).ids), config)
         for number, ids in enumerate(given):
-            if not ids:
-                raise InputError(f"text {number} has no tokens: leave it out")
-            if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-                raise InputError(
-                    f"text {number} has the ids {min(ids)} to {max(ids)}, expected 0 to {config.vocab_size - 1}"
-                )
             if len(ids) > config.max_length:
                 raise InputError(
                     f"text {number} has {len(ids)} tokens, more than model.max_length {config.max_length}: shorten it"
                 )
         return given
-
-    def _ids_of(self, number: int, text: str | Sequence[int]) -> list[int]:
-        if isinstance(text, str):
-            if self.tokenizer is None:
-                raise InputError(f"text {number} is a string, but there is no tokenizer: give lists of token ids")
-            return self.tokenizer.encode(text).ids
-        ids = np.asarray(text)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise InputError(f"text {number} is {ids.dtype} of shape {ids.shape}, expected a string or a list of ids")
-        return ids.tolist()
-
-
-def power_of_two(number: int) -> int:
-    """Returns the power of two from `number` on."""
-    return 1 << (number - 1).bit_length()
-
-
-def _in_dtype(model: Any, dtype: str) -> Any:
-    """Returns the model with another dtype of its arithmetic."""
-    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto").validate()
-    return with_parameters(abstract_like(model, config), parameters(model))
 
 
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:

@@ -9,7 +9,6 @@ length that the model takes:
 Source: https://docs.jax.dev/en/latest/export/export.html, which also says for how long an artifact can be read.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +22,8 @@ from odelm import ode
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.files import fingerprint
-from odelm.infer.runner import Runner
+from odelm.infer.runner import Runner, with_dtype
 from odelm.models import CausalLM, MaskedLM
-from odelm.models.parameters import abstract_like, parameters, with_parameters
 from odelm.models.transformer import DepthPlan, Grid
 
 SUFFIX = ".jaxexport"
@@ -82,9 +80,7 @@ def forward_artifacts(
 
 def _for_export(model: CausalLM | MaskedLM, dtype: str) -> CausalLM | MaskedLM:
     """Returns the model with attention that every platform has, and the dtype to compute in."""
-    chosen = "float32" if dtype == "auto" else dtype
-    config = dataclasses.replace(model.config, attention="xla", dtype=chosen, residual_dtype="auto").validate()
-    return with_parameters(abstract_like(model, config), parameters(model))
+    return with_dtype(model, "float32" if dtype == "auto" else dtype, attention="xla")
 
 
 def _artifact(runner: Runner, plan: DepthPlan, steps: int | None, grid: Grid | None, solver: str) -> Artifact:

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.errors import InputError
+from odelm.infer.drafts import Drafting
 from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
-from odelm.infer.speculate import Drafting
 from odelm.models.transformer import DepthPlan
 from odelm.tokenizer import decode_after, end_id, find_id
 

@@ -16,11 +16,13 @@ from odelm import ode, rng
 from odelm.errors import InputError
 from odelm.infer import prompts as prompts_
 from odelm.infer.decode import Decoding, advance, prefill
+from odelm.infer.drafts import DraftCounts, Drafting, Speculating, make_drafting, spare_places
 from odelm.infer.prompts import Prompts
 from odelm.infer.room import bytes_a_place, check_fits
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import Sampling, sampling_options
-from odelm.infer.speculate import Drafting, Speculating, speculate, start_speculating
+from odelm.infer.speculate import speculate, start_speculating
+from odelm.infer.stopping import certain, cut, stop_strings
 from odelm.models import CausalLM
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.ode.grid import whole
@@ -43,22 +45,6 @@ class Continuation:
     """None without a tokenizer."""
 
 
-@dataclass(frozen=True)
-class DraftCounts:
-    """How drafts did in one call, over all its rows."""
-
-    rounds: int
-    """How often full depth verified a draft."""
-    drafted: int
-    accepted: int
-    """Drafted tokens, and those that full depth agreed with."""
-
-    @property
-    def tokens_per_round(self) -> float:
-        """Tokens that a pass at full depth gave: 1 without a draft."""
-        return 1 + self.accepted / max(self.rounds, 1)
-
-
 class Generator:
     """Continues prompts with a decoder, keeping the keys and values of earlier positions.
 
@@ -73,7 +59,8 @@ class Generator:
             times of the other (`odelm.models.retime`).
         draft_steps, draft_grid: coarse steps that draft tokens, which those of `steps` or `grid` verify, so that the
             text is theirs (`odelm.infer.speculate`).
-        draft_length, draft_confidence: the most tokens of a draft, and the probability below which it ends.
+        draft_length, draft_confidence: the most tokens of a draft, and the probability of the likeliest token below
+            which it ends (`odelm.infer.drafts.Drafting`).
         end_token: the token that ends a text; by default the usual one of the tokenizer.
 
     Parameters that lie on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are shared out over its devices too.
@@ -140,6 +127,9 @@ class Generator:
     ) -> None:
         if prefill_plan is not None and drafting is not None:
             raise InputError("a prompt crosses the depth as drafts are verified: leave out prefill_steps, or the draft")
+        limit = runner.model.config.max_length
+        if drafting is not None and drafting.length >= limit:
+            raise InputError(f"draft_length is {drafting.length}, expected less than model.max_length, {limit}")
         self.runner, self.tokenizer, self.plan = runner, tokenizer, plan
         self.prefill_plan, self.drafting = prefill_plan, drafting
         self.draft_counts: DraftCounts | None = None
@@ -147,7 +137,7 @@ class Generator:
         self.end = NO_END if found is None else found
 
     def __call__(self, prompts: Prompts, **options: Any) -> list[Any]:
-        """Returns the continuation of each prompt alone, as text, or as ids if the generator has no tokenizer.
+        """Returns only the continuation of each prompt, as text, or as ids if the generator has no tokenizer.
 
         With `logprobs=True` each is a `Continuation`. The other options are those of `stream`.
         """
@@ -173,28 +163,30 @@ class Generator:
     ) -> Iterator[list[Continuation]]:
         """Yields the continuations so far, after `every` few tokens, and the finished ones at last.
 
-        They end before the end token, before the first of the strings `stop` (their text does; `tokens` may go on for
-        a few more), or with `new_tokens` tokens. `temperature` 0 takes the most likely token; `top_k`, `top_p`, `min_p`
-        and `repetition_penalty` are as in `odelm.infer.sampling.Sampling`. Raises InputError for a prompt without
-        tokens, for more tokens than the model's positions, and for an option out of its range.
+        They end before the end token, before the first of the strings `stop` (their text does; `tokens` may have up to
+        `every` more), or with `new_tokens` tokens. A text that is not finished lacks what may begin a stop string or is
+        part of a character, so that it only grows. `temperature` 0 takes the most likely token; `top_k`, `top_p`,
+        `min_p` and `repetition_penalty` are as in `odelm.infer.sampling.Sampling`. When the first is asked for, it
+        raises InputError for a prompt without tokens, for more tokens than the model's positions, and for an option
+        out of its range.
         """
         config = self.runner.model.config
         given = prompts_.read(prompts, self.tokenizer, config)
         sampling = sampling_options(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
-        if not 0 <= seed < 2**31:
-            raise InputError(f"seed is {seed}, expected 0 to 2**31 - 1")
-        stop = [stop] if isinstance(stop, str) else list(stop)
-        if stop and self.tokenizer is None:
-            raise InputError("stop has strings, but the generator has no tokenizer to find them with")
+        if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**31):
+            raise InputError(f"seed is {seed}, expected a whole number from 0 to 2**31 - 1")
+        stop = stop_strings(stop, has_tokenizer=self.tokenizer is not None)
         every = (CHUNK if stop else new_tokens) if every is None else whole("every", every)
         state = self.begin(given, new_tokens, sampling, rng.key(seed, "sample"), penalised=repetition_penalty != 1)
         until = 0
         while True:
             until = min(until + every, new_tokens)
             state = self._advance(state, sampling, until)
-            found, done = self._read(given, state, stop, new_tokens)
+            if isinstance(state, Speculating):
+                self.draft_counts = DraftCounts.of(state, new_tokens)
+            found, done = self._read(given, state, stop, new_tokens, last=until == new_tokens)
             yield found
             if until == new_tokens or done.all():
                 return
@@ -205,13 +197,17 @@ class Generator:
     ) -> Decoding | Speculating:
         """Returns the state after prompts of token ids, with the first token of each and room for `new_tokens`.
 
-        Raises InputError for more tokens than the model's positions, and for a memory larger than the device's.
+        Raises InputError for more tokens than the model's positions, and for memories larger than the devices'.
         """
         prompts_.check_room(given, new_tokens, self.runner.model.config)
         rows, lengths, room = prompts_.padded(given, new_tokens, self.runner.model.config.max_length)
+        longest = max(map(len, given))
+        kept = self.memory_bytes(len(given), longest, new_tokens)
+        # The prompts' own memory is there until it has been copied into the one that is kept.
+        needed = kept + rows.size * self._bytes_a_place[0]
+        places = self._places(longest, new_tokens)
         check_fits(
-            self.memory_bytes(len(given), max(map(len, given)), new_tokens),
-            f"a memory of {rows.shape[1] + room - 1} positions of {len(given)} rows",
+            needed, self.runner.params, f"a memory of {places} positions of {len(given)} rows, after its prompts"
         )
         options = dict(new_tokens=room, end=self.end, penalised=penalised)
         of_prompts = rows, lengths, sampling, key
@@ -222,49 +218,45 @@ class Generator:
 
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
         """Returns what the keys and values of `batch` rows take, of prompts up to `longest` tokens and new ones."""
-        rows, _, room = prompts_.padded([[0] * longest], new_tokens, self.runner.model.config.max_length)
-        extra = -1 if self.drafting is None else 2 * self.drafting.length + 1
-        return batch * (rows.shape[1] + room + extra) * self._bytes_a_place
+        return batch * self._places(longest, new_tokens) * self._bytes_a_place[1]
+
+    def _places(self, longest: int, new_tokens: int) -> int:
+        """Returns for how many positions a memory has room."""
+        spare = -1 if self.drafting is None else spare_places(self.drafting.length)
+        return sum(prompts_.sizes(longest, new_tokens, self.runner.model.config.max_length)) + spare
 
     @cached_property
-    def _bytes_a_place(self) -> int:
-        plans = (self.plan,) if self.drafting is None else (self.plan, self.drafting.plan)
-        return sum(bytes_a_place(self.runner.model, plan) for plan in plans)
+    def _bytes_a_place(self) -> tuple[int, int]:
+        """What a position takes while the prompts are read, and after."""
+        plans = [self.prefill_plan or self.plan, self.plan, *([self.drafting.plan] if self.drafting else [])]
+        first, *later = (bytes_a_place(self.runner.model, plan) for plan in plans)
+        return first, sum(later)
 
     def _advance(self, state: Decoding | Speculating, sampling: Sampling, until: int) -> Decoding | Speculating:
         """Returns the state with `until` tokens in each row."""
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if isinstance(state, Decoding):
             return _advance(graph, params, plan, state, sampling, jnp.int32(until), end=self.end)
-        after = _speculate(graph, params, plan, self.drafting, state, sampling, jnp.int32(until), end=self.end)
-        rounds, drafted, counts = (int(part.sum()) for part in (after.rounds, after.drafted, after.counts))
-        # A row has its first token from the prompt, and from each round one more than were accepted.
-        self.draft_counts = DraftCounts(rounds, drafted, counts - len(after.counts) - rounds)
-        return after
+        return _speculate(graph, params, plan, self.drafting, state, sampling, jnp.int32(until), end=self.end)
 
     def _read(
-        self, given: list[list[int]], state: Decoding | Speculating, stop: Sequence[str], limit: int
+        self, given: list[list[int]], state: Decoding | Speculating, stop: Sequence[str], limit: int, *, last: bool
     ) -> tuple[list[Continuation], np.ndarray]:
         """Returns the continuations, and which of them have ended."""
         counts = np.asarray(state.count if isinstance(state, Decoding) else state.counts)
         counts = np.minimum(np.broadcast_to(counts, len(given)), limit)
         tokens, logprobs = np.asarray(state.tokens), np.asarray(state.logprobs)
-        found, ended = [], np.array(state.done)
+        found, ended = [], np.array(state.done) | (counts >= limit)
         for row, prompt in enumerate(given):
             ids = tokens[row, : counts[row]].tolist()
             ids = ids[: ids.index(self.end)] if self.end in ids else ids
             text = None if self.tokenizer is None else decode_after(self.tokenizer, prompt, ids)
-            if text is not None and (places := [text.find(string) for string in stop if string in text]):
-                text, ended[row] = text[: min(places)], True
+            if text is not None:
+                text, stopped = cut(text, stop)
+                ended[row] |= stopped
+                text = text if ended[row] or last else certain(text, stop)
             found.append(Continuation(ids, logprobs[row, : len(ids)].tolist(), text))
         return found, ended
-
-
-def make_drafting(plan: DepthPlan, length: int, confidence: float = 0.0) -> Drafting:
-    """Returns how tokens are drafted along a plan; InputError for a length or a probability that is none."""
-    if not 0 <= confidence <= 1:
-        raise InputError(f"draft_confidence is {confidence}, expected a probability, 0 to 1")
-    return Drafting(plan, jnp.float32(confidence), whole("draft_length", length))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("new_tokens", "end", "penalised"))

@@ -1,6 +1,6 @@
-"""Prompts as token ids, checked, and padded to lengths for which programs are there."""
+"""Texts as token ids, checked, and padded to lengths for which programs are there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from odelm.config import ModelConfig
 from odelm.errors import InputError
+from odelm.ode.grid import whole
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 SMALLEST_BUCKET = 16
@@ -15,18 +16,29 @@ SMALLEST_BUCKET = 16
 
 def read(prompts: Any, tokenizer: Tokenizer | None, config: ModelConfig) -> list[list[int]]:
     """Returns the token ids of each prompt, a string or ids; InputError for one that the model cannot take."""
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int | np.integer)):
-        raise InputError("prompts is a single prompt, expected a list of them: put it in brackets")
-    if not len(prompts):
-        raise InputError("prompts is empty: give at least one")
-    return [_ids(prompt, tokenizer, config) for prompt in prompts]
+    encode = tokenizer and (lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    return read_texts("prompt", prompts, encode, config)
+
+
+def read_texts(
+    name: str, texts: Any, encode: Callable[[str], list[int]] | None, config: ModelConfig
+) -> list[list[int]]:
+    """Returns the token ids of each text, of which errors speak as `name` and its number.
+
+    `encode` tokenises a string; None if there is no tokenizer. Raises InputError for a single text in place of a list,
+    for texts without tokens, and for ids that are no whole numbers or have no embedding.
+    """
+    if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer)):
+        raise InputError(f"{name}s is a single {name}, expected a list of them: put it in brackets")
+    if not len(texts):
+        raise InputError(f"{name}s is empty: give at least one")
+    return [_ids(f"{name} {number}", text, encode, config) for number, text in enumerate(texts)]
 
 
 def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig) -> None:
     """Raises InputError if the longest prompt and the new tokens are more than the model's positions."""
     longest, limit = max(map(len, given)), config.max_length
-    if new_tokens < 1:
-        raise InputError(f"new_tokens is {new_tokens}, expected at least 1")
+    whole("new_tokens", new_tokens)
     if longest + new_tokens > limit:
         raise InputError(
             f"the prompt's {longest} tokens and {new_tokens} new ones are more than model.max_length {limit}; "
@@ -35,35 +47,54 @@ def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig) -> 
 
 
 def padded(given: list[list[int]], new_tokens: int, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the prompts padded at their ends, int32 (B, P), their lengths, int32 (B,), and room for new tokens.
-
-    Both P and the room are powers of two where the `limit` of positions allows it.
-    """
-    longest = max(map(len, given))
-    width = min(bucket(longest), limit)
-    room = min(bucket(new_tokens), limit + 1 - width)
-    if room < new_tokens:
-        width, room = longest, new_tokens
+    """Returns the prompts padded at their ends, int32 (B, P), their lengths, int32 (B,), and room for new tokens."""
+    width, room = sizes(max(map(len, given)), new_tokens, limit)
     rows = np.zeros((len(given), width), np.int32)
     for row, ids in zip(rows, given, strict=True):
         row[: len(ids)] = ids
     return rows, np.array([len(ids) for ids in given], np.int32), room
 
 
+def sizes(longest: int, new_tokens: int, limit: int) -> tuple[int, int]:
+    """Returns how long prompts are padded, and the room for new tokens: powers of two where a `limit` of positions
+    allows it.
+
+    Near the limit the prompts take all that the tokens' power of two leaves, or, if that is too little, a multiple of
+    `SMALLEST_BUCKET`, and the tokens what is left. So there are few sizes everywhere.
+    """
+    width, room = bucket(longest), bucket(new_tokens)
+    if width + room <= limit + 1:
+        return width, room
+    if longest + room <= limit + 1:
+        return limit + 1 - room, room
+    width = min(-(-longest // SMALLEST_BUCKET) * SMALLEST_BUCKET, limit + 1 - new_tokens)
+    return width, limit + 1 - width
+
+
+def power_of_two(number: int) -> int:
+    """Returns the power of two from `number` on."""
+    return 1 << (number - 1).bit_length()
+
+
 def bucket(length: int) -> int:
     """Returns the power of two from `length` on, at least `SMALLEST_BUCKET`."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    return max(SMALLEST_BUCKET, power_of_two(length))
 
 
-def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, config: ModelConfig) -> list[int]:
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise InputError("a prompt is a string, but the generator has no tokenizer: give lists of token ids")
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+def _ids(name: str, text: Any, encode: Callable[[str], list[int]] | None, config: ModelConfig) -> list[int]:
+    if isinstance(text, str):
+        if encode is None:
+            raise InputError(f"{name} is a string, but there is no tokenizer: give lists of token ids")
+        ids = np.asarray(encode(text), np.int64)
     else:
-        ids = [int(token) for token in prompt]
-    if not ids:
-        raise InputError("the prompt has no tokens: give at least one character")
-    if not 0 <= min(ids) <= max(ids) < config.vocab_size:
-        raise InputError(f"a prompt has the ids {min(ids)} to {max(ids)}, expected 0 to {config.vocab_size - 1}")
-    return ids
+        try:
+            ids = np.asarray(text)
+        except ValueError as error:  # lists of several lengths
+            raise InputError(f"{name} is {text!r:.60}, expected a string or a list of token ids") from error
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise InputError(f"{name} is {ids.dtype} of shape {ids.shape}, expected a string or a list of token ids")
+    if not ids.size:
+        raise InputError(f"{name} has no tokens: give at least one, or leave it out")
+    if not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise InputError(f"{name} has the ids {ids.min()} to {ids.max()}, expected 0 to {config.vocab_size - 1}")
+    return ids.tolist()

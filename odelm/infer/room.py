@@ -1,6 +1,7 @@
 """The bytes that a memory will take, known before it is allocated."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -15,9 +16,8 @@ def bytes_a_place(model: SharedTransformer, plan: DepthPlan) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
-def free_bytes() -> int | None:
-    """Returns what the first device has free, of a CPU what the machine has in all; None if nobody says."""
-    device = jax.local_devices()[0]
+def free_bytes(device: Any) -> int | None:
+    """Returns what a device has free, of a CPU what the machine has in all; None if nobody says."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -26,11 +26,13 @@ def free_bytes() -> int | None:
     return None
 
 
-def check_fits(needed: int, what: str) -> None:
-    """Raises InputError if the device has less free than so many bytes."""
-    free = free_bytes()
-    if free is not None and needed > free:
+def check_fits(needed: int, params: Any, what: str) -> None:
+    """Raises InputError if the devices that hold `params` have less free together than so many bytes."""
+    devices = jax.tree.leaves(params)[0].sharding.device_set
+    free = [free_bytes(device) for device in devices]
+    total = sum(bytes for bytes in free if bytes is not None)
+    if None not in free and needed > total:
         raise InputError(
-            f"{what} takes {needed / 1e9:.1f} GB, but the device has {free / 1e9:.1f} GB free: "
+            f"{what}, takes {needed:,} bytes, but {len(devices)} devices have {total:,} free: "
             "give fewer prompts, ask for fewer new tokens, or take fewer steps"
         )

@@ -62,10 +62,10 @@ def in_compute_dtypes(model: Model) -> Model:
     return model
 
 
-def with_dtype(model: Model, dtype: str) -> Model:
-    """Returns the model with its matrix products, and the state that is integrated, in another dtype; the parameters
-    are kept as they are."""
-    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto").validate()
+def with_dtype(model: Model, dtype: str, **options: Any) -> Model:
+    """Returns the model with its matrix products, and the state that is integrated, in another dtype, and with other
+    `options` of its config that leave its parameters as they are."""
+    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto", **options).validate()
     return with_parameters(abstract_like(model, config), parameters(model))
 
 

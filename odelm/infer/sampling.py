@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from odelm.errors import InputError
 
@@ -17,7 +18,7 @@ class Sampling:
     temperature: jax.Array | float = 0.0
     """What the logits are divided by; 0 takes the most likely token."""
     top_k: jax.Array | int = 0
-    """Draw among so many most likely tokens; 0 is all."""
+    """Draw among so many most likely tokens, and those that are as likely as the last of them; 0 is all."""
     top_p: jax.Array | float = 1.0
     """Draw among the most likely tokens that together have this probability (Holtzman et al. 2020, arXiv
     1904.09751)."""
@@ -40,7 +41,11 @@ def sampling_options(
     """Returns the options as compiled programs take them; InputError for one out of its range."""
     valid = {
         "temperature": (temperature, 0 <= temperature < math.inf, "0 or more"),
-        "top_k": (top_k, top_k >= 0, "at least 1, or 0 for all"),
+        "top_k": (
+            top_k,
+            isinstance(top_k, int | np.integer) and top_k >= 0,
+            "a whole number of at least 1, or 0 for all",
+        ),
         "top_p": (top_p, 0 < top_p <= 1, "above 0 and at most 1"),
         "min_p": (min_p, 0 <= min_p <= 1, "0 to 1"),
         "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < math.inf, "above 0"),
@@ -99,7 +104,9 @@ def _filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     before = jnp.cumsum(chances, axis=-1) - chances
     ranks = jnp.arange(logits.shape[-1])[None]
     top_k = jnp.where(jnp.asarray(sampling.top_k) > 0, sampling.top_k, logits.shape[-1])
-    kept = (ranks < top_k) & (before < sampling.top_p) & (chances >= sampling.min_p * chances[:, :1])
+    # Sums of probabilities reach 1 by rounding, before the last token.
+    likely = (before < sampling.top_p) | (jnp.asarray(sampling.top_p) >= 1)
+    kept = (ranks < top_k) & likely & (chances >= sampling.min_p * chances[:, :1])
     # Each rule keeps a beginning of the ranking, and at least the first.
     count = jnp.maximum(kept.sum(axis=-1, keepdims=True), 1)
     least = jnp.take_along_axis(ranked, count - 1, axis=-1)

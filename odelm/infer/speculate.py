@@ -2,84 +2,25 @@
 
 A drafted token `d` of probability `q` at coarse steps and `p` at full depth is accepted with probability min(1, p / q);
 the first that is not is replaced by one drawn from max(p - q, 0), and one more is drawn from `p` if all are. So every
-token is distributed as full depth draws it, and with temperature 0 the text is the same. Source: Leviathan et al. 2023
+token is distributed as full depth draws it, and with temperature 0 the text is the same, up to the rounding of a pass
+over several positions in place of one. Source: Leviathan et al. 2023
 (arXiv 2211.17192), algorithm 1. That the draft is the same block at fewer steps is ours: there is no second model, and
 the draft reads the keys and values that full depth computed at the times it visits (`odelm.models.retime`).
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from odelm.infer.decode import read_prompts, seen_in
+from odelm.infer.drafts import Draft, Drafting, Speculating, spare_places
 from odelm.infer.sampling import Sampling, draw, log_chances
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Array, Memory, placed
 from odelm.models.retime import retimed
 from odelm.models.transformer import DepthPlan
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Drafting:
-    """How tokens are drafted."""
-
-    plan: DepthPlan
-    """The coarse steps."""
-    confidence: jax.Array | float = 0.0
-    """A draft ends after a place whose likeliest token has a smaller probability; 0 drafts all. It is looked at before
-    a token is drawn there, so that it changes no distribution."""
-    length: int = dataclasses.field(default=4, metadata=dict(static=True))
-    """K, the most tokens of a draft."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Speculating:
-    """B rows being continued, each at its own place, up to N tokens each."""
-
-    memory: Memory
-    """Of full depth; its lengths (B,) count the tokens before `last`."""
-    draft: Memory
-    """Of the coarse steps: the same positions."""
-    last: jax.Array
-    """int32 (B,), the newest token of each row: in `tokens`, but not yet in the memories."""
-    tokens: jax.Array
-    """int32 (B, N + 2K + 1), what was generated, with room for more than N; of meaning up to `counts`."""
-    logprobs: jax.Array
-    """float32, like `tokens`: the log-probability that full depth gave each of them."""
-    counts: jax.Array
-    """int32 (B,), how many there are in each row."""
-    done: jax.Array
-    """bool (B,), whether a row has its end token."""
-    seen: jax.Array | None
-    """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
-    key: jax.Array
-    rounds: jax.Array
-    """int32 (B,), how often full depth verified a draft of each row."""
-    drafted: jax.Array
-    """int32 (B,), how many tokens were drafted for it."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Draft:
-    """Tokens drafted in one round, K places of which `count` are used."""
-
-    memory: Memory
-    last: jax.Array
-    tokens: jax.Array
-    """int32 (B, K)."""
-    chances: jax.Array
-    """float32 (B, K, V), the log-probabilities that they were drawn with; minus infinity from `count` on."""
-    count: jax.Array
-    """int32 ()."""
-    seen: jax.Array | None
-    sure: jax.Array
-    """bool (), whether to draft more."""
 
 
 def start_speculating(
@@ -98,8 +39,7 @@ def start_speculating(
     """Returns the state after the prompts, with the first token of each row; the arguments are those of `prefill`."""
     B = prompts.shape[0]
     logits, memory = read_prompts(model, plan, prompts, lengths)
-    # A round may pass the last token by what it drafts, and a stopped row is still written to.
-    room = new_tokens + 2 * drafting.length + 1
+    room = new_tokens + spare_places(drafting.length)
     memory = dataclasses.replace(memory, length=lengths).widened(room)
     seen = seen_in(prompts, lengths, model.config.vocab_size) if penalised else None
     last = draw(logits, sampling, jax.random.fold_in(key, 0), seen)
@@ -116,6 +56,7 @@ def start_speculating(
         key=key,
         rounds=jnp.zeros(B, jnp.int32),
         drafted=jnp.zeros(B, jnp.int32),
+        accepted=jnp.zeros(B, jnp.int32),
     )
 
 
@@ -248,6 +189,7 @@ def _emit(
         seen=seen,
         rounds=state.rounds + active,
         drafted=state.drafted + jnp.where(active, draft.count, 0),
+        accepted=state.accepted + jnp.minimum(accepted, taken),
     )
 
 

@@ -210,17 +210,14 @@ class SharedTransformer(nnx.Module):
             evaluations += count
         return self._end(h), evaluations
 
-    def memory(self, plan: DepthPlan, *, batch: int, room: int, spare: int = 0) -> Memory:
-        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan.
-
-        `spare` are places beyond, which may pass `max_length`: for positions that are tried and taken back.
-        """
+    def memory(self, plan: DepthPlan, *, batch: int, room: int) -> Memory:
+        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan."""
         if any(part.solver is not None for part in plan):
             raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
         config = self.config
         if not 0 < room <= config.max_length:
             raise InputError(f"room is {room}, expected 1 to model.max_length, {config.max_length}")
-        rows, heads = (batch, room + spare), (config.key_value_heads, config.head_size)
+        rows, heads = (batch, room), (config.key_value_heads, config.head_size)
 
         def empty(part: ode.Plan):
             kept = empty_key_values((part.times.shape[0], part.times.shape[1]), rows, heads, compute_dtype(config))

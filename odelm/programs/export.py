@@ -6,6 +6,7 @@ from typing import Any
 from odelm import bundle
 from odelm.config import Config
 from odelm.infer.export import forward_artifacts
+from odelm.profile import PROFILE
 
 
 def export(
@@ -27,7 +28,7 @@ def export(
     model, config, tokenizer = loaded
     bundle.check_model(model)
     artifacts = forward_artifacts(model, steps=steps, solver=solver, integrator=integrator, dtype=dtype)
-    profile = source / bundle.PROFILE
+    profile = source / PROFILE
     about = bundle.write(
         folder, model, config, tokenizer=tokenizer, step=step, profile=profile if profile.is_file() else None,
         artifacts=artifacts,

@@ -20,10 +20,15 @@ def check(flags: FlagValues) -> None:
     if len(chosen) + prompted > 1:
         names = [*(["prompt" if flags.prompt is not None else "prompt_file"] if prompted else []), *chosen]
         raise InputError(f"--{' and --'.join(names)} were both given; give one")
-    if flags.baseline and (flags.integrator != "scan" or flags.adaptive_tolerance is not None):
-        raise InputError("--baseline takes neither --integrator nor --adaptive_tolerance")
+    names = ["prompt"] if flags.prompt is not None else ["prompt_file"] if prompted else chosen
+    if names and flags.adaptive_tolerance is not None:
+        raise InputError(f"--{names[0]} takes no --adaptive_tolerance: it crosses the depth in given steps")
+    if chosen and flags.integrator != "scan":
+        raise InputError(f"--{chosen[0]} takes no --integrator: it crosses the depth by the scan")
     if flags.draft_steps is not None and not flags.speculative:
         raise InputError("--draft_steps is of --speculative, which was not given")
+    if flags["draft_length"].present and flags.draft_steps is None:
+        raise InputError("--draft_length is of drafts in given steps: give --speculative and --draft_steps too")
     for name in ("speculative", "prefill_steps"):
         if flags[name].value and not (flags.generate or prompted):
             raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
@@ -63,7 +68,7 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
         if flags.prefill_steps is not None:
             options["prefill_plan"] = runner.plan(flags.prefill_steps, flags.solver)
         if flags.speculative:
-            options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags)
+            options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags, config.data.end_token)
         text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
         if len(plans) > 1:
             print(f"--- {name}")
@@ -80,14 +85,14 @@ def _plans(runner: Any, flags: FlagValues, counts: tuple[int, ...]) -> dict[str,
     return {f"{count} steps": runner.plan(count, flags.solver, flags.integrator) for count in counts}
 
 
-def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues) -> Any:
+def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues, end_token: str) -> Any:
     """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
     from odelm.infer.draft_choice import describe, try_drafts
-    from odelm.infer.generator import make_drafting
+    from odelm.infer.drafts import make_drafting
 
     if flags.draft_steps is not None:
         return make_drafting(runner.plan(flags.draft_steps, "euler"), flags.draft_length)
-    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(flags.new_tokens, 48))
+    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(flags.new_tokens, 48), end_token=end_token)
     print(describe(trials), file=sys.stderr)
     return trials[0].drafting
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
-    "bundle": MODELS | {"manifest", "run_directory", "sharding", "version"},
+    "bundle": MODELS | {"manifest", "profile", "run_directory", "sharding", "version"},
     "profile": {"config", "errors", "files", "models", "ode"},
     "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote"},
     "train": MODELS

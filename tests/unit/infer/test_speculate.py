@@ -11,6 +11,7 @@ from flax import nnx
 import odelm
 from odelm.errors import InputError
 from odelm.infer import speculate
+from odelm.infer.drafts import Speculating
 from odelm.infer.generator import Generator
 from odelm.infer.sampling import Sampling
 
@@ -130,7 +131,7 @@ def test_sampled_text_is_distributed_as_at_full_depth(wrong, model, monkeypatch)
 def test_every_round_has_a_key_of_its_own_though_rows_have_ended(model):
     generator = Generator(model, draft_steps=1, draft_length=2)
     state = generator.begin([[3, 7]] * 2, 12, Sampling(jnp.float32(2.0)), jax.random.key(0))
-    assert isinstance(state, speculate.Speculating)
+    assert isinstance(state, Speculating)
     state = dataclasses.replace(state, done=state.done.at[0].set(True), rounds=state.rounds.at[0].set(50))
     keys = [jax.random.key_data(state.key).tolist()]
     for until in (3, 6, 9):

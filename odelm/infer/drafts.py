@@ -1,0 +1,114 @@
+"""What speculative decoding is told, keeps from one round to the next, and counts."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from odelm.errors import InputError
+from odelm.models.memory import Memory
+from odelm.models.transformer import DepthPlan
+from odelm.ode.grid import whole
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drafting:
+    """How tokens are drafted."""
+
+    plan: DepthPlan
+    """The coarse steps."""
+    confidence: jax.Array | float = 0.0
+    """A draft ends after a place whose likeliest token has a smaller probability, in all rows that are continued; 0
+    drafts all. It does not depend on the token that is drawn there, so that it changes no distribution."""
+    length: int = dataclasses.field(default=4, metadata=dict(static=True))
+    """K, the most tokens of a draft."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Speculating:
+    """B rows being continued, each at its own place, up to N tokens each."""
+
+    memory: Memory
+    """Of full depth; its lengths (B,) count the tokens before `last`."""
+    draft: Memory
+    """Of the coarse steps: the same positions."""
+    last: jax.Array
+    """int32 (B,), the newest token of each row: in `tokens`, but not yet in the memories."""
+    tokens: jax.Array
+    """int32 (B, N + 2K + 1), what was generated, with room for more than N; valid up to `counts`."""
+    logprobs: jax.Array
+    """float32, like `tokens`: the log-probability that full depth gave each of them."""
+    counts: jax.Array
+    """int32 (B,), how many there are in each row."""
+    done: jax.Array
+    """bool (B,), whether a row has its end token."""
+    seen: jax.Array | None
+    """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
+    key: jax.Array
+    rounds: jax.Array
+    """int32 (B,), how often full depth verified a draft of each row."""
+    drafted: jax.Array
+    """int32 (B,), how many tokens were drafted for it."""
+    accepted: jax.Array
+    """int32 (B,), how many of them are in `tokens`."""
+
+
+@dataclass(frozen=True)
+class DraftCounts:
+    """What became of the drafts of one call, over all its rows."""
+
+    rounds: int
+    """How often full depth verified a draft."""
+    drafted: int
+    accepted: int
+    """Drafted tokens, and those that full depth agreed with."""
+    tokens: int
+    """How many tokens of the text the rounds gave."""
+
+    @classmethod
+    def of(cls, state: Speculating, limit: int) -> "DraftCounts":
+        """Returns the counts of a call that keeps up to `limit` tokens in each row."""
+        counts = np.minimum(np.asarray(state.counts), limit)
+        # The first token of each row is from the prompt.
+        tokens = int(counts.sum()) - len(counts)
+        return cls(int(state.rounds.sum()), int(state.drafted.sum()), int(state.accepted.sum()), tokens)
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens that a pass at full depth gave: 1 without a draft."""
+        return self.tokens / self.rounds if self.rounds else 1.0
+
+
+def make_drafting(plan: DepthPlan, length: int, confidence: float = 0.0) -> Drafting:
+    """Returns how tokens are drafted along a plan; InputError for an invalid length or probability."""
+    if not 0 <= confidence <= 1:
+        raise InputError(f"draft_confidence is {confidence}, expected a probability, 0 to 1")
+    return Drafting(plan, jnp.float32(confidence), whole("draft_length", length))
+
+
+def spare_places(length: int) -> int:
+    """Returns for how many tokens beyond those asked for there is room: a round may pass the last of them by what it
+    drafts, and a stopped row is still written to."""
+    return 2 * length + 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Draft:
+    """Tokens drafted in one round, K places of which `count` are used."""
+
+    memory: Memory
+    last: jax.Array
+    tokens: jax.Array
+    """int32 (B, K)."""
+    chances: jax.Array
+    """float32 (B, K, V), the log-probabilities that they were drawn with; minus infinity from `count` on."""
+    count: jax.Array
+    """int32 ()."""
+    seen: jax.Array | None
+    sure: jax.Array
+    """bool (), whether to draft more."""
