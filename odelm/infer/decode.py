@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from odelm.infer.sampling import Sampling, draw
+from odelm.infer.single_rows import for_single_rows
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Memory
@@ -105,6 +106,7 @@ def advance(
     model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array | int, *, end: int
 ) -> Decoding:
     """Returns the state with `until` tokens in each row, or fewer if all rows have ended."""
+    model = for_single_rows(model, len(state.last))
 
     def going(state: Decoding) -> jax.Array:
         return (state.count < until) & ~state.done.all()

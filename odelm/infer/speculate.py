@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from odelm.infer.decode import read_prompts, seen_in
 from odelm.infer.drafts import Draft, Drafting, Speculating, spare_places
 from odelm.infer.sampling import Sampling, draw, log_chances
+from odelm.infer.single_rows import for_single_rows
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Array, Memory, placed
@@ -75,11 +76,13 @@ def speculate(
     def active(state: Speculating) -> jax.Array:
         return ~state.done & (state.counts < until)
 
+    coarse = for_single_rows(model, len(state.last))
+
     def body(state: Speculating) -> Speculating:
         # A key of its own for each round: `rounds` counts by row, and stands still for rows that wait.
         key, of_drafts, of_acceptance, of_rest = jax.random.split(state.key, 4)
         state = dataclasses.replace(state, key=key)
-        draft = _draft(model, drafting, state, sampling, of_drafts, active(state))
+        draft = _draft(coarse, drafting, state, sampling, of_drafts, active(state))
         tokens = jnp.concatenate([state.last[:, None], draft.tokens], axis=1)
         inputs = Inputs(tokens, positions=_positions(model, state.memory.length, tokens.shape[1]))
         hidden, memory = model.run(inputs, plan, memory=state.memory)

@@ -42,6 +42,12 @@ def pick(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[rows, index].get(out_sharding=_spread(index, x.ndim - 2))
 
 
+def pick_last(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns `x[.., index[..]]`, (..) of (.., V) and (..)."""
+    places = jnp.indices(index.shape, dtype=index.dtype, sparse=True)
+    return x.at[(*places, index)].get(out_sharding=_spread(index, 0))
+
+
 BATCH_AXES = ("data", "fsdp")
 """The axes of a mesh that cut the batch, where it has them."""
 

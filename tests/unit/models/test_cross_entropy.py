@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from odelm.models import cross_entropy
 from odelm.models.cross_entropy import Teacher, _count_pieces, summed_cross_entropy
 
 B, L, E, V = 3, 12, 8, 40
@@ -27,6 +28,13 @@ def plain(x, matrix, bias, targets, weights, z_loss):
     return ((nats + z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2) * weights).sum(), nats * weights
 
 
+@pytest.fixture(params=[False, True], ids=["two passes", "one pass"])
+def once(request, monkeypatch):
+    """The logits are read as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(cross_entropy, "reads_once", lambda: request.param)
+
+
+@pytest.mark.usefixtures("once")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("pieces", [1, 3, 12])
@@ -55,6 +63,7 @@ def test_values_and_gradients_are_those_of_the_whole(bias, z_loss, pieces):
     np.testing.assert_allclose(value * 0.3 + jnp.sin(value), got, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("once")
 def test_sixteen_bits_cost_their_rounding():
     x, matrix, shift, targets, weights = drawn(jnp.bfloat16)
 
@@ -67,6 +76,21 @@ def test_sixteen_bits_cost_their_rounding():
     for left, right in zip(got, exact, strict=True):
         # Logits of size 10 in 8 bits move a probability by 2 %.
         assert jnp.linalg.norm(left.astype(jnp.float32) - right) < 0.03 * jnp.linalg.norm(right.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+def test_one_pass_over_logits_of_any_size_gives_what_two_do(shift, monkeypatch):
+    logits = 30 * jax.random.normal(jax.random.key(0), (3, 5, V)) + shift
+    logits = jnp.concatenate([logits, jnp.full((1, 5, V), shift)]).at[1, 2, 3].set(shift + 500)
+    targets = jnp.arange(20, dtype=jnp.int32).reshape(4, 5)
+    found = {}
+    for once in (False, True):
+        monkeypatch.setattr(cross_entropy, "reads_once", lambda once=once: once)
+        found[once] = cross_entropy.read_logits(logits, targets)
+    for left, right in zip(found[True], found[False], strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-6, atol=2e-3)  # a digit of 1e4 in float32 is 1e-3
+    bad = cross_entropy.read_logits(logits.at[0, 0, 0].set(jnp.nan), targets)
+    assert jnp.isnan(bad[0][0, 0]) and jnp.isfinite(bad[0].at[0, 0].set(0.0)).all()
 
 
 def test_the_shares_have_no_gradient():
