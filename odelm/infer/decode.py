@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from odelm.infer import on_gpu
 from odelm.infer.sampling import Sampling, draw
-from odelm.infer.single_rows import for_single_rows
 from odelm.models import CausalLM
-from odelm.models.inputs import Inputs
+from odelm.models.inputs import Inputs, within
 from odelm.models.memory import Memory
 from odelm.models.retime import retimed
 from odelm.models.transformer import DepthPlan
@@ -85,7 +85,7 @@ def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: 
     B, P = prompts.shape
     memory = model.memory(plan, batch=B, room=P)
     positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
-    inputs = Inputs(prompts, positions=positions, mask=_within(lengths, P))
+    inputs = Inputs(prompts, positions=positions, lengths=lengths)
     hidden, memory = model.run(inputs, plan, memory=memory)
     assert memory is not None
     return model.readout(hidden[jnp.arange(B), lengths - 1]), memory
@@ -94,19 +94,14 @@ def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: 
 def seen_in(prompts: jax.Array, lengths: jax.Array, vocabulary: int) -> jax.Array:
     """Returns which tokens stand in each prompt, bool (B, V)."""
     B, P = prompts.shape
-    return jnp.zeros((B, vocabulary), bool).at[jnp.arange(B)[:, None], prompts].max(_within(lengths, P))
-
-
-def _within(lengths: jax.Array, places: int) -> jax.Array:
-    """Returns which of so many places stand before each row's length, bool (B, P)."""
-    return jnp.arange(places, dtype=jnp.int32)[None] < lengths[:, None]
+    return jnp.zeros((B, vocabulary), bool).at[jnp.arange(B)[:, None], prompts].max(within(lengths, P))
 
 
 def advance(
     model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array | int, *, end: int
 ) -> Decoding:
     """Returns the state with `until` tokens in each row, or fewer if all rows have ended."""
-    model = for_single_rows(model, len(state.last))
+    model, plan = on_gpu.ready(model, plan, len(state.last))
 
     def going(state: Decoding) -> jax.Array:
         return (state.count < until) & ~state.done.all()

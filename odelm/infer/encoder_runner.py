@@ -17,7 +17,7 @@ from odelm.errors import InputError, nearest
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
 from odelm.infer.runner import Runner, with_dtype
 from odelm.models import Classifier, Encoder, MaskedLM
-from odelm.models.inputs import Inputs
+from odelm.models.inputs import Inputs, within
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.tokenizer import find_id, special_id
 
@@ -240,8 +240,8 @@ def _prepared(tokenizer: Tokenizer) -> Tokenizer:
 
 @partial(jax.jit, static_argnums=0)
 def _encode(graph: nnx.GraphDef, params: Any, plan: DepthPlan, tokens: jax.Array, lengths: jax.Array) -> Encoded:
-    real = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
-    hidden, _ = nnx.merge(graph, params).run(Inputs(tokens, mask=real), plan)
+    hidden, _ = nnx.merge(graph, params).run(Inputs(tokens, lengths=lengths), plan)
+    real = within(lengths, tokens.shape[1])
     total = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(1)
     return Encoded(hidden, total / lengths[:, None].astype(jnp.float32), hidden[:, 0].astype(jnp.float32))
 

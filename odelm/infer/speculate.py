@@ -13,10 +13,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from odelm.infer import on_gpu
 from odelm.infer.decode import read_prompts, seen_in
 from odelm.infer.drafts import Draft, Drafting, Speculating, spare_places
 from odelm.infer.sampling import Sampling, draw, log_chances
-from odelm.infer.single_rows import for_single_rows
 from odelm.models import CausalLM
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Array, Memory, placed
@@ -76,7 +76,10 @@ def speculate(
     def active(state: Speculating) -> jax.Array:
         return ~state.done & (state.counts < until)
 
-    coarse = for_single_rows(model, len(state.last))
+    rows = len(state.last)
+    coarse, drafts = on_gpu.ready(model, drafting.plan, rows)
+    drafting = dataclasses.replace(drafting, plan=drafts)
+    _, plan = on_gpu.ready(model, plan, rows * (drafting.length + 1))
 
     def body(state: Speculating) -> Speculating:
         # A key of its own for each round: `rounds` counts by row, and stands still for rows that wait.

@@ -117,10 +117,13 @@ class Attention(nnx.Module):
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
 
             return splash_attention(q, k, v, segments=view.segment_ids(q.shape[:2]), causal=self.causal)
-        return attend(
-            q, k, v, mask=view.allowed(q.shape[1], causal=self.causal), causal=self.causal and view.alone,
-            implementation="auto" if self.implementation == "splash" else self.implementation,
-        )  # fmt: skip
+        implementation = "auto" if self.implementation == "splash" else self.implementation
+        chosen = choose_implementation(implementation, q, k)
+        causal = self.causal and view.alone
+        if chosen == "cudnn" and view.lengths is not None and view.segments is None:
+            return attend(q, k, v, lengths=view.lengths, causal=causal, implementation=chosen)
+        mask = view.allowed(q.shape[1], causal=self.causal)
+        return attend(q, k, v, mask=mask, causal=causal, implementation=chosen)
 
     def _view(self, length: int) -> View:
         if self.rotary_base is None:
@@ -129,19 +132,31 @@ class Attention(nnx.Module):
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, causal: bool, implementation: str
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    causal: bool,
+    implementation: str,
 ) -> jax.Array:
     """Returns the values (B, S, J, K) averaged for each query (B, L, H, K), in their dtype; J divides H.
 
-    `mask` is bool (B or 1, 1, L or 1, S), `implementation` one of `odelm.config.ATTENTIONS`.
+    `mask` is bool (B or 1, 1, L or 1, S), `lengths` int32 (B,) how many keys each row begins with that may be attended
+    to, `implementation` one of `odelm.config.ATTENTIONS`.
     """
     chosen = choose_implementation(implementation, q, k)
     if chosen == "cudnn" and mask is not None:
         # It takes a mask only with every query spelled out.
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q.shape[1], k.shape[1]))
+    if lengths is not None:
+        lengths = jnp.maximum(lengths.astype(jnp.int32), 1)  # the mean over no keys is no number
     q, k, v = (upcast_float16_on_cpu(part) for part in (q, k, v))
     with jax.numpy_dtype_promotion("standard"):  # its softmax mixes float32 with 16 bits
-        context = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
+        context = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, key_value_seq_lengths=lengths, is_causal=causal, implementation=chosen
+        )
     return context.astype(v.dtype)
 
 

@@ -34,6 +34,9 @@ class Inputs:
     segments: Array | None = None
     """int32 (B, L), non-decreasing along a row: the index of the document that a token belongs to. Documents of one row
     do not attend to each other."""
+    lengths: Array | None = None
+    """int32 (B,), in place of a mask: how many real tokens each row begins with. Padding that is known to follow them
+    costs less on a GPU, where attention then needs no mask."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,6 +44,13 @@ class Inputs:
         array = self.embeddings if self.tokens is None else self.tokens
         assert array is not None
         return array.shape[0], array.shape[1]
+
+    @property
+    def real(self) -> jax.Array | None:
+        """bool (B, L), True at real tokens, however they are said; None is all."""
+        if self.lengths is None:
+            return None if self.mask is None else jnp.asarray(self.mask, bool)
+        return within(jnp.asarray(self.lengths), self.shape[1])
 
     def checked(self, config: ModelConfig) -> "Inputs":
         """Returns them as arrays, the mask as bool; InputError for values that do not fit each other or the model.
@@ -52,6 +62,8 @@ class Inputs:
             raise InputError("give either tokens or embeddings, and not both")
         if self.token_types is not None and not config.token_types:
             raise InputError("token_types were given, but model.token_types is 0: the model has no embeddings for them")
+        if self.mask is not None and self.lengths is not None:
+            raise InputError("give either a mask or lengths, and not both")
         given = {name: as_array(name, value) for name, value in vars(self).items() if value is not None}
         inputs = Inputs(**given)
         if inputs.tokens is not None:
@@ -59,7 +71,7 @@ class Inputs:
         else:
             _check_embeddings(inputs.embeddings, config.embed_size)
         inputs._check_shapes(config)
-        rows = {"token_types": config.token_types, "segments": None, "positions": None}
+        rows = {"token_types": config.token_types, "segments": None, "positions": None, "lengths": inputs.shape[1] + 1}
         if config.positions != "rotary":
             rows["positions"] = config.max_length
         for name, size in rows.items():
@@ -72,6 +84,11 @@ class Inputs:
             raise InputError(
                 f"the tokens are {self.shape[1]} long, but model.max_length is {config.max_length}: "
                 "shorten them or raise it"
+            )
+        if self.lengths is not None and self.lengths.shape != self.shape[:1]:
+            raise InputError(
+                f"the lengths are of shape {self.lengths.shape}, expected one for each row, {self.shape[:1]}: a mask "
+                "says it of each token"
             )
         for name in ("positions", "mask", "token_types", "segments"):
             array = getattr(self, name)
@@ -89,6 +106,11 @@ def as_inputs(tokens: Array | Inputs, mask: Array | None, token_types: Array | N
     if not (mask is token_types is segments is None):
         raise InputError("an Inputs was given, and a mask, token_types or segments beside it: put them into it")
     return tokens
+
+
+def within(lengths: jax.Array, places: int) -> jax.Array:
+    """Returns which of so many places stand before each row's length (B,), bool (B, L)."""
+    return jnp.arange(places, dtype=jnp.int32)[None] < lengths[:, None]
 
 
 def positions_within(segments: jax.Array) -> jax.Array:
@@ -136,11 +158,10 @@ def _check_ids(name: str, ids: Array, size: int | None) -> None:
         return
     wrong = np.argwhere((values < 0) | (values >= size))
     if len(wrong):
-        row, place = wrong[0].tolist()
-        raise InputError(
-            f"the {name} have {values[row, place]} in row {row} at place {place}, expected 0 to {size - 1}: the model "
-            f"has {size} embeddings for them"
-        )
+        row, *place = wrong[0].tolist()
+        where = f"in row {row}" + "".join(f" at place {number}" for number in place)
+        because = f"the model has {size} embeddings for them" if place else "a row cannot be longer than the tokens"
+        raise InputError(f"the {name} have {values[tuple(wrong[0])]} {where}, expected 0 to {size - 1}: {because}")
 
 
 def _as_mask(mask: Array) -> Array:

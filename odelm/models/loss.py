@@ -121,9 +121,11 @@ def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def inputs_of(batch: Batch) -> Inputs:
-    """Returns what a batch gives to a model."""
-    named = {name: batch.get(name) for name in ("mask", "token_types", "segments")}
-    return Inputs(tokens=batch["tokens"], **named)
+    """Returns what a batch gives to a model. Its `mask`, bool (B, L), is True up to where a row's padding begins."""
+    mask = batch.get("mask")
+    lengths = None if mask is None else mask.sum(axis=1, dtype=np.int32)
+    named = {name: batch.get(name) for name in ("token_types", "segments")}
+    return Inputs(tokens=batch["tokens"], lengths=lengths, **named)
 
 
 def sums_from_hidden(

@@ -29,6 +29,8 @@ class View:
     """Of the queries' rotary positions; None for a model with other positions."""
     real: jax.Array | None = None
     """bool (B, S), True at the keys that may be attended to; None is all."""
+    lengths: jax.Array | None = None
+    """int32 (B,), where `real` is known to be the first so many keys of each row."""
     segments: tuple[jax.Array, jax.Array] | None = None
     """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
     start: Array | None = None
@@ -81,22 +83,22 @@ def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inp
 
     The inputs have their positions where these are not 0 to L - 1. The view is None if there is nothing in it.
     """
-    positions, real, segments = (
-        None if array is None else jnp.asarray(array) for array in (inputs.positions, inputs.mask, inputs.segments)
+    positions, lengths, segments = (
+        None if array is None else jnp.asarray(array) for array in (inputs.positions, inputs.lengths, inputs.segments)
     )
     if memory is not None:
         return _see_after(inputs, config, memory)
     if positions is None and segments is not None:
         positions = positions_within(segments)
     angles = angles_of(jnp.arange(inputs.shape[1]) if positions is None else positions, config)
-    view = View(angles, real, None if segments is None else (segments, segments))
+    view = View(angles, inputs.real, lengths, None if segments is None else (segments, segments))
     return dataclasses.replace(inputs, positions=positions), view if jax.tree.leaves(view) else None, None
 
 
 def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inputs, View, Memory]:
     """Returns what `see` does, for positions that come after those of a memory."""
     B, L = inputs.shape
-    real = jnp.ones((B, L), bool) if inputs.mask is None else jnp.asarray(inputs.mask, bool)
+    real = jnp.ones((B, L), bool) if inputs.real is None else inputs.real
     segments = jnp.zeros((B, L), jnp.int32) if inputs.segments is None else jnp.asarray(inputs.segments, jnp.int32)
     after = Memory(
         memory.blocks,
@@ -111,9 +113,10 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
     angles = angles_of(positions, config)
     if memory.is_empty:
         given = None if inputs.segments is None else (segments, segments)
-        view = View(angles, None if inputs.mask is None else real, given, memory.length, first=True)
+        lengths = None if inputs.lengths is None else jnp.asarray(inputs.lengths)
+        view = View(angles, inputs.real, lengths, given, memory.length, first=True)
     else:
-        view = View(angles, after.real, (segments, after.segments), memory.length)
+        view = View(angles, after.real, None, (segments, after.segments), memory.length)
     return dataclasses.replace(inputs, positions=positions), view, after
 
 

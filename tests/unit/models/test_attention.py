@@ -9,6 +9,7 @@ from odelm.errors import InputError
 from odelm.models import attention
 from odelm.models.arrays import scaled
 from odelm.models.attention import attend, choose_implementation, rotate
+from odelm.models.inputs import Inputs, within
 from odelm.models.view import View, rotary_angles
 
 
@@ -39,15 +40,17 @@ def test_cudnn_is_refused_where_it_is_missing(make_model, tokens):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("padding", [None, "mask", "lengths"])
 @pytest.mark.parametrize("length", [128, 512])
-def test_implementations_agree(causal, masked, length):
+def test_implementations_agree(causal, padding, length):
     q, k, v = drawn(length)
-    mask = View(real=jnp.arange(length)[None] < jnp.array([[length], [length - 9]])).allowed(length, causal=causal)
+    lengths = jnp.array([length, length - 9])
+    mask = View(real=within(lengths, length)).allowed(length, causal=causal)
+    said = {"mask": dict(mask=mask), "lengths": dict(lengths=lengths), None: {}}[padding]
 
     def value_and_gradients(implementation, dtype):
         def total(*parts):
-            out = attend(*parts, mask=mask if masked else None, causal=causal, implementation=implementation)
+            out = attend(*parts, **said, causal=causal, implementation=implementation)
             return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*(x.astype(dtype) for x in (q, k, v)))
@@ -58,6 +61,44 @@ def test_implementations_agree(causal, masked, length):
         # bfloat16 keeps 8 bits; an average and its gradient chain a handful of roundings.
         for got, want in zip((out, *gradients), (exact, *exact_gradients), strict=True):
             assert jnp.linalg.norm(got - want) < 5 * 2**-8 * jnp.linalg.norm(want), name
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_lengths_are_a_mask_of_the_first_keys(causal):
+    q, k, v = drawn(12, jnp.float32)
+    mask = View(real=within(jnp.array([12, 5]), 12)).allowed(12, causal=causal)
+    masked = attend(q, k, v, mask=mask, causal=causal, implementation="xla")
+    short = attend(q, k, v, lengths=jnp.array([12, 5]), causal=causal, implementation="xla")
+    np.testing.assert_allclose(short, masked, atol=1e-6)
+    empty = attend(q, k, v, lengths=jnp.array([12, 0]), causal=causal, implementation="xla")
+    assert jnp.isfinite(empty).all()
+
+
+@pytest.mark.parametrize("options", [dict(), dict(kind="encoder"), dict(positions="learned", kv_heads=1)])
+def test_cudnn_is_told_lengths_and_the_others_a_mask(options, make_model, tokens, monkeypatch):
+    """Here XLA stands in for cuDNN: what it is told is enough for the same result."""
+    model, lengths = make_model(**options), np.array([6, 4], np.int32)
+    masked = model(tokens, mask=np.arange(6) < lengths[:, None])
+    np.testing.assert_allclose(model(Inputs(tokens, lengths=lengths)), masked, atol=1e-5)
+    told, attend_ = [], attention.attend
+
+    def stand_in(*parts, implementation, **said):
+        told.append({name for name, value in said.items() if value is not None and name != "causal"})
+        return attend_(*parts, **said, implementation="xla")
+
+    monkeypatch.setattr(attention, "choose_implementation", lambda implementation, q, k: "cudnn")
+    monkeypatch.setattr(attention, "attend", stand_in)
+    by_xla = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: by_xla(*a, **k | {"implementation": "xla"}))
+    np.testing.assert_allclose(model(Inputs(tokens, lengths=lengths)), masked, atol=1e-5)
+    model(Inputs(tokens, lengths=lengths, segments=np.zeros_like(tokens)))
+    assert told == [{"lengths"}, {"mask"}], "documents need a mask"
+    if model.config.kind == "decoder":
+        plan = model.plan()
+        memory = model.memory(plan, batch=2, room=8)
+        _, memory = model.run(Inputs(tokens, lengths=lengths), plan, memory=memory)
+        model.run(Inputs(tokens[:, :2], lengths=lengths // 3), plan, memory=memory)
+        assert told[2:] == [{"lengths"}, {"mask"}], "so do keys of a memory"
 
 
 def test_queries_fewer_than_keys_look_back_from_their_own_place():

@@ -1,10 +1,14 @@
-"""Linear maps laid out for one token at a time.
+"""How a token is computed on a GPU, where launching a kernel costs as much as what it does.
 
-With a single row to multiply, XLA makes a product of a GPU's matrix a sum over its rows or columns. Over the last axis
-that is one pass at the speed of memory; over the first it writes all products and reads them again, which takes five
-times as long (docs/inference.md). So kernels are turned once, before the loop that uses them for every token.
+Measured on an H200 (docs/inference.md). Two things pay, and what is computed stays the same, up to rounding:
+
+- With a single row, XLA makes a product with a matrix a sum over its rows or its columns. Over the last axis that is
+  one pass at the speed of memory; over the first it writes all products and reads them again. So kernels are turned
+  once, before the loop over tokens.
+- With several rows the loop over the depth costs more than a step in it, so it is unrolled, for twice the compile time.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,16 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm.models import CausalLM
+from odelm.models.transformer import DepthPlan
 
 
-def for_single_rows(model: CausalLM, rows: int) -> CausalLM:
-    """Returns a model whose maps are laid out for so many rows: a copy of it where that is one, on a single GPU.
-
-    It computes what `model` computes, up to rounding, for any number of rows.
-    """
-    if rows != 1 or jax.default_backend() != "gpu" or not jax.sharding.get_abstract_mesh().empty:
-        return model
-    return with_inputs_last(model)
+def ready(model: CausalLM, plan: DepthPlan, rows: int) -> tuple[CausalLM, DepthPlan]:
+    """Returns the model and the plan as so many rows are decoded with: what is given, but on a GPU."""
+    if jax.default_backend() != "gpu":
+        return model, plan
+    if rows > 1:
+        return model, tuple(dataclasses.replace(part, unroll=True) for part in plan)
+    alone = jax.sharding.get_abstract_mesh().empty
+    return with_inputs_last(model) if alone else model, plan
 
 
 def with_inputs_last(model: CausalLM) -> CausalLM:
