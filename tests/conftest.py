@@ -1,19 +1,25 @@
 """What the tests share: a CPU platform, tiny models, and parameters at which every part of a model matters."""
+# ruff: noqa: E402
+# What jax and Python read when they start is set before anything is imported.
 
 import gc
 import os
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
+
+CACHE = Path(__file__).parents[1] / ".pytest_cache"
 
 # Before jax is imported, and in the environment, so that the programs that tests start have them too.
 # Where Python may not write bytecode beside its sources, every one of them would compile all that it imports, which
 # takes twice as long as the rest of its start.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode"))
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode"))
+    sys.dont_write_bytecode = False
 # Compiling takes most of the time of these tests, and the same few shapes come again and again.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Where in Python an operation comes from: found for each one, and of use only to who reads the compiled program.
@@ -30,6 +36,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -53,7 +60,10 @@ def randomised(module: nnx.Module, *, seed: int = 0, scale: float = 0.1) -> nnx.
     """Returns the module with noise on every parameter: what starts at zero or one (modulation, norms) then counts."""
     graph, params = nnx.split(module)
     rng = np.random.default_rng(seed)
-    noisy = jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape, np.float32), params)
+    # By NumPy: JAX would compile a program for each shape.
+    noisy = jax.tree.map(
+        lambda p: jnp.asarray(np.asarray(p) + np.float32(scale) * rng.standard_normal(p.shape, np.float32)), params
+    )
     return nnx.merge(graph, noisy)
 
 
@@ -92,6 +102,15 @@ def tokens() -> np.ndarray:
 def x64():
     """Computes in float64, where an error of a method stands clear of rounding."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def traced_once():
+    """Lets the runs of a module share what they trace and compile: see tests/traced_once.py."""
+    from tests.traced_once import traced_once
+
+    with traced_once():
         yield
 
 
