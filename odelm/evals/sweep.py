@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -221,19 +222,20 @@ def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tup
     if not held_out:
         return None, math.nan
     plan = None if setting.steps is None else setting.plan(runner)
-
-    @jax.jit
-    def losses(params: Any, plan: Any, data: Batch) -> tuple[LossSums, jax.Array]:
-        model = nnx.merge(runner.graph, params)
-        if plan is not None:
-            return loss_sums(model, data, plan=plan), jnp.int32(0)
-        hidden, evaluations = model.encode_adaptive(
-            inputs_of(data), tolerance=_tolerance(setting), solver=setting.solver
-        )
-        return sums_from_hidden(model, hidden, data), evaluations
-
-    results = [jax.device_get(losses(runner.params, plan, data)) for data in held_out]
+    adaptive = setting if plan is None else None
+    results = [jax.device_get(_losses(runner.graph, adaptive, runner.params, plan, data)) for data in held_out]
     return mean_loss(sums for sums, _ in results), float(np.mean([evaluations for _, evaluations in results]))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _losses(
+    graph: nnx.GraphDef, adaptive: Setting | None, params: Any, plan: Any, data: Batch
+) -> tuple[LossSums, jax.Array]:
+    model = nnx.merge(graph, params)
+    if adaptive is None:
+        return loss_sums(model, data, plan=plan), jnp.int32(0)
+    hidden, evaluations = model.encode_adaptive(inputs_of(data), tolerance=_tolerance(adaptive), solver=adaptive.solver)
+    return sums_from_hidden(model, hidden, data), evaluations
 
 
 def _row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:

@@ -1,9 +1,10 @@
 """Runs of the two programs on a text corpus of a few thousand words, shapes as small as they go."""
 
+import contextlib
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,28 @@ def program(name: str, *arguments: str, timeout: float = 240) -> subprocess.Comp
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runs_share_what_they_trace(traced_once) -> None:
+    """What a program computes is tested elsewhere; here many runs and comparisons are of the same two models."""
+
+
+def status_of(name: str, arguments: Sequence[str]) -> int:
+    """Runs a program without a process of its own, which would spend seconds on imports."""
+    main = importlib.import_module(f"odelm.programs.{name.removesuffix('.py')}").main
+    with pytest.MonkeyPatch.context() as patch:
+        # What the programs leave behind for good, because their process ends.
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+        return main(arguments)
+
+
 @pytest.fixture
 def call(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Returns `program` without a process of its own, which would spend seconds on imports."""
+    """Returns a function like `program` that starts no process."""
     monkeypatch.chdir(ROOT)
-    # What the programs leave behind for good, because their process ends.
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        main = importlib.import_module(f"odelm.programs.{name.removesuffix('.py')}").main
         capfd.readouterr()
-        status = main(arguments)
+        status = status_of(name, arguments)
         return subprocess.CompletedProcess([name, *arguments], status, *capfd.readouterr())
 
     return run
@@ -62,14 +74,19 @@ HEADS = ["--config.model.embed_dim=16", "--config.model.sentence_order=true", "-
 
 
 def trained(workdir: Path, recipe: str, *options: str) -> None:
-    done = program("train.py", f"--config=configs/{recipe}.py", f"--workdir={workdir}", *options)
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(ROOT):
+        assert status_of("train.py", [f"--config=configs/{recipe}.py", f"--workdir={workdir}", *options]) == 0
 
 
 @pytest.fixture(scope="session")
 def decoder(small, once) -> Path:
-    """Returns a finished run, which no test may change."""
-    return once("decoder", lambda workdir: trained(workdir, "tiny", *small))
+    """Returns a finished run, which no test may change: the one that is trained as a user would."""
+
+    def fill(workdir: Path) -> None:
+        done = program("train.py", "--config=configs/tiny.py", f"--workdir={workdir}", *small)
+        assert done.returncode == 0, done.stderr
+
+    return once("decoder", fill)
 
 
 @pytest.fixture(scope="session")

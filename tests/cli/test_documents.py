@@ -22,6 +22,8 @@ INLINE = re.compile(r"`(python [^`]+|make [^`]+)`")
 SMALL = [
     "--config.model.width=32", "--config.model.heads=2", "--config.train.length=16", "--config.train.batch_size=4",
     "--config.train.updates=2", "--config.train.eval_batches=2", "--config.train.unroll=false",
+    # Each count that is drawn is compiled.
+    "--config.step_sampling.kind=fixed", "--config.train.eval_steps=2",
 ]  # fmt: skip
 
 

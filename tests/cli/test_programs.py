@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import HEADS, ROOT, program
+from tests.thorough import few
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -159,7 +160,7 @@ def test_a_run_is_resumed_by_its_own_config(call, decoder, tmp_path):
 
 
 def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_path):
-    ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1"]
+    ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1", "--config.train.updates=1"]
     done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *ends)
     assert done.returncode == 0, done.stderr
     done = call("infer.py", f"--workdir={tmp_path}", "--length=16", "--repeats=1", "--eval_batches=1")
@@ -182,7 +183,7 @@ def test_generates_text(decoder, call):
 def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     done = call(
         "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--generate", "--steps=2", "--prefill_steps=4",
-        "--speculative", "--draft_steps=1", "--draft_length=2", "--new_tokens=6", "--length=16", "--repeats=2",
+        "--speculative", "--draft_steps=1", "--draft_length=2", "--new_tokens=6", "--length=16", "--repeats=5",
         "--eval_batches=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -242,7 +243,7 @@ def test_a_run_is_resumed_by_its_command(kind, recipe, options, request, call, s
     assert (workdir / "checkpoints" / "8").is_dir()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", few([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_an_interrupted_run_is_no_success_and_is_resumed(call, small, tmp_path, number):
     command = ["--config=configs/tiny.py", f"--workdir={tmp_path}", *small]
     endless = [sys.executable, "train.py", *command, "--config.train.updates=1000000"]

@@ -16,6 +16,7 @@ from odelm.config import replace
 from odelm.errors import InputError, RunFailure
 from odelm.train.run import train
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 UPDATES = 6
 
 

@@ -20,7 +20,9 @@ from odelm.errors import InputError, RunFailure
 from odelm.models.loss import loss_sums, mean_loss
 from odelm.train import log, prefetch
 from odelm.train.run import train
+from tests.thorough import thorough
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 UPDATES, STOP = 8, 5
 
 
@@ -131,7 +133,7 @@ def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypa
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("options", [dict(kind="muon"), dict(average=0.9), dict(kind="muon", decay="stable")])
+@pytest.mark.parametrize("options", [thorough(dict(kind="muon")), dict(average=0.9), dict(kind="muon", decay="stable")])
 def test_every_optimizer_resumes_to_the_bit(config, tmp_path, options):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **options))
     config = with_train(config, accumulate=2)
@@ -279,10 +281,10 @@ def test_raising_the_updates_says_what_becomes_of_the_rate(config, run, tmp_path
 
 
 def test_updates_are_traced_on_request(config, tmp_path, capsys):
-    train(with_train(config, updates=6), tmp_path, profile=2)
+    train(config, tmp_path, profile=2)
     assert f"a trace of 2 updates is in {tmp_path / 'profile'}" in capsys.readouterr().out
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    train(with_train(config, updates=6 + 4), tmp_path, profile=9)
+    train(with_train(config, updates=UPDATES + 4), tmp_path, profile=9)
     assert "a trace of 1 updates is in" in capsys.readouterr().out
 
 
