@@ -24,11 +24,15 @@ ELSEWHERE = {
 
 
 def by_config(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `make(config, ...)` that gives configs which differ only elsewhere the same function."""
-    made: dict[str, Any] = {}
+    """Returns `make(config, ...)` that gives configs which differ only elsewhere, and equal arguments, one function.
+
+    It is made for none of their values elsewhere, so that one which comes to matter is seen to be ignored.
+    """
+    made: dict[Any, Any] = {}
 
     def remembered(config: Config, *arguments: Any) -> Any:
-        key = repr(replace(config, ELSEWHERE))
+        config = replace(config, ELSEWHERE)
+        key = repr(config), *arguments
         if key not in made:
             made[key] = make(config, *arguments)
         return made[key]
@@ -37,6 +41,8 @@ def by_config(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 KEPT = [
+    # Optimizers are functions, and equal only where they are the same.
+    (run, "make_optimizer", functools.cache(run.make_optimizer)),
     (run, "make_update", by_config(run.make_update)),
     (step, "_init", by_config(step._init)),
     (evaluate, "make_loss", functools.cache(evaluate.make_loss)),

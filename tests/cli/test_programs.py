@@ -160,7 +160,8 @@ def test_a_run_is_resumed_by_its_own_config(call, decoder, tmp_path):
 
 
 def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_path):
-    ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1", "--config.train.updates=1"]
+    ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1"]
+    ends += ["--config.train.updates=1", "--config.step_sampling.counts=2"]
     done = call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}", *small, *ends)
     assert done.returncode == 0, done.stderr
     done = call("infer.py", f"--workdir={tmp_path}", "--length=16", "--repeats=1", "--eval_batches=1")
