@@ -8,6 +8,7 @@ from flax import nnx
 from odelm import ode, rng
 from odelm.models import BlockField
 from odelm.models.field import key_at
+from tests.thorough import few
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -43,7 +44,10 @@ def test_dropout_differs_from_step_to_step(make_model):
     np.testing.assert_array_equal(field(np.float32(1), h), field(np.float32(1), h))
 
 
-@pytest.mark.parametrize("placement, solver", [("pre", name) for name in ode.SOLVERS] + [("post", "euler")])
+BOTH = [("pre", name) for name in ode.SOLVERS] + [("post", "euler")]
+
+
+@pytest.mark.parametrize("placement, solver", few(BOTH, ("pre", "heun"), ("pre", "tsit5"), ("post", "euler")))
 def test_both_integrations_see_the_same_dropout(make_model, placement, solver):
     graph, params = nnx.split(make_model(dropout=0.3, norm_placement=placement).blocks[0])
     h = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)

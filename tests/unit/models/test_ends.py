@@ -16,6 +16,7 @@ from odelm.errors import InputError
 from odelm.models import Inputs
 from odelm.models.initialize import branch_scale
 from odelm.models.parameters import parameters
+from tests.calls import compiled, jitted
 
 # A model of six blocks chains about 150 float32 sums of up to 24 terms; states are of order 3.
 ATOL = 3 * 300 * 6e-8
@@ -25,15 +26,19 @@ ENDS = dict(depth=6, prelude=1, coda=1)
 @pytest.mark.parametrize("options", [dict(), dict(groups=2, norm_placement="post"), dict(prelude=2, depth=5, coda=0)])
 def test_the_model_is_its_blocks_in_turn(make_model, tokens, options):
     model = make_model(**(ENDS | options))
-    config, h = model.config, model.embed(Inputs(tokens))
-    for block in model.prelude:
-        h = block(h)
-    for t in range(config.core):
-        h = model.blocks[t * config.groups // config.core](h, t)
-    for block in model.coda:
-        h = block(h)
-    h = h if model.final_norm is None else model.final_norm(h)
-    np.testing.assert_allclose(model.encode(tokens), h, rtol=0, atol=ATOL)
+    config = model.config
+
+    def in_turn(model):
+        h = model.embed(Inputs(tokens))
+        for block in model.prelude:
+            h = block(h)
+        for t in range(config.core):
+            h = model.blocks[t * config.groups // config.core](h, t)
+        for block in model.coda:
+            h = block(h)
+        return h if model.final_norm is None else model.final_norm(h)
+
+    np.testing.assert_allclose(compiled(model.encode)(tokens), jitted(in_turn, model), rtol=0, atol=ATOL)
     assert len(model.prelude) == config.prelude and len(model.coda) == config.coda
 
 
@@ -42,10 +47,10 @@ def test_steps_and_grids_speak_of_the_core_and_evaluations_of_all(make_model, to
     assert model.config.core == 4
     plan = model.plan(steps=2)
     assert sum(part.evaluations for part in plan) == 4
-    np.testing.assert_array_equal(model(tokens, steps=2), model(tokens, grid=[0, 2, 4]))
+    np.testing.assert_array_equal(compiled(model)(tokens, steps=2), compiled(model)(tokens, grid=[0, 2, 4]))
     with pytest.raises(InputError, match=r"grid\[2\] is 6, expected 4, where depth time ends"):
         model(tokens, grid=[0, 2, 6])
-    hidden, evaluations = model.encode_adaptive(tokens, tolerance=1.0)
+    hidden, evaluations = compiled(model.encode_adaptive)(tokens, tolerance=1.0)
     assert hidden.shape == (2, 6, 16) and int(evaluations) >= 2 + 3
 
 
@@ -92,7 +97,7 @@ def test_unrolled_it_is_an_ordinary_stack_of_the_same_function(make_model, token
     model = make_model(kind=kind, **ENDS, groups=2)
     plain = interop.unrolled(model)
     assert (plain.config.groups, plain.config.prelude, plain.config.coda) == (6, 0, 0)
-    np.testing.assert_allclose(plain(tokens), model(tokens), rtol=0, atol=2 * ATOL)
+    np.testing.assert_allclose(compiled(plain)(tokens), compiled(model)(tokens), rtol=0, atol=2 * ATOL)
 
 
 @pytest.mark.parametrize("merge", ["mean", "layer", "low_rank"])
@@ -110,9 +115,9 @@ def test_a_stack_keeps_its_first_and_last_layers(make_model, tokens, merge):
         np.testing.assert_allclose(own[f"blocks/1/{name}"], expected, rtol=0, atol=1e-6)
     if merge == "low_rank":
         # Residuals of full rank give every layer back.
-        np.testing.assert_allclose(model(tokens), source(tokens), rtol=0, atol=20 * ATOL)
+        np.testing.assert_allclose(compiled(model)(tokens), compiled(source)(tokens), rtol=0, atol=20 * ATOL)
     assert "between 1 and 1 of their own" in interop.summary(source.config, model, init)
-    assert np.isfinite(model(tokens, steps=2)).all()
+    assert np.isfinite(compiled(model)(tokens, steps=2)).all()
 
 
 def test_sharing_again_keeps_the_ends_unless_told(make_model):
@@ -143,7 +148,7 @@ def test_exported_it_comes_back_as_prelude_core_and_coda_layers(make_model, toke
     back, config, _ = odelm.load(tmp_path / "folder")
     assert f'"model_type": "{model_type}"' in (tmp_path / "folder" / "config.json").read_text()
     assert (config.model.depth, config.model.groups, config.model.ends) == (6, 6, 0)
-    np.testing.assert_allclose(back(tokens), model(tokens), rtol=0, atol=2 * ATOL)
+    np.testing.assert_allclose(compiled(back)(tokens), compiled(model)(tokens), rtol=0, atol=2 * ATOL)
 
 
 def test_a_config_with_ends_goes_through_json(make_config):

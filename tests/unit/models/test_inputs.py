@@ -12,6 +12,8 @@ import odelm
 from odelm.errors import InputError
 from odelm.models import Inputs
 from odelm.models.parameters import parameters
+from tests.calls import compiled
+from tests.thorough import few, thorough
 
 ATOL = 3 * 200 * 6e-8
 ZEROS = np.zeros((1, 2), np.int32)
@@ -21,16 +23,18 @@ ZEROS = np.zeros((1, 2), np.int32)
 def test_embeddings_enter_in_place_of_tokens(make_model, tokens, options):
     model = make_model(**options)
     rows = model.embed.tokens[...][tokens]
-    np.testing.assert_allclose(model(Inputs(embeddings=rows)), model(tokens), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(compiled(model)(Inputs(embeddings=rows)), compiled(model)(tokens), rtol=0, atol=ATOL)
     mask = np.array([[1, 1, 1, 1, 0, 0], [1] * 6], bool)
     np.testing.assert_allclose(
-        model.encode(Inputs(embeddings=rows, mask=mask), steps=2), model.encode(tokens, mask=mask, steps=2), atol=ATOL
+        compiled(model.encode)(Inputs(embeddings=rows, mask=mask), steps=2),
+        compiled(model.encode)(tokens, mask=mask, steps=2),
+        atol=ATOL,
     )
 
 
 def test_gradients_reach_embeddings(make_model, tokens):
     model = make_model()
-    gradient = jax.grad(lambda x: jnp.square(model(Inputs(embeddings=x), steps=1)).mean())
+    gradient = jax.jit(jax.grad(lambda x: jnp.square(model(Inputs(embeddings=x), steps=1)).mean()))
     assert np.any(gradient(jnp.asarray(model.embed.tokens[...][tokens])))
 
 
@@ -38,17 +42,19 @@ def test_gradients_reach_embeddings(make_model, tokens):
 def test_positions_may_be_given(make_model, tokens, positions):
     model = make_model(positions=positions)
     counted = np.broadcast_to(np.arange(6, dtype=np.int32), tokens.shape)
-    np.testing.assert_allclose(model(Inputs(tokens, positions=counted)), model(tokens), rtol=0, atol=ATOL)
-    spread = model(Inputs(tokens, positions=2 * counted))
-    assert np.abs(spread - model(tokens)).max() > 1e-3
+    run = compiled(model)
+    np.testing.assert_allclose(run(Inputs(tokens, positions=counted)), run(tokens), rtol=0, atol=ATOL)
+    spread = run(Inputs(tokens, positions=2 * counted))
+    assert np.abs(spread - run(tokens)).max() > 1e-3
 
 
 def test_an_inputs_and_arguments_are_the_same_call(make_model, tokens):
     model = make_model(kind="encoder", token_types=2)
     mask, types = np.ones_like(tokens, bool), tokens % 2
     segments = np.array([[0, 0, 1, 1, 1, 1], [0] * 6], np.int32)
-    one = model(Inputs(tokens, mask=mask, token_types=types, segments=segments), steps=1)
-    np.testing.assert_array_equal(one, model(tokens, mask=mask, token_types=types, segments=segments, steps=1))
+    one = compiled(model)(Inputs(tokens, mask=mask, token_types=types, segments=segments), steps=1)
+    other = compiled(model)(tokens, mask=mask, token_types=types, segments=segments, steps=1)
+    np.testing.assert_array_equal(one, other)
     with pytest.raises(InputError, match="put them into it"):
         model(Inputs(tokens), mask=mask)
 
@@ -113,7 +119,7 @@ def test_an_id_without_an_embedding_is_nan_in_traced_code(make_model, tokens, na
 
 @pytest.mark.parametrize("steps", [np.int64(2), jnp.int32(2), np.array(2)])
 def test_steps_may_be_a_number_of_any_kind(make_model, tokens, steps):
-    np.testing.assert_array_equal(make_model()(tokens, steps=steps), make_model()(tokens, steps=2))
+    np.testing.assert_array_equal(make_model()(tokens, steps=steps), compiled(make_model())(tokens, steps=2))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, "2", np.array([2])])
@@ -137,14 +143,21 @@ TABULATED = [
 @pytest.mark.parametrize("options", TABULATED, ids=["decoder", "encoder", "groups", "ends", "chain", "lanes"])
 def test_a_model_is_tabulated(make_model, tokens, options):
     model = make_model(**options)
-    before = model(tokens)
+    before = compiled(model)(tokens)
     table = nnx.tabulate(model, tokens, mask=np.ones_like(tokens), console_kwargs=dict(width=200))
     assert type(model).__name__ in table and "SharedBlock" in table and "Attention" in table
-    np.testing.assert_array_equal(model(tokens), before)
+    np.testing.assert_array_equal(compiled(model)(tokens), before)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(norm_placement="post", groups=2, depth=6, prelude=1, coda=1)])
-@pytest.mark.parametrize("solver", ["euler", "heun", diffrax.Tsit5()])
+POST = dict(norm_placement="post", groups=2, depth=6, prelude=1, coda=1)
+CROSSED = {
+    f"{name}, {solver if isinstance(solver, str) else 'Tsit5'}": (options, solver)
+    for name, options in {"pre": dict(), "post": POST}.items()
+    for solver in ("euler", "heun", diffrax.Tsit5())
+}
+
+
+@pytest.mark.parametrize("options, solver", few(CROSSED, "pre, heun", "post, euler", "post, Tsit5"))
 def test_diffrax_crosses_a_model_as_the_scan_does(make_model, tokens, options, solver):
     graph, params = nnx.split(make_model(**options))
     plans = [make_model(**options).plan(steps=2, solver=solver, integrator=name) for name in ("scan", "diffrax")]
@@ -158,7 +171,7 @@ def test_diffrax_crosses_a_model_as_the_scan_does(make_model, tokens, options, s
 NEWTON = optx.Newton(rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["implicit_euler", "kvaerno3", diffrax.Kvaerno3(root_finder=NEWTON)])
+@pytest.mark.parametrize("solver", ["implicit_euler", thorough("kvaerno3"), diffrax.Kvaerno3(root_finder=NEWTON)])
 def test_an_implicit_solver_crosses_a_model(make_model, tokens, solver):
     graph, params = nnx.split(make_model())
     run = jax.jit(lambda params, plan: nnx.merge(graph, params)(tokens, plan=plan))
@@ -199,4 +212,4 @@ def test_a_plan_of_the_scan_holds_no_object_of_diffrax(make_model):
 def test_parameters_and_logits_are_float32_with_64_bits_on_too(x64, make_config, tokens, options):
     model = odelm.create(make_config(**options), rngs=nnx.Rngs(0))
     assert {array.dtype for array in parameters(model).values()} == {jnp.dtype("float32")}
-    assert model(tokens).dtype == jnp.float32
+    assert compiled(model)(tokens).dtype == jnp.float32

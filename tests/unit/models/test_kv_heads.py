@@ -15,6 +15,8 @@ from odelm.errors import InputError
 from odelm.models.attention import attend
 from odelm.models.parameters import abstract_like, name_of, parameters, with_parameters
 from odelm.sharding import state_shardings
+from tests.calls import compiled
+from tests.thorough import few, thorough
 from tests.unit.train.test_step import config_of, on_devices, prepared, updated
 
 FEWER = dict(heads=4, width=32, kv_heads=2)
@@ -67,14 +69,15 @@ def repeated(model):
     return with_parameters(result, {name: jnp.asarray(made(name, shape)) for name, shape in shapes.items()})
 
 
-@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("options", few(MODELS, *list(MODELS)[1:]))
 def test_it_is_the_model_whose_keys_and_values_are_repeated(options, make_model, tokens):
     model = make_model(**FEWER | options)
+    copies = repeated(model)
     segments = np.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]], np.int32)
     for call in (dict(), dict(steps=2, segments=segments)):
         # float32 sums in another order, over logits of order one.
-        np.testing.assert_allclose(model(tokens, **call), repeated(model)(tokens, **call), rtol=0, atol=3e-5)
-    own, ordinary = (sum(a.size for a in parameters(m).values()) for m in (model, repeated(model)))
+        np.testing.assert_allclose(compiled(model)(tokens, **call), compiled(copies)(tokens, **call), rtol=0, atol=3e-5)
+    own, ordinary = (sum(a.size for a in parameters(m).values()) for m in (model, copies))
     assert own < ordinary
 
 
@@ -85,7 +88,7 @@ def test_as_many_as_heads_is_the_ordinary_model_to_the_bit(make_config, tokens):
         assert list(one) == list(other) and "blocks/0/attention/qkv/kernel" in one
         for name, array in one.items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
-        np.testing.assert_array_equal(given[0](tokens, steps=2), given[1](tokens, steps=2))
+        np.testing.assert_array_equal(compiled(given[0])(tokens, steps=2), compiled(given[1])(tokens, steps=2))
 
 
 def test_parameters_of_their_own(make_config):
@@ -113,7 +116,7 @@ def test_gradients_are_those_of_the_copies_added_up(make_model, tokens):
 
     def gradient(model):
         graph, params = nnx.split(model)
-        grads = jax.grad(lambda p: jnp.square(nnx.merge(graph, p)(tokens, steps=2)).sum())(params)
+        grads = jax.jit(jax.grad(lambda p: jnp.square(nnx.merge(graph, p)(tokens, steps=2)).sum()))(params)
         return parameters(nnx.merge(graph, grads))
 
     own, ordinary = gradient(model), gradient(repeated(model))
@@ -146,8 +149,13 @@ def test_cudnn_agrees(causal, shared):
         assert jnp.linalg.norm(got - want) < 5 * 2**-8 * jnp.linalg.norm(want)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("options", [dict(), dict(layer_rank=2, wide_modulation=True, reference_width=16, bias=True)])
+MORE = dict(layer_rank=2, wide_modulation=True, reference_width=16, bias=True)
+LEARNT = {
+    "adamw": ("adamw", {}), "muon": ("muon", {}), "adamw, more": ("adamw", MORE), "muon, more": ("muon", MORE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options"), few(LEARNT, "adamw", "muon, more"))
 def test_it_learns(kind, options):
     config = trained_config(kind=kind, **options)
     update, state, batch, _ = prepared(config)
@@ -170,28 +178,26 @@ def parameters_of(state) -> dict[str, np.ndarray]:
     return {name_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-ON_MESHES = """
+ON_A_MESH = """
 import jax, numpy as np
-folder = FOLDER
 from tests.unit.models.test_kv_heads import trained_config
 from tests.unit.train.test_step import updated
-for number, mesh in enumerate([(1, 2, 2), (1, 1, 4)]):
-    state, metrics = updated(trained_config(mesh, wide_modulation=True, layer_rank=2))
-    kernel = state.params["blocks"][0]["attention"]["key_value"]["kernel"][...]
-    assert kernel.addressable_shards[0].data.shape == (32 // mesh[1], 2, 4 // mesh[2], 4)
-    np.savez(f"{folder}/{number}.npz", metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state.params))
+state, metrics = updated(trained_config(mesh, wide_modulation=True, layer_rank=2))
+kernel = state.params["blocks"][0]["attention"]["key_value"]["kernel"][...]
+assert kernel.addressable_shards[0].data.shape == (32 // mesh[1], 2, 4 // mesh[2], 4)
+np.savez(file, metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state.params))
 """
 
 
-def test_a_mesh_cuts_the_heads_of_keys_and_values(tmp_path):
-    code = ON_MESHES.replace("FOLDER", repr(str(tmp_path)))
-    on_devices(4, code)
+@pytest.mark.parametrize("mesh", [(1, 2, 2), thorough((1, 1, 4))])
+def test_a_mesh_cuts_the_heads_of_keys_and_values(mesh, tmp_path):
+    file = tmp_path / "updated.npz"
+    on_devices(4, f"mesh, file = {mesh}, {str(file)!r}\n{ON_A_MESH}")
     state, metrics = updated(trained_config(wide_modulation=True, layer_rank=2))
     one = [metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state.params)]
-    for number in range(2):
-        for shared, single in zip(np.load(tmp_path / f"{number}.npz").values(), one, strict=True):
-            # As in tests/unit/train/test_step.py, for a learning rate of 1e-2.
-            np.testing.assert_allclose(shared, single, rtol=1e-4, atol=1e-3)
+    for shared, single in zip(np.load(file).values(), one, strict=True):
+        # As in tests/unit/train/test_step.py, for a learning rate of 1e-2.
+        np.testing.assert_allclose(shared, single, rtol=1e-4, atol=1e-3)
 
 
 def test_heads_that_a_mesh_does_not_divide_are_refused(make_config):

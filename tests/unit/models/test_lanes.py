@@ -12,6 +12,7 @@ from odelm.errors import InputError
 from odelm.models import Inputs
 from odelm.models.modulation import time_features
 from odelm.models.parameters import parameters, with_parameters
+from tests.calls import compiled, jitted
 
 # A model of six blocks chains about 150 float32 sums of up to 24 terms; states are of order 3.
 ATOL = 3 * 300 * 6e-8
@@ -29,13 +30,18 @@ def test_a_new_model_of_lanes_is_that_of_one_lane(options, make_config, tokens):
     own = {name.replace("/inner/", "/", 1) if name.startswith("blocks/") else name: leaf
            for name, leaf in parameters(model).items()}  # fmt: skip
     plain = with_parameters(plain, {name: own[name] for name in parameters(plain)})
-    np.testing.assert_allclose(model(tokens, steps=2), plain(tokens, steps=2), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(compiled(model)(tokens, steps=2), compiled(plain)(tokens, steps=2), rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("steps", [4, 2])
 def test_they_are_read_written_and_mixed(options, steps, make_model, tokens):
     model = make_model(**options)
+    expected = jitted(lambda model: written_out(model, tokens, steps), model)
+    np.testing.assert_allclose(compiled(model.encode)(tokens, steps=steps), expected, rtol=0, atol=ATOL)
+
+
+def written_out(model, tokens, steps):
     config, h = model.config, model.embed(Inputs(tokens))
     for block in model.prelude:
         h = block(h)
@@ -56,7 +62,7 @@ def test_they_are_read_written_and_mixed(options, steps, make_model, tokens):
     h = sum(lanes) / config.lanes
     for block in model.coda:
         h = block(h)
-    np.testing.assert_allclose(model.encode(tokens, steps=steps), model.final_norm(h), rtol=0, atol=ATOL)
+    return model.final_norm(h)
 
 
 def test_every_parameter_has_an_effect(make_model, tokens):
@@ -68,12 +74,12 @@ def test_every_parameter_has_an_effect(make_model, tokens):
 
 def test_every_integration_crosses_them(make_model, tokens):
     model = make_model(**SHAPES["plain"])
-    scanned = model.encode(tokens, steps=2, solver="heun")
-    walked = model.encode(tokens, plan=model.plan(steps=2, solver="heun", integrator="diffrax"))
+    scanned = compiled(model.encode)(tokens, steps=2, solver="heun")
+    walked = compiled(model.encode)(tokens, plan=model.plan(steps=2, solver="heun", integrator="diffrax"))
     np.testing.assert_allclose(walked, scanned, rtol=0, atol=ATOL)
-    fine, evaluations = model.encode_adaptive(tokens, tolerance=1e-4)
+    fine, evaluations = compiled(model.encode_adaptive)(tokens, tolerance=1e-4)
     # Fewer than 100 steps each off by the tolerance of a state of order one.
-    np.testing.assert_allclose(fine, model.encode(tokens, steps=64, solver="rk4"), rtol=0, atol=100 * 1e-4)
+    np.testing.assert_allclose(fine, compiled(model.encode)(tokens, steps=64, solver="rk4"), rtol=0, atol=100 * 1e-4)
     assert 4 < int(evaluations) < 500
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from odelm.models import Inputs
 from odelm.models.local_error import local_errors
+from tests.calls import compiled, jitted
 
 MODELS = {
     "pre": dict(),
@@ -35,9 +36,10 @@ def test_the_error_is_that_of_one_step_from_full_depths_state(options, make_mode
 def test_two_steps_to_the_end_are_those_of_the_model(make_model, tokens):
     """The states before the last norm, which post-norm models lack."""
     model = make_model(dtype="float32", norm_placement="post")
-    full = model.encode(tokens)
+    full = compiled(model.encode)(tokens)
+    errors = jitted(lambda model: local_errors(model, Inputs(tokens)), model)
     for i in range(3):
-        jumped = model.encode(tokens, grid=[*range(i + 1), 4])
+        jumped = compiled(model.encode)(tokens, grid=[*range(i + 1), 4])
         wanted = jnp.square(jumped - full).sum() / jnp.square(full).sum()
         # float32 sums of two hundred terms, of differences of a few per cent of the state.
-        assert float(local_errors(model, Inputs(tokens))[i, 4]) == pytest.approx(float(wanted), rel=1e-3)
+        assert float(errors[i, 4]) == pytest.approx(float(wanted), rel=1e-3)

@@ -11,6 +11,7 @@ from odelm.errors import InputError
 from odelm.models import Inputs
 from odelm.models.initialize import branch_factor, embedding_factor
 from odelm.models.parameters import parameters
+from tests.calls import compiled
 
 # Logits of order 3; a factor taken out of a matrix and put behind it rounds each product once more.
 ATOL = 3 * 300 * 6e-8
@@ -29,7 +30,7 @@ def test_another_reference_depth_is_the_same_model_at_first(options, make_config
     assert factor < 1 and branch_factor(config) == 1
     if not config.ends:
         assert factor == pytest.approx(3 / config.depth)
-    np.testing.assert_allclose(deep(tokens), plain(tokens), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(compiled(deep)(tokens), compiled(plain)(tokens), rtol=0, atol=ATOL)
     own, its = parameters(deep), parameters(plain)
     for name, leaf in own.items():
         scale = 1 / factor if name.endswith(("attention/out/kernel", "feedforward/down/kernel")) else 1
@@ -39,7 +40,7 @@ def test_another_reference_depth_is_the_same_model_at_first(options, make_config
 def test_its_own_depth_and_width_as_the_reference_change_nothing(make_config, make_model, tokens):
     model = make_model(depth=4, width=16)
     same = make_model(depth=4, width=16, reference_depth=4, reference_width=16)
-    np.testing.assert_array_equal(model(tokens), same(tokens))
+    np.testing.assert_array_equal(compiled(model)(tokens), compiled(same)(tokens))
 
 
 @pytest.mark.parametrize("options", [dict(), dict(kind="encoder", tie_readout=False, positions="learned")])
@@ -66,9 +67,10 @@ def test_a_model_that_is_deeper_moves_as_far(make_config, tokens):
             return jnp.square(nnx.merge(graph, params).encode(tokens) - target).mean()
 
         target = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 16)), jnp.float32)
-        signs = jax.tree.map(jnp.sign, jax.grad(energy)(params))
+        signs = jax.tree.map(jnp.sign, jax.jit(jax.grad(energy))(params))
         after = jax.tree.map(lambda p, s: p - 1e-4 * s, params, signs)
-        return float(jnp.abs(nnx.merge(graph, after).encode(tokens) - model.encode(tokens)).mean())
+        moves = compiled(nnx.merge(graph, after).encode)(tokens) - compiled(model.encode)(tokens)
+        return float(jnp.abs(moves).mean())
 
     assert moved(16, 4) == pytest.approx(moved(4, 4), rel=0.3)
     assert moved(16, None) > 2 * moved(4, None)

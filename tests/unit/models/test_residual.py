@@ -7,6 +7,8 @@ from flax import nnx
 
 import odelm
 from odelm.models import Inputs, LayerDelta
+from tests.calls import compiled, jitted
+from tests.thorough import few
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +49,21 @@ def test_a_new_model_starts_as_the_shared_one(options, make_config, tokens):
     from odelm.models.parameters import parameters, with_parameters
 
     same = with_parameters(with_residual, parameters(with_residual) | parameters(plain))
-    np.testing.assert_allclose(same(tokens), plain(tokens), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(compiled(same)(tokens), compiled(plain)(tokens), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(groups=2, layer_rank=2),
-        dict(groups=2, inner_blocks=2),
-        dict(inner_blocks=2, layer_rank=1, wide_modulation=True),
-    ],
-)
-@pytest.mark.parametrize("placement", ["pre", "post"])
+LAYERS = {
+    f"{name}, {placement}": (options, placement)
+    for placement in ("pre", "post")
+    for name, options in {
+        "residuals": dict(groups=2, layer_rank=2),
+        "chain": dict(groups=2, inner_blocks=2),
+        "both": dict(inner_blocks=2, layer_rank=1, wide_modulation=True),
+    }.items()
+}
+
+
+@pytest.mark.parametrize(("options", "placement"), few(LAYERS, "residuals, post", "chain, pre", "both, post"))
 def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, make_model, tokens):
     import jax
 
@@ -70,15 +75,18 @@ def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, 
     value, grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, 4)
     silent = [jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
     assert np.isfinite(value) and not silent, silent
-    assert np.isfinite(loss(params, 2))
+    assert np.isfinite(jax.jit(loss, static_argnums=1)(params, 2))
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_a_chain_is_its_blocks_one_after_the_other(placement, make_model, tokens):
     model = make_model(norm_placement=placement, inner_blocks=2)
-    h = model.embed(Inputs(tokens))
-    for t in range(model.config.depth):
-        for block in model.blocks[0].inner:
-            h = block(h, t)
-    h = h if model.final_norm is None else model.final_norm(h)
-    np.testing.assert_allclose(model.encode(tokens), h, rtol=0, atol=1e-5)
+
+    def in_turn(model):
+        h = model.embed(Inputs(tokens))
+        for t in range(model.config.depth):
+            for block in model.blocks[0].inner:
+                h = block(h, t)
+        return h if model.final_norm is None else model.final_norm(h)
+
+    np.testing.assert_allclose(compiled(model.encode)(tokens), jitted(in_turn, model), rtol=0, atol=1e-5)

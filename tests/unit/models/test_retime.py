@@ -8,13 +8,14 @@ import pytest
 from odelm.infer.generator import Generator
 from odelm.models.inputs import Inputs
 from odelm.models.retime import retimed
+from tests.calls import compiled
 
 OPTIONS = dict(depth=6, prelude=1, coda=1, max_length=16)
 
 
 def remembered(model, plan, tokens):
     memory = model.memory(plan, batch=len(tokens), room=tokens.shape[1])
-    return model.run(Inputs(tokens), plan, memory=memory)[1]
+    return compiled(model.run)(Inputs(tokens), plan, memory=memory)[1]
 
 
 def core(memory) -> np.ndarray:
@@ -80,8 +81,8 @@ def test_prompts_may_cross_another_grid(before, after, model, tokens):
 
     blocks = jax.tree.map(lambda leaf: jnp.asarray(by_hand(leaf), jnp.float32), own.blocks)
     memory = type(own)(blocks, own.length, own.real, own.segments).widened(N)
-    token = jnp.argmax(model(tokens, plan=first)[:, -1], axis=-1).astype(jnp.int32)
+    token = jnp.argmax(compiled(model)(tokens, plan=first)[:, -1], axis=-1).astype(jnp.int32)
     for step in range(N):
         assert token.tolist() == [row[step] for row in found]
-        hidden, memory = model.run(Inputs(token[:, None]), second, memory=memory)
-        token = jnp.argmax(model.readout(hidden[:, 0]), axis=-1).astype(jnp.int32)
+        hidden, memory = compiled(model.run)(Inputs(token[:, None]), second, memory=memory)
+        token = jnp.argmax(compiled(model.readout)(hidden[:, 0]), axis=-1).astype(jnp.int32)

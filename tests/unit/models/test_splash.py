@@ -14,6 +14,8 @@ import odelm
 from odelm.errors import InputError
 from odelm.models import attention
 from odelm.models.splash import splash_attention
+from tests.calls import compiled
+from tests.thorough import few, thorough
 
 LENGTH = 128
 PACKED = np.repeat(np.array([[0, 1, 1, 2], [0, 0, 3, 3]], np.int32), 32, axis=1)
@@ -26,8 +28,20 @@ def drawn(heads: int = 2, shared: int = 2):
     return [jnp.asarray(rng.standard_normal((2, LENGTH, n, 16)), jnp.float32) for n in (heads, shared, shared)]
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("segments", "heads"), [(None, (2, 2)), (PACKED, (2, 2)), (PACKED, (4, 2)), (None, (3, 1))])
+CASES = {
+    f"{'causal' if causal else 'both ways'}, {name}": (causal, *case)
+    for causal in (True, False)
+    for name, case in {
+        "plain": (None, (2, 2)), "packed": (PACKED, (2, 2)), "packed, two share": (PACKED, (4, 2)),
+        "three share": (None, (3, 1)),
+    }.items()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("causal", "segments", "heads"),
+    few(CASES, "causal, packed", "causal, three share", "both ways, plain", "both ways, packed, two share"),
+)
 def test_values_and_gradients_are_those_of_the_whole_matrix(causal, segments, heads):
     q, k, v = drawn(*heads)
     mask = None if segments is None else segments[:, None, :, None] == segments[:, None, None, :]
@@ -71,7 +85,8 @@ def test_a_model_computes_the_same(options, call, make_config, make_model):
 def test_a_memory_is_read_without_it(make_config):
     model = odelm.create(make_config(max_length=LENGTH, attention="splash"), rngs=nnx.Rngs(0))
     plan, tokens = model.plan(steps=1), np.zeros((1, 3), np.int32)
-    hidden, memory = model.run(odelm.models.Inputs(tokens), plan, memory=model.memory(plan, batch=1, room=8))
+    memory = model.memory(plan, batch=1, room=8)
+    hidden, memory = compiled(model.run)(odelm.models.Inputs(tokens), plan, memory=memory)
     assert hidden.shape == (1, 3, 16) and int(memory.length) == 3
 
 
@@ -109,7 +124,7 @@ for left, right in zip(alone, together):
 """
 
 
-@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 2)])
+@pytest.mark.parametrize("heads", [thorough((2, 2, 2)), (4, 2, 2)])
 def test_a_mesh_cuts_rows_and_heads(heads):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     code = ON_A_MESH.replace("HEADS", str(heads))
