@@ -4,6 +4,8 @@ Tolerance: the two sum over the same keys in blocks of another size; a model of 
 sums of up to 24 terms, of logits of order 3. A missing or misplaced key moves logits by 0.01 and more.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from flax import nnx
 from odelm import ode
 from odelm.errors import InputError
 from odelm.models import Inputs
+from tests.calls import compiled
+from tests.thorough import few
 
 ATOL = 3 * 300 * 6e-8
 TOKENS = np.array([[3, 1, 4, 11, 5, 9, 2, 7], [10, 0, 6, 8, 1, 3, 12, 5]], np.int32)
@@ -66,8 +70,11 @@ def outcomes(model, inputs: Inputs, cuts: tuple[int, ...], call: dict) -> tuple[
     return whole, found
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", MODELS)
+ALL = [(name, grid) for name in MODELS for grid in GRIDS]
+
+
+# Each model on one grid: these take turns.
+@pytest.mark.parametrize("name, grid", few(ALL, *zip(MODELS, itertools.cycle(GRIDS))))
 def test_every_model_and_grid(make_model, name, grid):
     cuts = (3, 4) if grid == "coarse" else (3,)
     whole, found = outcomes(make_model(**MODELS[name]), Inputs(TOKENS), cuts, GRIDS[grid])
@@ -75,8 +82,13 @@ def test_every_model_and_grid(make_model, name, grid):
 
 
 # A method is followed within a group; that each group has a memory of its own is tested above, and here with heun.
-@pytest.mark.parametrize("placement", ["pre", "post"])
-@pytest.mark.parametrize("solver", sorted(ode.SOLVERS))
+@pytest.mark.parametrize(
+    "solver, placement",
+    few(
+        itertools.product(sorted(ode.SOLVERS), ("pre", "post")),
+        *zip(sorted(ode.SOLVERS), itertools.cycle(("pre", "post"))),
+    ),
+)
 def test_every_explicit_method(make_model, solver, placement):
     options = dict(groups=2, **ENDS) if solver == "heun" else dict(depth=2)
     grid = [0, 0.5, 2, 4] if solver == "heun" else [0, 0.5, 2]
@@ -96,12 +108,12 @@ def test_padding_in_the_memory_is_not_attended_to(make_model):
     model = make_model()
     plan = model.plan(steps=2)
     short = TOKENS[1:, :3]
-    expected = model.run(Inputs(np.concatenate([short, TOKENS[1:, 5:]], axis=1)), plan)[0][:, 3:]
+    expected = compiled(model.run)(Inputs(np.concatenate([short, TOKENS[1:, 5:]], axis=1)), plan)[0][:, 3:]
     mask = np.array([[1] * 5, [1, 1, 1, 0, 0]], bool)
     memory = model.memory(plan, batch=2, room=8)
-    _, memory = model.run(Inputs(TOKENS[:, :5], mask=mask), plan, memory=memory)
+    _, memory = compiled(model.run)(Inputs(TOKENS[:, :5], mask=mask), plan, memory=memory)
     positions = np.array([[5, 6, 7], [3, 4, 5]], np.int32)
-    found, _ = model.run(Inputs(TOKENS[:, 5:], positions=positions), plan, memory=memory)
+    found, _ = compiled(model.run)(Inputs(TOKENS[:, 5:], positions=positions), plan, memory=memory)
     np.testing.assert_allclose(found[1:], expected, rtol=0, atol=ATOL)
 
 
@@ -120,7 +132,7 @@ def test_one_program_takes_every_length_of_a_memory(make_model):
         h, memory = step(params, TOKENS[:, i : i + 1], memory)
         hidden.append(h)
     assert len(traces) == 1
-    expected = make_model().run(Inputs(TOKENS), plan)[0]
+    expected = compiled(make_model().run)(Inputs(TOKENS), plan)[0]
     np.testing.assert_allclose(np.concatenate(hidden, axis=1), expected, rtol=0, atol=ATOL)
 
 
