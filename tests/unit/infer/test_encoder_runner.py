@@ -15,6 +15,8 @@ from odelm import EncoderRunner
 from odelm.errors import InputError
 from odelm.infer import encoder_runner as module
 from odelm.models.parameters import parameters
+from tests.calls import compiled
+from tests.thorough import few
 
 TEXTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2], [7, 7], [2, 12, 1, 12, 0]]
 MASK = 12
@@ -44,15 +46,20 @@ def words(*, mask: str = "[MASK]", special: tuple[str, ...] = ()) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("options, call", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("batch_size", [2, 32])
+BATCHES = {f"{name}, {size}": (*model, size) for size in (2, 32) for name, model in MODELS.items()}
+
+
+@pytest.mark.parametrize(
+    "options, call, batch_size",
+    few(BATCHES, "post, 2", "pre, 32", "ends, 2", "chain, heun, 32", "lanes, wide, 2"),
+)
 def test_a_text_is_embedded_as_it_is_alone(options, call, batch_size, make_model):
     model = make_model(**SHAPE, **options)
     runner = EncoderRunner(model, **call)
     mean, first, whole = (runner.embed(TEXTS, pooling=p, batch_size=batch_size) for p in module.POOLINGS)
     assert isinstance(mean, np.ndarray) and mean.dtype == np.float32 and mean.shape == (len(TEXTS), 16)
     for row, ids in enumerate(TEXTS):
-        alone = model.encode(jnp.asarray([ids]), **call)[0]
+        alone = compiled(model.encode)(jnp.asarray([ids]), **call)[0]
         assert whole[row].dtype == np.float32 and whole[row].shape == (len(ids), 16)
         np.testing.assert_allclose(whole[row], alone, **CLOSE)
         np.testing.assert_allclose(first[row], alone[0], **CLOSE)
@@ -63,7 +70,7 @@ def test_a_text_is_embedded_as_it_is_alone(options, call, batch_size, make_model
 def test_masked_places_are_filled_as_the_model_alone_would(plain):
     found = plain.fill(TEXTS, top=3, batch_size=2, mask_id=MASK)
     assert [[one.place for one in row] for row in found] == [[], [], [], [], [1, 3]]
-    chances = jax.nn.softmax(plain.runner.model(jnp.asarray([TEXTS[-1]]), plan=plain.plan)[0])
+    chances = jax.nn.softmax(compiled(plain.runner.model)(jnp.asarray([TEXTS[-1]]), plan=plain.plan)[0])
     for one in found[-1]:
         exact = chances[one.place]
         assert one.ids == tuple(np.argsort(-exact)[:3].tolist()) and one.tokens is None
@@ -76,7 +83,7 @@ def test_many_masks_in_one_text_are_all_filled(plain):
     ids = [MASK] * 37 + [1, 2]
     (together,) = plain.fill([ids], top=1, mask_id=MASK)
     assert [one.place for one in together] == list(range(37))
-    exact = plain.runner.model(jnp.asarray([ids]), plan=plain.plan)[0, :37].argmax(-1)
+    exact = compiled(plain.runner.model)(jnp.asarray([ids]), plan=plain.plan)[0, :37].argmax(-1)
     assert [one.ids[0] for one in together] == exact.tolist()
 
 
@@ -165,9 +172,8 @@ def test_encoders_with_other_heads_embed_too(make_config):
         odelm.Classifier(make_config(**SHAPE), outputs=2, rngs=nnx.Rngs(0)),
     ):
         runner = EncoderRunner(model)
-        np.testing.assert_allclose(
-            runner.embed([[1, 2]], pooling="first")[0], model.encode(jnp.asarray([[1, 2]]))[0, 0], **CLOSE
-        )
+        alone = compiled(model.encode)(jnp.asarray([[1, 2]]))
+        np.testing.assert_allclose(runner.embed([[1, 2]], pooling="first")[0], alone[0, 0], **CLOSE)
         runner.warm_up([3], [1])
         with pytest.raises(InputError, match=f"this model is of class {type(model).__name__}"):
             runner.fill([[1, 2]], mask_id=1)

@@ -13,6 +13,7 @@ from odelm.infer import export
 from odelm.infer.export import forward_artifacts
 from odelm.infer.runner import in_compute_dtypes
 from odelm.models.parameters import abstract_like, parameters, with_parameters
+from tests.calls import compiled
 
 ENCODER = dict(kind="encoder", token_types=2, sentence_order=True, embed_dim=8, norm_placement="post", embed_norm=True,
                positions="learned", norm="layernorm", bias=True)  # fmt: skip
@@ -101,7 +102,7 @@ def test_a_process_without_odelm_computes_the_models_logits(name, without_odelm,
     (plan,) = [{"steps": n} for n in way.get("steps", ())] + [{"grid": grid} for grid in way.get("grids", ())]
     for shape in SHAPES:
         tokens, *mask = arguments(model.config, *shape)
-        expected = model(tokens, mask=mask[0] if mask else None, solver=way.get("solver", "euler"), **plan)
+        expected = compiled(model)(tokens, mask=mask[0] if mask else None, solver=way.get("solver", "euler"), **plan)
         logits = np.load(without_odelm / f"{name}.{shape[0]}.npy")
         assert logits.dtype == np.float32 and logits.shape == (*shape, 13)
         np.testing.assert_allclose(logits, expected, **SUMS)
@@ -152,15 +153,15 @@ def test_the_dtype_is_the_chosen_one(dtype, make_model, make_config, tokens):
     same = in_compute_dtypes(with_parameters(abstract_like(model, config), parameters(model)))
     # What is rounded to 16 bits is the same in both programs, but for sums that lie at the edge of two of its values.
     close = SUMS if dtype == "float32" else dict(rtol=0, atol=2e-2)
-    np.testing.assert_allclose(called(artifact, tokens), same(tokens, steps=2), **close)
-    assert np.abs(called(artifact, tokens) - model(tokens, steps=2)).max() > 1e-4, "16 bits are seen"
+    np.testing.assert_allclose(called(artifact, tokens), compiled(same)(tokens, steps=2), **close)
+    assert np.abs(called(artifact, tokens) - compiled(model)(tokens, steps=2)).max() > 1e-4, "16 bits are seen"
 
 
 def test_attention_is_xlas_whatever_the_model_takes(make_model, tokens):
     model = make_model(attention="splash")
     with pytest.raises(odelm.InputError, match="splash"):
         model(tokens)
-    np.testing.assert_allclose(called(first(model), tokens), make_model()(tokens, steps=2), **SUMS)
+    np.testing.assert_allclose(called(first(model), tokens), compiled(make_model())(tokens, steps=2), **SUMS)
 
 
 def test_lengths_end_where_the_model_does(make_model):
@@ -186,7 +187,7 @@ def test_a_jax_without_other_platforms_exports_for_its_own(make_model, tokens, m
     monkeypatch.setattr(export.export, "export", alone)
     artifact = first(make_model())
     assert artifact.about["platforms"] == ["cpu"]
-    np.testing.assert_allclose(called(artifact, tokens), make_model()(tokens, steps=2), **SUMS)
+    np.testing.assert_allclose(called(artifact, tokens), compiled(make_model())(tokens, steps=2), **SUMS)
 
 
 def test_float16_from_a_gpu_is_not_for_cpus(make_model, monkeypatch):

@@ -7,6 +7,7 @@ from flax import nnx
 
 from odelm.models.loss import LossSums, loss_sums, mean_loss
 from odelm.train.evaluate import evaluate, make_loss
+from tests.calls import compiled, jitted
 
 # float32 sums of a dozen terms of size 1 to 10, in another order.
 TOLERANCE = dict(rtol=2e-5)
@@ -19,6 +20,10 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return normaliser - np.take_along_axis(wide, targets[..., None], -1)[..., 0]
 
 
+def sums_of_batch(model, batch) -> LossSums:
+    return jitted(lambda model: loss_sums(model, batch), model)
+
+
 @pytest.fixture(scope="module")
 def decoder_batch(tokens):
     weights = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]], np.float32)
@@ -27,8 +32,8 @@ def decoder_batch(tokens):
 
 def test_decoder(make_model, decoder_batch):
     model = make_model()
-    sums = loss_sums(model, decoder_batch)
-    nats = cross_entropy(model(decoder_batch["tokens"]), decoder_batch["targets"])
+    sums = sums_of_batch(model, decoder_batch)
+    nats = cross_entropy(compiled(model)(decoder_batch["tokens"]), decoder_batch["targets"])
     np.testing.assert_allclose(sums.nats, (nats * decoder_batch["weights"]).sum(), **TOLERANCE)
     assert float(sums.tokens) == 7 and float(sums.orders) == 0
     np.testing.assert_allclose(sums.objective, sums.nats / 7, **TOLERANCE)
@@ -49,8 +54,8 @@ def test_encoder_with_positions_weights_and_order(make_model, tokens):
         "order": np.array([1, 0, 1], np.int32),
         "order_weights": np.array([0, 1, 1], np.float32),
     }
-    sums = loss_sums(model, batch)
-    hidden = model.encode(tokens, mask=batch["mask"], token_types=batch["token_types"])
+    sums = sums_of_batch(model, batch)
+    hidden = compiled(model.encode)(tokens, mask=batch["mask"], token_types=batch["token_types"])
     rows = np.arange(3)[:, None]
     nats = cross_entropy(np.asarray(model.readout(hidden))[rows, batch["positions"]], batch["targets"])
     np.testing.assert_allclose(sums.nats, (nats * batch["weights"]).sum(), **TOLERANCE)
@@ -103,8 +108,8 @@ def test_a_single_row_has_no_standard_error():
 
 
 def test_the_rows_of_a_batch_are_what_its_sums_say(make_model, decoder_batch):
-    sums = loss_sums(make_model(), decoder_batch)
-    rows = [loss_sums(make_model(), {name: a[i : i + 1] for name, a in decoder_batch.items()}) for i in range(2)]
+    sums = sums_of_batch(make_model(), decoder_batch)
+    rows = [sums_of_batch(make_model(), {name: a[i : i + 1] for name, a in decoder_batch.items()}) for i in range(2)]
     nats, tokens = (np.array([float(getattr(row, name)) for row in rows]) for name in ("nats", "tokens"))
     np.testing.assert_allclose(sums.squares, sums_of(nats, tokens).squares, rtol=1e-5)
 

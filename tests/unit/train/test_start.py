@@ -13,6 +13,7 @@ from odelm.config import replace
 from odelm.models import Encoder
 from odelm.models.parameters import parameters
 from odelm.train.start import init_from_pretrained
+from tests.calls import compiled
 from tests.unit.interop.conftest import ALBERT, GPT2
 
 
@@ -53,7 +54,7 @@ def test_update_0_gives_exactly_the_logits_of_the_folder(options, steps, folder,
     start = init_from_pretrained(config_of(path))
     assert start.model.config.time_modulation and any("modulation" in name for name in parameters(start.model))
     source, _, _ = odelm.load(path)
-    np.testing.assert_array_equal(start.model(tokens, steps=steps), source(tokens, steps=steps))
+    np.testing.assert_array_equal(compiled(start.model)(tokens, steps=steps), compiled(source)(tokens, steps=steps))
 
 
 def test_the_recipe_chooses_only_what_may_be_chosen(folder):
@@ -69,12 +70,12 @@ def test_layers_are_shared_and_the_summary_says_so(merge, rank, folder, tokens):
     start = init_from_pretrained(config_of(path, groups=1, merge=merge, rank=5))
     assert (start.model.config.groups, start.model.config.layer_rank) == (1, rank)
     assert "shared 4 blocks as 1" in start.summary and str(path) in start.summary
-    assert np.isfinite(start.model(tokens, steps=2)).all()
+    assert np.isfinite(compiled(start.model)(tokens, steps=2)).all()
 
 
 def test_a_run_can_be_started_from_too(run, make_model, tokens):
     start = init_from_pretrained(config_of(run))
-    np.testing.assert_array_equal(start.model(tokens, steps=2), make_model()(tokens, steps=2))
+    np.testing.assert_array_equal(compiled(start.model)(tokens, steps=2), compiled(make_model())(tokens, steps=2))
     assert start.tokenizer == run / run_directory.TOKENIZER
     with pytest.raises(odelm.InputError, match="was trained with model.time_modulation=True and needs it"):
         init_from_pretrained(config_of(run, options=dict(time_modulation=False)))
@@ -115,11 +116,11 @@ def test_a_longer_context_starts_where_the_shorter_one_was(positions, length, ru
     checkpoints.close()
     start = init_from_pretrained(config_of(run, max_length=length))
     assert start.model.config.max_length == length
-    np.testing.assert_array_equal(start.model(tokens), model(tokens))
+    np.testing.assert_array_equal(compiled(start.model)(tokens), compiled(model)(tokens))
     if positions == "learned":
         table = model.embed.learned[...]
         np.testing.assert_array_equal(start.model.embed.learned[...], np.concatenate([table] * 3)[:length])
-    assert start.model(np.zeros((1, length), np.int32)).shape == (1, length, 13)
+    assert compiled(start.model)(np.zeros((1, length), np.int32)).shape == (1, length, 13)
 
 
 def test_a_length_without_a_model_is_refused():
