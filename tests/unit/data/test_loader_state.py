@@ -15,6 +15,7 @@ from odelm.config import Config, replace
 from odelm.data.loader import Batch, eval_batches, train_batches, train_dataset
 from odelm.data.tokens import Prepared, Stream
 from odelm.data.windows import StreamWindows
+from tests.thorough import few
 
 WINDOWS = 30
 """Of 16 tokens, in the split that most tests cross more than twice; batches of 4 do not divide it."""
@@ -31,6 +32,11 @@ CASES = {
     "encoder, sentence order": ("encoder", True, "auto", ()),
     "encoder, mixture": ("encoder", True, "auto", (0.7, 0.3)),
 }
+CHOSEN = [
+    "decoder, concatenate", "decoder, segments", "decoder, mixture of documents", "encoder, documents",
+    "encoder, mixture",
+]  # fmt: skip
+"""Each kind, packing and mixture between them."""
 
 
 def made(shared, case: str, *, workers: int = 0, batch_size: int = 4) -> tuple[Prepared, Config]:
@@ -57,7 +63,7 @@ def joined(shards: Sequence[Batch]) -> Batch:
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(list(CASES), *CHOSEN))
 def test_every_position_of_more_than_two_epochs_is_gone_on_from(shared, case: str):
     prepared, config = made(shared, case)
     assert_equal_output_after_checkpoint(LimitIterDataset(train_dataset(prepared, config), 17))
@@ -80,8 +86,10 @@ def test_two_processes_that_read_shards_go_on_as_none_does(shared):
     assert alone.get_state() == several.get_state() == {"update": 70}
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("processes", [2, 3, 6])
+@pytest.mark.parametrize(
+    "case, processes",
+    few(itertools.product(CASES, (2, 3, 6)), *zip(CHOSEN, itertools.cycle((2, 3, 6)))),
+)
 def test_rows_of_all_processes_make_the_batch(shared, case: str, processes: int):
     prepared, config = made(shared, case, batch_size=12)
     whole = train_batches(prepared, config, start=2)
@@ -129,7 +137,7 @@ def test_the_state_is_small_plain_and_of_no_process(shared):
     assert set(states) == {'{"update": 8}'} and len(states[0]) < 4000
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(list(CASES), *CHOSEN))
 def test_two_processes_are_gone_on_from_by_one_and_by_four(shared, case: str):
     prepared, config = made(shared, case)
     saved = train_batches(prepared, config, process_index=1, process_count=2)
