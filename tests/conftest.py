@@ -114,6 +114,15 @@ def traced_once():
         yield
 
 
+@pytest.fixture
+def traced_anew():
+    """Lets the runs of a test trace all by themselves, also in a module that shares it."""
+    from tests.traced_once import traced_once
+
+    with traced_once(False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
     """Returns `folder = once(name, fill)`: filled by the first process of pytest-xdist to ask, and found by the others.

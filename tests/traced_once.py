@@ -30,6 +30,7 @@ def by_config(make: Callable[..., Any]) -> Callable[..., Any]:
     """
     made: dict[Any, Any] = {}
 
+    @functools.wraps(make)
     def remembered(config: Config, *arguments: Any) -> Any:
         config = replace(config, ELSEWHERE)
         key = repr(config), *arguments
@@ -52,8 +53,9 @@ KEPT = [
 
 
 @contextmanager
-def traced_once() -> Iterator[None]:
+def traced_once(once: bool = True) -> Iterator[None]:
+    """Shares what is traced while the block runs, or no longer does."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, function in KEPT:
-            patch.setattr(module, name, function)
+            patch.setattr(module, name, function if once else function.__wrapped__)
         yield

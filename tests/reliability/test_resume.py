@@ -110,7 +110,7 @@ def test_a_run_that_is_watched_records_more(config, corpus, tmp_path, capsys):
     assert "held-out loss at full depth  a " in told and "2 updates in " in told and "0 updates skipped" in told
 
 
-def test_interrupted_run_resumes_to_the_bit(config, finished, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_to_the_bit(config, finished, traced_anew, tmp_path, monkeypatch):
     original = log.Log.training
 
     def interrupt_after_stop(self, step, metrics):
