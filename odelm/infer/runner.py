@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -39,8 +40,16 @@ class Runner:
         name = (steps if grid is None else grid, solver, integrator)
         if name not in self._plans:
             equal = steps if grid is None else None
-            self._plans[name] = self.model.plan(steps=equal, grid=grid, solver=solver, integrator=integrator)
+            self._plans[name] = _plan(self.graph, equal, grid, solver, integrator, self.params)
         return self._plans[name]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _plan(
+    graph: nnx.GraphDef, steps: int | None, grid: tuple[float, ...] | None, solver: str, integrator: str, params: Any
+) -> DepthPlan:
+    """Returns the plan by one program: operation by operation each is compiled by itself, half a second for a plan."""
+    return nnx.merge(graph, params).plan(steps=steps, grid=grid, solver=solver, integrator=integrator)
 
 
 def in_compute_dtypes(model: Model) -> Model:

@@ -106,7 +106,7 @@ def test_documents_of_a_row_stay_apart_across_the_cut(make_model):
 def test_padding_in_the_memory_is_not_attended_to(make_model):
     """Rows of unequal prompts: padding stands in the memory between a prompt and what comes after it."""
     model = make_model()
-    plan = model.plan(steps=2)
+    plan = compiled(model.plan)(steps=2)
     short = TOKENS[1:, :3]
     expected = compiled(model.run)(Inputs(np.concatenate([short, TOKENS[1:, 5:]], axis=1)), plan)[0][:, 3:]
     mask = np.array([[1] * 5, [1, 1, 1, 0, 0]], bool)
@@ -119,7 +119,7 @@ def test_padding_in_the_memory_is_not_attended_to(make_model):
 
 def test_one_program_takes_every_length_of_a_memory(make_model):
     graph, params = nnx.split(make_model())
-    plan, traces = make_model().plan(steps=2), []
+    plan, traces = compiled(make_model().plan)(steps=2), []
 
     @jax.jit
     def step(params, tokens, memory):
@@ -138,7 +138,7 @@ def test_one_program_takes_every_length_of_a_memory(make_model):
 
 def test_what_a_memory_cannot_be_used_for_is_named(make_model):
     model = make_model()
-    plan = model.plan(steps=2)
+    plan = compiled(model.plan)(steps=2)
     memory = model.memory(plan, batch=2, room=4)
     with pytest.raises(InputError, match="room for 4 positions of 2 rows, but 8 of 2 rows are given"):
         model.run(Inputs(TOKENS), plan, memory=memory)

@@ -46,7 +46,7 @@ def test_inference_computes_what_evaluation_in_training_computes(make_model, tok
     runner = Runner.of(model)
     graph, params = nnx.split(model)
     expected = jax.jit(lambda params: nnx.merge(graph, params)(tokens, steps=2))(params)
-    found = make_forward(runner.graph)(runner.params, model.plan(steps=2), jnp.asarray(tokens))
+    found = make_forward(runner.graph)(runner.params, compiled(model.plan)(steps=2), jnp.asarray(tokens))
     np.testing.assert_array_equal(found, expected)
 
 

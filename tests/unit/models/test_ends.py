@@ -45,7 +45,7 @@ def test_the_model_is_its_blocks_in_turn(make_model, tokens, options):
 def test_steps_and_grids_speak_of_the_core_and_evaluations_of_all(make_model, tokens):
     model = make_model(**ENDS)
     assert model.config.core == 4
-    plan = model.plan(steps=2)
+    plan = compiled(model.plan)(steps=2)
     assert sum(part.evaluations for part in plan) == 4
     np.testing.assert_array_equal(compiled(model)(tokens, steps=2), compiled(model)(tokens, grid=[0, 2, 4]))
     with pytest.raises(InputError, match=r"grid\[2\] is 6, expected 4, where depth time ends"):

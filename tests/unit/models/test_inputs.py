@@ -160,7 +160,8 @@ CROSSED = {
 @pytest.mark.parametrize("options, solver", few(CROSSED, "pre, heun", "post, euler", "post, Tsit5"))
 def test_diffrax_crosses_a_model_as_the_scan_does(make_model, tokens, options, solver):
     graph, params = nnx.split(make_model(**options))
-    plans = [make_model(**options).plan(steps=2, solver=solver, integrator=name) for name in ("scan", "diffrax")]
+    plan = compiled(make_model(**options).plan)
+    plans = [plan(steps=2, solver=solver, integrator=name) for name in ("scan", "diffrax")]
     assert [sum(p.evaluations for p in plan) for plan in plans][0] == sum(p.evaluations for p in plans[1])
     run = jax.jit(lambda params, plan: nnx.merge(graph, params)(tokens, plan=plan))
     scan, walked = (run(params, plan) for plan in plans)
@@ -175,7 +176,7 @@ NEWTON = optx.Newton(rtol=1e-4, atol=1e-4)
 def test_an_implicit_solver_crosses_a_model(make_model, tokens, solver):
     graph, params = nnx.split(make_model())
     run = jax.jit(lambda params, plan: nnx.merge(graph, params)(tokens, plan=plan))
-    fine = run(params, make_model().plan(steps=64, solver="rk4"))
+    fine = run(params, compiled(make_model().plan)(steps=64, solver="rk4"))
 
     def error(steps: int) -> float:
         plan = make_model().plan(steps=steps, solver=solver, integrator="diffrax")

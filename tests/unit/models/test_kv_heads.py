@@ -106,7 +106,7 @@ def test_a_memory_is_smaller_by_as_much(make_model):
     sizes = {}
     for kv in (None, 2, 1):
         model = make_model(**FEWER | dict(kv_heads=kv))
-        memory = model.memory(model.plan(steps=2), batch=2, room=8)
+        memory = model.memory(compiled(model.plan)(steps=2), batch=2, room=8)
         sizes[kv] = sum(leaf.nbytes for leaf in jax.tree.leaves(memory.blocks))
     assert sizes[None] == 2 * sizes[2] == 4 * sizes[1]
 

@@ -38,7 +38,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("source, target, expected", GRIDS.values(), ids=GRIDS)
 def test_keys_are_found_by_their_time(source, target, expected, model, tokens):
-    plans = model.plan(grid=source), model.plan(grid=target)
+    plans = compiled(model.plan)(grid=source), compiled(model.plan)(grid=target)
     memory = remembered(model, plans[0], tokens)
     found = jax.jit(retimed)(memory, *plans)
     assert len(set(core(memory)[:, 0, 0, 0, 0, 0].tolist())) == len(source) - 1, "times must differ"
@@ -47,19 +47,19 @@ def test_keys_are_found_by_their_time(source, target, expected, model, tokens):
 
 
 def test_where_times_are_shared_nothing_is_rounded(model, tokens):
-    fine, coarse = model.plan(), model.plan(steps=2)
+    fine, coarse = compiled(model.plan)(), compiled(model.plan)(steps=2)
     memory = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim == 6 else x, remembered(model, fine, tokens))
     found = retimed(memory, fine, coarse)
     np.testing.assert_array_equal(core(found).astype(np.float32), core(memory)[[0, 2]].astype(np.float32))
 
 
 def test_a_method_of_several_stages_finds_its_own(model, tokens):
-    plan = model.plan(grid=[0, 1, 2, 4], solver="heun")
+    plan = compiled(model.plan)(grid=[0, 1, 2, 4], solver="heun")
     memory = remembered(model, plan, tokens)
     for leaf, same in zip(*map(jax.tree.leaves, (memory, retimed(memory, plan, plan))), strict=True):
         np.testing.assert_array_equal(leaf, same)
     # The first stages of it are where Euler's method looks.
-    found = retimed(memory, plan, model.plan(grid=[0, 2, 4]))
+    found = retimed(memory, plan, compiled(model.plan)(grid=[0, 2, 4]))
     np.testing.assert_array_equal(core(found), core(memory)[[0, 2], :1])
 
 
@@ -69,7 +69,7 @@ def test_prompts_may_cross_another_grid(before, after, model, tokens):
     prompts, N = tokens.tolist(), 5
     options = {f"prefill_{name}": value for name, value in (before or dict(steps=4)).items()}
     found = Generator(model, **after, **options)(prompts, new_tokens=N)
-    first, second = model.plan(**before), model.plan(**after)
+    first, second = compiled(model.plan)(**before), compiled(model.plan)(**after)
     own = remembered(model, first, tokens)
     moved = {4: [0, 2], 2: [0, 0, 1, 1]}[len(core(own))]
     half = np.array([0, 0.5, 0, 0])[: len(moved)].reshape(-1, 1, 1, 1, 1, 1) * (len(moved) == 4)

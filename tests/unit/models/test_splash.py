@@ -84,7 +84,7 @@ def test_a_model_computes_the_same(options, call, make_config, make_model):
 
 def test_a_memory_is_read_without_it(make_config):
     model = odelm.create(make_config(max_length=LENGTH, attention="splash"), rngs=nnx.Rngs(0))
-    plan, tokens = model.plan(steps=1), np.zeros((1, 3), np.int32)
+    plan, tokens = compiled(model.plan)(steps=1), np.zeros((1, 3), np.int32)
     memory = model.memory(plan, batch=1, room=8)
     hidden, memory = compiled(model.run)(odelm.models.Inputs(tokens), plan, memory=memory)
     assert hidden.shape == (1, 3, 16) and int(memory.length) == 3
