@@ -183,7 +183,13 @@ MISTAKES = [
     (PROMPTS, {"top_p": 0.0}, "top_p is 0.0"),
     (PROMPTS, {"min_p": 2.0}, "min_p is 2.0"),
     (PROMPTS, {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    (PROMPTS, {"top_k": 1.7}, "top_k is 1.7"),
     (PROMPTS, {"seed": -1}, "seed is -1"),
+    (PROMPTS, {"seed": 1.5}, "seed is 1.5"),
+    (PROMPTS, {"new_tokens": 2.5}, "new_tokens is 2.5"),
+    ([[3.7]], {}, "prompt 0 is float64 of shape"),
+    ([[3], [[4]]], {}, r"prompt 1 is int64 of shape \(1, 1\)"),
+    (PROMPTS, {"stop": ""}, "stop has ''"),
     (PROMPTS, {"every": -1}, "every is -1"),
     (PROMPTS, {"stop": "a"}, "stop has strings, but the generator has no tokenizer"),
 ]

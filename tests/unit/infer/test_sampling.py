@@ -7,7 +7,9 @@ import pytest
 
 from odelm.infer.sampling import Sampling, draw, log_chances
 
-LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))
+# Two rows of the same probabilities, none of them in order.
+ORDERS = [3, 0, 4, 1, 2], [1, 4, 2, 0, 3]
+LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05], np.float32))[np.array(ORDERS)]
 RULES = {
     "all": (dict(), [0.4, 0.3, 0.15, 0.1, 0.05]),
     "top_k": (dict(top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
@@ -15,6 +17,10 @@ RULES = {
     "top_p, the first alone": (dict(top_p=0.1), [1, 0, 0, 0, 0]),
     "min_p": (dict(min_p=0.3), [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
     "temperature": (dict(temperature=0.5), [0.16, 0.09, 0.0225, 0.01, 0.0025]),
+    "top_k and top_p": (dict(top_k=3, top_p=0.6), [4 / 7, 3 / 7, 0, 0, 0]),
+    "top_p and min_p": (dict(top_p=0.8, min_p=0.5), [4 / 7, 3 / 7, 0, 0, 0]),
+    "temperature before the others": (dict(temperature=0.5, top_p=0.6), [0.16, 0.09, 0, 0, 0]),
+    "more than there are": (dict(top_k=9), [0.4, 0.3, 0.15, 0.1, 0.05]),
     "greedy": (dict(temperature=0.0), [1, 0, 0, 0, 0]),
 }
 
@@ -25,16 +31,15 @@ def test_tokens_are_drawn_with_their_probabilities(rule, chances):
 
     rows = 20_000
     sampling = Sampling(**(dict(temperature=1.0) | rule))
-    np.testing.assert_allclose(
-        jnp.exp(log_chances(jnp.asarray(LOGITS)[None], sampling))[0], np.array(chances) / np.sum(chances), atol=1e-6
-    )
-    found = draw(jnp.tile(jnp.asarray(LOGITS), (rows, 1)), sampling, jax.random.key(0))
-    counts = np.bincount(np.asarray(found), minlength=5)
-    expected = np.array(chances) / np.sum(chances) * rows
-    assert not counts[expected == 0].any()
-    if (expected > 0).sum() > 1:
-        # One in a thousand right draws would fail, and the key is fixed.
-        assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+    exact = (np.array(chances) / np.sum(chances))[np.array(ORDERS)]
+    np.testing.assert_allclose(jnp.exp(log_chances(jnp.asarray(LOGITS), sampling)), exact, atol=1e-6)
+    found = np.asarray(draw(jnp.tile(jnp.asarray(LOGITS), (rows, 1)), sampling, jax.random.key(0)))
+    for row, expected in enumerate(exact * rows):
+        counts = np.bincount(found[row::2], minlength=5)
+        assert not counts[expected == 0].any()
+        if (expected > 0).sum() > 1:
+            # One in a thousand right draws would fail, and the key is fixed.
+            assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
 def test_what_stands_before_is_penalised():

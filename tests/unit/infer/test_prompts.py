@@ -1,0 +1,32 @@
+"""How long prompts are padded: long enough, within the model's positions, and to few lengths."""
+
+import numpy as np
+import pytest
+
+from odelm.infer.prompts import SMALLEST_BUCKET, padded, sizes
+
+
+@pytest.mark.parametrize("limit", [32, 100, 128, 1024])
+def test_sizes_hold_the_prompt_and_the_tokens_and_are_few(limit):
+    programs = set()
+    for longest in range(1, limit):
+        for new_tokens in range(1, limit - longest + 1):
+            width, room = sizes(longest, new_tokens, limit)
+            assert longest <= width and new_tokens <= room and width + room <= limit + 1
+            if longest + new_tokens <= limit + 1 - SMALLEST_BUCKET:  # else the room is filled to the last, as it comes
+                programs.add((width, room))
+    # Pairs of powers of two, and near the limit a few multiples of the smallest.
+    assert len(programs) <= limit.bit_length() ** 2 / 2 + limit / SMALLEST_BUCKET
+
+
+def test_prompts_of_every_length_before_one_token_share_few_programs():
+    """Also those that take more than half of the positions."""
+    assert len({sizes(longest, 1, 1024) for longest in range(1, 1024)}) < 10
+    assert len({sizes(longest, 100, 1024) for longest in range(1, 925)}) < 10
+
+
+def test_prompts_are_padded_at_their_ends():
+    rows, lengths, room = padded([[1, 2, 3], [4]], 20, 64)
+    assert rows.shape == (2, 16) and rows.dtype == np.int32 and room == 32
+    np.testing.assert_array_equal(rows[:, :4], [[1, 2, 3, 0], [4, 0, 0, 0]])
+    assert lengths.tolist() == [3, 1]
