@@ -109,8 +109,9 @@ def test_a_stop_string_ends_drafted_text_where_it_ends_the_other(changeable):
     drafting = Generator.of(changeable.runner, tokenizer, changeable.plan, drafting=changeable.drafting)
     whole = plain(["d b e", "f"], new_tokens=16)
     words = whole[0].split()
-    stop = next(word for word in words if words.index(word) >= 3)
-    options = dict(new_tokens=16, stop=[stop])
+    # Two words, the first of which a stream must not show before it is sure that the second does not follow.
+    pairs = [f"{one} {other}" for one, other in zip(words, words[1:], strict=False)]
+    options = dict(new_tokens=16, stop=[next(pair for pair in pairs if pairs.index(pair) >= 3)])
     expected = plain(["d b e", "f"], **options)
     assert drafting(["d b e", "f"], **options) == expected != whole
     for every in (1, 5):
