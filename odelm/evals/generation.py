@@ -89,10 +89,11 @@ def compare_ways(
 ) -> list[Row]:
     """Returns a row for each way; the first is the one that the others are compared with.
 
-    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. `compile_s` is what the first call
-    took more than a later one: ways of one structure share programs, so that only the first of them has it. Losses are
-    of the second half of each held-out sequence after its first half, as prompts and new tokens cross the depth;
-    `held_out` may be empty.
+    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. `token_ms`, and what follows from
+    it, is None where a text took no longer than its prompt. `compile_s` is what the first call took more than a
+    later one: ways of one structure share programs, so that only the first of them has it. Losses are of the second
+    half of each held-out sequence after its first half, as prompts and new tokens cross the depth; `held_out` may
+    be empty.
     """
     if new_tokens < 2:
         raise InputError(f"new_tokens is {new_tokens}, expected at least 2: the first comes with the prompt")
@@ -115,7 +116,8 @@ def compare_ways(
         rows.append(row | _loss(generator, held_out))
     full = rows[0]
     for row in rows:
-        row["speedup"] = full["token_ms"] / row["token_ms"]
+        timed = full["token_ms"] is not None and row["token_ms"] is not None
+        row["speedup"] = full["token_ms"] / row["token_ms"] if timed else None
         row["loss_increase"] = row["loss"] / full["loss"] - 1 if held_out else None
     return rows
 
@@ -125,10 +127,16 @@ def _start(generator: Generator, given: list[list[int]], new_tokens: int) -> Any
     return jax.block_until_ready(generator.begin(given, new_tokens, Sampling(), rng.key(0, "sample")))
 
 
+def token_ms(text: float, prompt: float, new_tokens: int) -> float | None:
+    """Returns the milliseconds of a token but the first, which comes with the prompt, of what a text and its prompt
+    take; None where the text took no longer, so that the difference says nothing."""
+    return (text - prompt) / (new_tokens - 1) if text > prompt else None
+
+
 def _row(
     way: Way, generator: Generator, given: list[list[int]], new_tokens: int, prompt: Latency, text: Latency
 ) -> Row:
-    token = max((text.median - prompt.median) / (new_tokens - 1), 1e-6)
+    token = token_ms(text.median, prompt.median, new_tokens)
     counts = generator.draft_counts
     return {
         "label": way.label,
@@ -142,7 +150,7 @@ def _row(
         "prefill_ms": prompt.median,
         "token_ms": token,
         "text_ms": {"median": text.median, "p90": text.p90},
-        "tokens_per_s": len(given) / token * 1e3,
+        "tokens_per_s": None if token is None else len(given) / token * 1e3,
         "memory_bytes": generator.memory_bytes(len(given), max(map(len, given)), new_tokens),
         "tokens_per_round": None if counts is None else counts.tokens_per_round,
         "accepted": None if counts is None else counts.accepted / max(counts.drafted, 1),

@@ -57,9 +57,9 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
         table.add_row(
             row["label"],
             f"{row['prefill_ms']:.2f}",
-            f"{row['token_ms']:.3f}",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['speedup']:.2f}x",
+            number(row["token_ms"], ".3f"),
+            number(row["tokens_per_s"], ",.0f"),
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             f"{row['memory_bytes'] / 1e6:.1f}",
             f"{row['compile_s']:.1f}",
             number(row["loss"], ".4f"),
@@ -79,8 +79,11 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
 
 
 def plot_generation(report: dict[str, Any], path: Path) -> None:
-    """Draws loss, where it is finite, against the time of a token, each point labelled by its steps."""
-    rows = [row for row in report["rows"] if is_finite(row["loss"])]
+    """Draws loss against the time of a token, where both are known, each point labelled by its steps."""
+    rows = [row for row in report["rows"] if is_finite(row["loss"]) and row["token_ms"] is not None]
+    if not rows:
+        path.unlink(missing_ok=True)  # that of an earlier report would be taken for this one's
+        return
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,16 @@
 """Ways to generate, compared: what a row says against what it is of."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from odelm.errors import InputError
-from odelm.evals.generation import Way, compare_ways, second_half, ways
+from odelm.evals import generation
+from odelm.evals.generation import Way, compare_ways, second_half, token_ms, ways
+from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.infer import draft_choice
 from odelm.infer.draft_choice import describe, try_drafts
 from odelm.infer.latency import Latency
@@ -41,15 +46,30 @@ def test_rows_compare_with_full_depth(runner, held_out):
     full, coarse, mixed, draft = rows = compare_ways(
         runner, chosen, PROMPTS, new_tokens=5, held_out=held_out, repeats=2
     )
-    assert full["speedup"] == 1 and full["loss_increase"] == 0 and full["identical"] == 1
+    assert full["speedup"] in (1, None) and full["loss_increase"] == 0 and full["identical"] == 1
     for row in rows:
-        assert np.isclose(row["speedup"], full["token_ms"] / row["token_ms"])
+        if full["token_ms"] and row["token_ms"]:
+            assert np.isclose(row["speedup"], full["token_ms"] / row["token_ms"])
         assert np.isclose(row["loss_increase"], row["loss"] / full["loss"] - 1)
         assert row["loss_tokens"] == 6 and row["batch"] == 2 and row["prompt"] == 3
     assert len({full["loss"], coarse["loss"], mixed["loss"]}) == 3
     assert draft["loss"] == full["loss"] and draft["identical"] == 1 and 0 <= draft["accepted"] <= 1
     assert np.isclose(coarse["memory_bytes"] / full["memory_bytes"], 0.5, atol=0.02)
     assert full["tokens_per_round"] is None and draft["tokens_per_round"] >= 1
+
+
+def test_a_text_that_takes_no_longer_than_its_prompt_has_no_time_for_a_token(runner, monkeypatch, tmp_path):
+    assert token_ms(7.0, 1.0, 4) == 2.0 and token_ms(1.0, 1.0, 4) is None
+    monkeypatch.setattr(generation, "measure", lambda calls, **_: {name: Latency(5.0, 6.0) for name in calls})
+    rows = compare_ways(runner, ways(runner, [2]), PROMPTS, new_tokens=3, repeats=1)
+    assert all(row[name] is None for row in rows for name in ("token_ms", "tokens_per_s", "speedup"))
+    report = make_generation_report(runner.model.config, rows, text=None)
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_generation(report, console)
+    assert "5.00 " in console.export_text()
+    (tmp_path / "none.png").touch()
+    plot_generation({**report, "rows": [row | {"loss": 4.0} for row in rows]}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists(), "there is nothing to draw"
 
 
 def test_a_second_half_is_that_of_the_whole(runner, held_out):
