@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     )
     from odelm.infer.encoder_runner import EncoderRunner
     from odelm.infer.generator import Generator
+    from odelm.infer.quantize import quantize
     from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
+    from odelm.models.parameters import parameter_bytes
     from odelm.ode import integrate, integrate_adaptive
     from odelm.pretrained import load
 
@@ -50,6 +52,8 @@ __all__ = [
     "load_recipe",
     "models",
     "ode",
+    "parameter_bytes",
+    "quantize",
 ]
 
 _MODULES = {
@@ -58,7 +62,9 @@ _MODULES = {
     ),
     "odelm.infer.encoder_runner": "EncoderRunner",
     "odelm.infer.generator": "Generator",
+    "odelm.infer.quantize": "quantize",
     "odelm.models": "CausalLM Classifier Encoder MaskedLM SharedBlock create models",
+    "odelm.models.parameters": "parameter_bytes",
     "odelm.ode": "integrate integrate_adaptive ode",
     "odelm.pretrained": "load",
 }

@@ -67,10 +67,15 @@ def check_new(folder: str | Path) -> Path:
 
 
 def check_model(model: nnx.Module) -> None:
-    """Raises InputError for a model that a bundle cannot hold: one that is not a language model."""
+    """Raises InputError for a model that a bundle cannot hold: one that is not a language model, or is quantised."""
     if not isinstance(model, CausalLM | MaskedLM):
         raise InputError(
             f"the model is a {type(model).__name__}, but a bundle holds a language model: give one that has its head"
+        )
+    if model.quantization is not None:
+        raise InputError(
+            f"the model is quantised, as {model.quantization}, but a bundle holds the parameters of training: write "
+            "the one that it was made from, and quantise what is loaded"
         )
 
 
@@ -92,8 +97,8 @@ def write(
         profile: a file that is copied as `profile.json`.
         artifacts: taken one at a time, so that they need not be in memory together.
 
-    Raises InputError if the folder exists, if it cannot be written, for a model that is not a language model, and for a
-    config that is invalid with that of the model.
+    Raises InputError if the folder exists, if it cannot be written, for a model that is not a language model or is
+    quantised, and for a config that is invalid with that of the model.
     """
     folder = check_new(folder)
     check_model(model)

@@ -130,7 +130,7 @@ def compare_generation(
         runner, chosen, given, new_tokens=new_tokens, held_out=batches, solver=options.solver, repeats=options.repeats
     )
     text = None if rows is None else text_of(rows, batches, config, options)
-    report = make_generation_report(config.model, measured, text=text)
+    report = make_generation_report(config.model, measured, text=text, quantization=model.quantization)
     out = source / "infer" if out is None else out
     return publish(report, out, name="generation", draw=plot_generation, show=print_generation, width=120)
 

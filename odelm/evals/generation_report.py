@@ -27,11 +27,14 @@ def prompts_from(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, l
     return rows[np.arange(batch) % len(rows), :length].tolist()
 
 
-def make_generation_report(model: ModelConfig, rows: Sequence[Row], *, text: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns the report as plain values: the device, the dtype, the text and the rows."""
+def make_generation_report(
+    model: ModelConfig, rows: Sequence[Row], *, text: dict[str, Any] | None, quantization: str | None = None
+) -> dict[str, Any]:
+    """Returns the report as plain values: the device, the dtype, how the model is quantised, the text and the rows."""
     return {
         "device": jax.devices()[0].device_kind,
         "dtype": compute_dtype(model).name,
+        "quantize": quantization,
         "jax": jax.__version__,
         "depth": model.depth,
         "text": text,
@@ -44,8 +47,9 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
     rows = report["rows"]
     first = rows[0]
     shape = f"batch {first['batch']}, {first['new_tokens']} tokens after {first['prompt']}"
+    numbers = report["dtype"] if report["quantize"] is None else f"{report['dtype']} and {report['quantize']}"
     table = Table(
-        title=f"depth {report['depth']}, {shape}, {report['dtype']} on {report['device']}",
+        title=f"depth {report['depth']}, {shape}, {numbers} on {report['device']}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

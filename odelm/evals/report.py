@@ -62,13 +62,16 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     )
     adapted = ("before",) if "loss_before" in first else ()
     bounds = ("at most",) if "loss_increase_bound" in first else ()
-    for name in ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted):
+    kinds = ("8 bits", "MB") if "quantize" in first else ()
+    columns = ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted)
+    for name in (*kinds, *columns):
         table.add_column(name, justify="right")
     grids = ("times",) if any(row["grid"] for row in report["rows"]) else ()
     for name in grids:
         table.add_column(name)
     for row in report["rows"]:
         table.add_row(
+            *((row["quantize"] or "none", f"{row['bytes'] / 1e6:.2f}") if kinds else ()),
             ("> " if row["chosen"] else "") + _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
             f"{row['evaluations']:g}" if is_finite(row["evaluations"]) else "-",
@@ -176,6 +179,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def _line(row: Row) -> str:
     """Returns the name of the line that a row is a point of."""
+    if "quantize" in row:
+        kind = row["quantize"] or "not quantised"
+        return kind if row["solver"] == "euler" else f"{kind}, {row['solver']}"
     if row["steps"] is None:
         return f"{row['solver']}, by tolerance"
     unequal = ", unequal steps" if row["grid"] else ""

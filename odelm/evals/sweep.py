@@ -17,7 +17,7 @@ from flax import nnx
 from odelm import ode
 from odelm.compiling import side_by_side
 from odelm.errors import InputError
-from odelm.infer.latency import Latency, measure
+from odelm.infer.latency import Latency, Name, measure
 from odelm.infer.runner import Runner, make_adaptive, make_forward
 from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
 from odelm.models.transformer import DepthPlan
@@ -98,9 +98,9 @@ def sweep(
     """
     calls = make_calls(runner, chosen, batch=batch, length=length)
     with _within_budget():
-        latencies = _latencies(calls, repeats)
+        latencies = latencies_of(calls, repeats)
         measured = _measured(runner, chosen, calls, latencies, held_out, before)
-    rows = [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+    rows = [make_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
     if before is not None:
         for row, m in zip(rows, measured, strict=True):
             row["loss_before"] = None if m.before is None else m.before.loss
@@ -141,12 +141,13 @@ def timed(
 ) -> list[Row]:
     """Returns the rows of a sweep over settings with known losses and numbers of steps, full depth first."""
     chosen = list(losses)
-    latencies = _latencies(make_calls(runner, chosen, batch=batch, length=length), repeats)
-    measured = [Measured(latencies[s], _evaluations(runner, s), losses[s]) for s in chosen]
-    return [_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
+    latencies = latencies_of(make_calls(runner, chosen, batch=batch, length=length), repeats)
+    measured = [Measured(latencies[s], evaluations_of(runner, s), losses[s]) for s in chosen]
+    return [make_row(s, m, measured[0], batch, length) for s, m in zip(chosen, measured, strict=True)]
 
 
-def _latencies(calls: Mapping[Setting, Callable[[], Any]], repeats: int) -> dict[Setting, Latency]:
+def latencies_of(calls: Mapping[Name, Callable[[], Any]], repeats: int) -> dict[Name, Latency]:
+    """Returns the latency of each call, timed in turns after all have been compiled."""
     # The first call of each compiles.
     side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
     return measure(calls, repeats=repeats)
@@ -188,7 +189,7 @@ def _measured(
     qualities = side_by_side(lambda setting: _quality(runner, setting, held_out), chosen)
     for setting, (loss, evaluations) in zip(chosen, qualities, strict=True):
         if setting.steps is not None:
-            evaluations = _evaluations(runner, setting)
+            evaluations = evaluations_of(runner, setting)
         elif not held_out:
             evaluations = float(calls[setting]()[1])
         past = None if before is None or not _fits(before, setting) else _quality(before, setting, held_out)[0]
@@ -210,7 +211,7 @@ def _tolerance(setting: Setting) -> float:
     return setting.tolerance
 
 
-def _evaluations(runner: Runner, setting: Setting) -> float:
+def evaluations_of(runner: Runner, setting: Setting) -> float:
     """Returns how often the blocks are applied; nan for an implicit solver, which iterates as often as it must."""
     if setting.solver in ode.IMPLICIT_SOLVERS:
         return math.nan
@@ -238,7 +239,8 @@ def _losses(
     return sums_from_hidden(model, hidden, data), evaluations
 
 
-def _row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:
+def make_row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:
+    """Returns the row of a setting, compared with `full`."""
     loss = None if measured.loss is None else measured.loss.loss
     return {
         "steps": setting.steps,

@@ -62,9 +62,11 @@ def forward_artifacts(
         integrator: "scan" is the only one that can be exported.
         dtype: of matrix products; "auto" is float32, whatever the machine.
 
-    Raises InputError at once for steps, a grid or a solver that the model cannot take or that cannot be exported, and
-    while an artifact is made if it is larger than `jax.export` can write.
+    Raises InputError at once for a quantised model, and for steps, a grid or a solver that the model cannot take or
+    that cannot be exported; while an artifact is made, if it is larger than `jax.export` can write.
     """
+    if model.quantization is not None:
+        raise InputError(f"the model is quantised, as {model.quantization}: export the one that it was made from")
     name = solver if isinstance(solver, str) else type(solver).__name__
     if integrator != "scan" or name in ode.IMPLICIT_SOLVERS:
         raise InputError(

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from odelm import ode
+from odelm.errors import InputError
 from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.embed import Readout
 from odelm.models.parameters import abstract_like, parameters, with_parameters
@@ -57,9 +58,11 @@ def in_compute_dtypes(model: Model) -> Model:
 
     What it computes is what the model computes, bit for bit: a linear map is cast as its own call would cast it, and
     a tied readout gets a matrix of its own, while the embedding that is looked up stays float32. So do norms and the
-    modulation by time.
+    modulation by time. The matrices of a quantised model stay as they are.
     """
     model = nnx.clone(model)
+    if model.quantization is not None:
+        return model
     for module in [module for _, module in nnx.iter_modules(model)]:
         if isinstance(module, nnx.Linear | nnx.LinearGeneral) and module.dtype is not None:
             for name in ("kernel", "bias"):
@@ -73,7 +76,9 @@ def in_compute_dtypes(model: Model) -> Model:
 
 def with_dtype(model: Model, dtype: str, **options: Any) -> Model:
     """Returns the model with its matrix products, and the state that is integrated, in another dtype, and with other
-    `options` of its config that leave its parameters as they are."""
+    `options` of its config that leave its parameters as they are. Raises InputError for a quantised model."""
+    if model.quantization is not None:
+        raise InputError(f"the model is quantised, as {model.quantization}: choose its dtype before it is quantised")
     config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto", **options).validate()
     return with_parameters(abstract_like(model, config), parameters(model))
 

@@ -33,11 +33,14 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
 
     A post-norm encoder becomes ALBERT, or BERT if it shares nothing and does not project its embeddings; a pre-norm
     decoder becomes GPT-2, its shared block written `depth` times. What a block knows of its time is worked into
-    separate layers. Raises InputError listing the options with no equivalent, and if `folder` is there already.
+    separate layers. Raises InputError listing the options with no equivalent, for a quantised model, and if `folder` is
+    there already.
     """
     folder = Path(folder).expanduser()
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new directory")
+    if model.quantization is not None:
+        raise InputError(f"the model is quantised, as {model.quantization}: export the one that it was made from")
     family, plain = as_family(model)
     if tokenizer is not None:
         check_size(tokenizer, model.config.vocab_size)

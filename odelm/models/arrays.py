@@ -30,10 +30,10 @@ def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
     return x if factor is None else (x.astype(factor.dtype) * along_last(factor, x.ndim)).astype(x.dtype)
 
 
-def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns the rows (.., E) of `table` (V, E) at `index` (..); NaN for an index that is not from 0 to V - 1."""
+def lookup(table: jax.Array, index: jax.Array, *, fill: float = math.nan) -> jax.Array:
+    """Returns the rows (.., E) of `table` (V, E) at `index` (..); `fill` for an index that is not from 0 to V - 1."""
     spread = _spread(index, 1)
-    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=spread)
+    return table.at[index].get(mode="fill", fill_value=fill, wrap_negative_indices=False, out_sharding=spread)
 
 
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:

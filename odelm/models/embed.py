@@ -57,7 +57,7 @@ class Embed(nnx.Module):
         Positions that the inputs leave out are 0 to L - 1.
         """
         if inputs.embeddings is None:
-            x = lookup(self.tokens[...], jnp.asarray(inputs.tokens))
+            x = self.rows(jnp.asarray(inputs.tokens))
         else:
             x = jnp.asarray(inputs.embeddings).astype(jnp.float32)
         if hasattr(self, "types"):
@@ -72,6 +72,10 @@ class Embed(nnx.Module):
             x = self.norm(x)
         x = self.dropout(x, deterministic=key is None, rngs=key)
         return x if self.project is None else self.project(x)
+
+    def rows(self, tokens: jax.Array) -> jax.Array:
+        """Returns the embeddings of tokens (B, L), float32 (B, L, E); NaN for one that has none."""
+        return lookup(self.tokens[...], tokens)
 
     def _position_features(self, inputs: Inputs) -> jax.Array:
         """Returns what is added for the positions, float32 (1 or B, L, E)."""

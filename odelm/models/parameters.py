@@ -27,6 +27,11 @@ def parameters(module: nnx.Module) -> dict[str, jax.Array]:
     return {name_of(path): leaf for path, leaf in leaves}
 
 
+def parameter_bytes(module: nnx.Module) -> int:
+    """Returns how many bytes the parameters of a module take, whatever their dtypes: those of a quantised model too."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in parameters(module).values())
+
+
 def with_parameters(module: Module, arrays: Mapping[str, Any]) -> Module:
     """Returns a copy of a module with these parameters in place of its own: all of them, and no others."""
     graph, state = nnx.split(module, nnx.Param)

@@ -41,6 +41,8 @@ class SharedTransformer(nnx.Module):
         config = self.config
         # The cheapest crossing that keeps a promise about the loss, if `odelm.load` has found one.
         self.profile: Crossing | None = None
+        # What `odelm.quantize` has made of its matrices.
+        self.quantization: str | None = None
         self.embed = Embed(config, rngs=rngs)
         block = SharedBlock if config.inner_blocks == 1 else BlockChain
         core = block if config.lanes == 1 else LaneBlock

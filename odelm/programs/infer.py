@@ -8,6 +8,7 @@
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
     python infer.py --workdir=runs/tiny --baseline=runs/other
+    python infer.py --workdir=runs/tiny --quantize=int8,int8_static --steps=12,3
     python infer.py --workdir=runs/tiny --export=BUNDLE --steps=12,3
 
 The model is a training run, a bundle or a Hugging Face folder, under either flag. The comparison is printed and written
@@ -18,6 +19,9 @@ JAX alone can call.
 
 With --max_loss_increase the cheapest steps that keep that limit are searched, and saved as `profile.json` in the run or
 folder, or in --out. Without --steps the profile is then used for generating, and compared too.
+
+With --quantize the model is compared with copies of it whose matrices, and optionally their inputs, have 8 bits; with
+--prompt or --generate the text is that of one such copy.
 """
 
 import dataclasses
@@ -31,7 +35,7 @@ from absl import flags
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
-from odelm.programs import command_line, generation
+from odelm.programs import command_line, generation, quantization
 
 if TYPE_CHECKING:
     from odelm.evals.compare import Comparison
@@ -72,6 +76,12 @@ _integer(
     "Held-out batches of 32 sequences, 0 for none; default: what training evaluated, of a text 8, for a search 32.",
     lower_bound=0,
 )
+flags.DEFINE_list(
+    "quantize",
+    None,
+    "Kinds of 8 bits to compare: int8 or fp8 (matrices), with _dynamic or _static (their inputs too).",
+    flag_values=FLAGS,
+)
 _string("baseline", None, "Another run, bundle or folder, compared with at equal latency.")
 flags.DEFINE_boolean(
     "generate", False, "Compare the generation of text: time and memory a token, each way.", flag_values=FLAGS
@@ -90,7 +100,8 @@ _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
 SEARCHED = (
-    "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export"
+    "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export",
+    "quantize",
 )  # fmt: skip
 """What --max_loss_increase takes the place of."""
 for name, expected in dict(
@@ -124,12 +135,15 @@ def _infer() -> int:
         read_config(source)  # its errors come before those of the checkpoints
         step = checkpoint.newest_whole(source)
     generation.check(FLAGS)
-    uses_profile = FLAGS.steps is None and limit is None and target is None
+    quantization.check(FLAGS)
+    uses_profile = FLAGS.steps is None and limit is None and target is None and FLAGS.quantize is None
     loaded = pretrained.load(
         source, step=step, adjust=None if target else _with_dtype, mesh=_mesh(), with_profile=uses_profile
     )
     if bundled:
         step = bundle.updates(source)
+    if quantization.one_kind(FLAGS):
+        loaded = quantization.quantized(loaded, FLAGS, _options(), _steps, source=source, step=step)
     if limit is not None:
         _find_profile(loaded, limit, source, step)
     elif target is not None:
@@ -192,7 +206,7 @@ def _target() -> Path | None:
     from odelm import bundle
 
     for name, unset in dict(
-        prompt=None, prompt_file=None, generate=False, baseline=None, adaptive_tolerance=None, tensor=1
+        prompt=None, prompt_file=None, generate=False, baseline=None, quantize=None, adaptive_tolerance=None, tensor=1
     ).items():
         if FLAGS[name].value != unset:
             raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
@@ -247,6 +261,7 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
     from odelm import pretrained
     from odelm.evals.baseline import compare_with_baseline
     from odelm.evals.compare import compare, compare_generation
+    from odelm.evals.quantization import compare_quantized
 
     options, out = _options(), _out()
     if FLAGS.generate:
@@ -254,6 +269,9 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
             loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,
             prefill_steps=FLAGS.prefill_steps, drafts=generation.drafts(loaded[1], FLAGS), out=out,
         )  # fmt: skip
+    elif FLAGS.quantize is not None:
+        kinds = list(dict.fromkeys(FLAGS.quantize))
+        written = compare_quantized(loaded, kinds, steps, options, source=source, step=step, out=out)
     elif FLAGS.baseline is not None:
         other = pretrained.load(FLAGS.baseline, adjust=_with_dtype, with_profile=False)
         written = compare_with_baseline(
