@@ -143,7 +143,7 @@ def test_losses_that_are_not_finite_are_null_and_not_drawn(runner, tmp_path, los
     losses = [value if i in lost else 2.0 + i for i in range(3)]
     means = [MeanLoss(loss, 0.1 * loss, 20) for loss in losses]
     measured = [sweeps.Measured(Latency(8.0 / 2**i, 9.0), 4, mean) for i, mean in enumerate(means)]
-    rows = [sweeps._row(Setting("euler", 4 // 2**i), one, measured[0], 2, 6) for i, one in enumerate(measured)]
+    rows = [sweeps.make_row(Setting("euler", 4 // 2**i), one, measured[0], 2, 6) for i, one in enumerate(measured)]
     for row in rows:
         row["loss_before"] = row["loss"]
     report = make_report(runner.model.config, rows)
@@ -167,7 +167,7 @@ def row_of(steps: int, loss: float, *, solver: str = "euler", ms: float, toleran
     setting = Setting(solver, None if tolerance else steps, tolerance)
     mean = MeanLoss(loss, 0.02, 4096)
     one = sweeps.Measured(Latency(ms, ms), steps, mean)
-    return sweeps._row(setting, one, one, 2, 6)
+    return sweeps.make_row(setting, one, one, 2, 6)
 
 
 def test_what_the_model_was_not_trained_with_is_marked(runner):
