@@ -172,8 +172,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"median latency, ms (batch {rows[0]['batch']} x {rows[0]['length']}, {report['device']})")
     axes.set_ylabel("held-out loss, nats/token")
     axes.legend(loc="lower left", fontsize=8)
-    # Quantised models take the steps that the model itself does.
-    _label_points(axes, [row for row in rows if not row.get("quantize")])
+    _label_points(axes, rows)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -190,7 +189,10 @@ def _line(row: Row) -> str:
 
 
 def _label_points(axes: Any, rows: Sequence[Row]) -> None:
-    """Writes steps and speed-up at each point, as near to it as leaves the labels apart and inside."""
+    """Writes steps and speed-up at each point, as near to it as leaves the labels apart and inside.
+
+    Quantised models take the same steps as the model itself, whose points only are labelled then.
+    """
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
@@ -198,7 +200,7 @@ def _label_points(axes: Any, rows: Sequence[Row]) -> None:
     renderer = axes.figure.canvas.get_renderer()
     points = axes.transData.transform([(row["latency_ms"]["median"], row["loss"]) for row in rows])
     placed = [axes.get_legend().get_window_extent(renderer), *(Bbox([point - 5, point + 5]) for point in points)]
-    for row in rows:
+    for row in (row for row in rows if not row.get("quantize")):
         text = axes.annotate(
             f"{_label(row)} steps\n{row['speedup']:.1f}x",
             (row["latency_ms"]["median"], row["loss"]),
