@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from odelm.infer.generator import Generator
     from odelm.infer.quantize import quantize
     from odelm.models import CausalLM, Classifier, Encoder, MaskedLM, SharedBlock, create
+    from odelm.models.early_exit import EarlyExit
     from odelm.models.parameters import parameter_bytes
     from odelm.ode import integrate, integrate_adaptive
     from odelm.pretrained import load
@@ -32,6 +33,7 @@ __all__ = [
     "Classifier",
     "Config",
     "DataConfig",
+    "EarlyExit",
     "Encoder",
     "EncoderRunner",
     "Generator",
@@ -64,6 +66,7 @@ _MODULES = {
     "odelm.infer.generator": "Generator",
     "odelm.infer.quantize": "quantize",
     "odelm.models": "CausalLM Classifier Encoder MaskedLM SharedBlock create models",
+    "odelm.models.early_exit": "EarlyExit",
     "odelm.models.parameters": "parameter_bytes",
     "odelm.ode": "integrate integrate_adaptive ode",
     "odelm.pretrained": "load",

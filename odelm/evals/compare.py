@@ -17,11 +17,13 @@ from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
 from odelm.evals.candidates import crossing
 from odelm.evals.generation import compare_ways, ways
-from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation, prompts_from
+from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.evals.report import make_report, publish
 from odelm.evals.sweep import settings, sweep
+from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, MaskedLM
+from odelm.models.early_exit import EarlyExit
 from odelm.models.loss import Batch
 from odelm.run_directory import TOKENIZER
 
@@ -42,6 +44,8 @@ class Comparison:
     integrator: str = "scan"
     tolerance: float | None = None
     """Also lets the solver choose its steps, to this tolerance."""
+    early_exits: tuple[EarlyExit, ...] = ()
+    """Also leaves each number of steps where a row, or a generated token, has settled by one of these."""
     batch: int = 1
     length: int | None = None
     """Tokens in a sequence, timed and evaluated; None is the length that a run was trained with, and 128 for others."""
@@ -77,7 +81,10 @@ def compare(
     model, config, tokenizer = loaded
     length = length_of(config, options, run=step is not None)
     runner = Runner.of(model)
-    chosen = settings(runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator)
+    chosen = settings(
+        runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator,
+        early_exits=options.early_exits,
+    )  # fmt: skip
     own = model.profile and crossing(config.model, model.profile.solver, model.profile.grid)
     chosen += [own] if own is not None and own not in chosen else []
     rows, batches = batches_of(loaded, options, source=source, step=step)
@@ -123,9 +130,12 @@ def compare_generation(
     if length < 2:
         raise InputError(f"--length is {length}, expected at least 2: half of it is a prompt")
     runner = Runner.of(model)
-    chosen = ways(runner, steps, solver=options.solver, prefill_steps=prefill_steps, drafts=drafts)
+    chosen = ways(
+        runner, steps, solver=options.solver, prefill_steps=prefill_steps, drafts=drafts,
+        early_exits=options.early_exits,
+    )  # fmt: skip
     rows, batches = batches_of(loaded, options, source=source, step=step)
-    given = prompts_from(batches, config.model, batch=options.batch, length=length // 2)
+    given = some_tokens(batches, config.model, batch=options.batch, length=length // 2).tolist()
     measured = compare_ways(
         runner, chosen, given, new_tokens=new_tokens, held_out=batches, solver=options.solver, repeats=options.repeats
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,10 +18,12 @@ from odelm.infer.generator import Generator
 from odelm.infer.latency import Latency, measure
 from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
+from odelm.models.early_exit import EarlyExit, counts_that_save
+from odelm.models.exit_pass import encode_with_exits
 from odelm.models.inputs import Inputs
-from odelm.models.loss import Batch, mean_loss, sums_from_hidden
+from odelm.models.loss import Batch, LossSums, mean_loss, sums_from_hidden
 from odelm.models.retime import retimed
-from odelm.models.transformer import DepthPlan
+from odelm.models.transformer import DepthPlan, evaluations_of
 
 Row = dict[str, Any]
 
@@ -35,9 +38,13 @@ class Way:
     """Of the prompt, if other."""
     draft_steps: int | None = None
     draft_length: int = 4
+    early_exit: EarlyExit | None = None
+    """When a token leaves the steps."""
 
     @property
     def label(self) -> str:
+        if self.early_exit is not None:
+            return f"{self.steps}, exit {self.early_exit.tolerance:g}"
         if self.draft_steps is not None:
             return f"draft {self.draft_steps} x {self.draft_length}"
         return str(self.steps) if self.prefill_steps is None else f"{self.prefill_steps}, then {self.steps}"
@@ -50,18 +57,23 @@ def ways(
     solver: str = "euler",
     prefill_steps: int | None = None,
     drafts: Sequence[tuple[int, int]] = (),
+    early_exits: Sequence[EarlyExit] = (),
 ) -> list[Way]:
     """Returns what to measure, full depth first; InputError for what the model cannot take.
 
     Args:
         prefill_steps: also how prompts cross the depth before tokens do in each of `steps`.
         drafts: counts of coarse steps, and the lengths of drafts that they make for full depth.
+        early_exits: when tokens also leave full depth and each of `steps`, where that can save some.
     """
     full = runner.model.config.core
     found = [Way(full), *(Way(count) for count in sorted(set(steps), reverse=True) if count != full)]
+    saving = counts_that_save(runner.model.config, [way.steps for way in found]) if early_exits else []
+    leaving = [Way(count, early_exit=rule) for count in saving for rule in early_exits]
     if prefill_steps is not None:
         found += [Way(way.steps, prefill_steps) for way in found if way.steps != prefill_steps]
     found += [Way(full, None, count, length) for count, length in drafts]
+    found += leaving
     for way in found:
         make_generator(runner, way, solver)
     return found
@@ -74,7 +86,7 @@ def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator
     drafting = None
     if way.draft_steps is not None:
         drafting = make_drafting(runner.plan(way.draft_steps, "euler"), way.draft_length)
-    return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting)
+    return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting, early_exit=way.early_exit)
 
 
 def compare_ways(
@@ -113,6 +125,7 @@ def compare_ways(
         row["solver"] = solver if way.draft_steps is None else "euler"
         row["compile_s"] = max(seconds[i] - latencies["text", i].median / 1e3, 0.0)
         row["identical"] = float(np.mean([a == b for a, b in zip(texts[i], texts[0], strict=True)]))
+        row["text_evaluations"] = _spent(generator, given, new_tokens)
         rows.append(row | _loss(generator, held_out))
     full = rows[0]
     for row in rows:
@@ -144,6 +157,8 @@ def _row(
         "prefill_steps": way.prefill_steps or way.steps,
         "draft_steps": way.draft_steps,
         "draft_length": way.draft_length if way.draft_steps is not None else None,
+        "early_exit": None if way.early_exit is None else way.early_exit.tolerance,
+        "exit_measure": None if way.early_exit is None else way.early_exit.measure,
         "batch": len(given),
         "prompt": max(map(len, given)),
         "new_tokens": new_tokens,
@@ -157,19 +172,38 @@ def _row(
     }
 
 
+def _spent(generator: Generator, given: list[list[int]], new_tokens: int) -> float | None:
+    """Returns the mean evaluations of the tokens of its texts after the first of each; None without early exits."""
+    if generator.early_exit is None:
+        return None
+    texts = generator(given, new_tokens=new_tokens, logprobs=True)
+    return float(np.mean([count for text in texts for count in (text.evaluations or [])[1:]]))
+
+
 def _loss(generator: Generator, held_out: Sequence[Batch]) -> Row:
     """Returns the loss of second halves after first halves over the held-out batches, and its standard error."""
     if not held_out:
-        return {"loss": None, "loss_stderr": None, "loss_tokens": 0}
+        return {"loss": None, "loss_stderr": None, "loss_tokens": 0, "evaluations": None}
     runner, plan = generator.runner, generator.plan
     before = plan if generator.prefill_plan is None else generator.prefill_plan
 
     @jax.jit
-    def losses(params: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> Any:
-        return second_half(nnx.merge(runner.graph, params), before, plan, data)
+    def losses(params: Any, before: DepthPlan, plan: DepthPlan, rule: EarlyExit | None, data: Batch) -> Any:
+        model = nnx.merge(runner.graph, params)
+        if rule is not None:
+            return second_half_with_exits(model, plan, rule, data)
+        return second_half(model, before, plan, data), jnp.float32(evaluations_of(plan))
 
-    found = mean_loss(losses(runner.params, before, plan, dict(data)) for data in held_out)
-    return {"loss": found.loss, "loss_stderr": found.stderr, "loss_tokens": found.tokens}
+    rule = generator.early_exit
+    sums = [jax.device_get(losses(runner.params, before, plan, rule, dict(data))) for data in held_out]
+    found = mean_loss(of for of, _ in sums)
+    spent = sum(mean * of.tokens for of, mean in sums) / found.tokens
+    return {
+        "loss": found.loss,
+        "loss_stderr": found.stderr,
+        "loss_tokens": found.tokens,
+        "evaluations": None if generator.drafting is not None else float(spent),
+    }
 
 
 def second_half(model: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> Any:
@@ -182,6 +216,19 @@ def second_half(model: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> 
     memory = retimed(memory, before, plan).widened(L - half)
     hidden, _ = model.run(_inputs(second), plan, memory=memory)
     return sums_from_hidden(model, hidden, second)
+
+
+def second_half_with_exits(model: Any, plan: DepthPlan, rule: EarlyExit, data: Batch) -> tuple[LossSums, jax.Array]:
+    """Returns the summed loss of the second half of each row, whose tokens leave the plan early, and the mean of their
+    evaluations over the predicted ones, float32 ()."""
+    B, L = data["tokens"].shape
+    half = L // 2
+    fine = np.broadcast_to(np.arange(L) < half, (B, L))
+    hidden, evaluations = encode_with_exits(model, _inputs(data), plan, rule, by="token", fine=fine)
+    second = {name: array[:, half:] for name, array in data.items()}
+    weights = jnp.asarray(second["weights"])
+    mean = (evaluations[:, half:] * weights).sum() / jnp.maximum(weights.sum(), 1)
+    return sums_from_hidden(model, hidden[:, half:], second), mean
 
 
 def _inputs(data: Batch) -> Inputs:

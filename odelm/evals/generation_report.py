@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,18 +12,7 @@ from rich.table import Table
 from odelm.config import ModelConfig
 from odelm.evals.generation import Row
 from odelm.evals.report import is_finite, number
-from odelm.models.loss import Batch
 from odelm.models.precision import compute_dtype
-
-
-def prompts_from(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, length: int) -> list[list[int]]:
-    """Returns `batch` prompts of `length` tokens: what held-out sequences begin with, or random ids without any that
-    are long enough."""
-    whole = [np.asarray(data["tokens"])[np.asarray(data["weights"])[:, length - 1] > 0] for data in held_out]
-    rows = np.concatenate(whole) if whole else np.empty((0, length), np.int32)
-    if not len(rows):
-        return np.random.default_rng(0).integers(0, model.vocab_size, (batch, length)).tolist()
-    return rows[np.arange(batch) % len(rows), :length].tolist()
 
 
 def make_generation_report(
@@ -54,12 +42,26 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
         padding=(0, 1, 0, 0),
     )
     drafts = ("per pass", "accepted", "identical") if any(row["draft_steps"] for row in rows) else ()
-    columns = ("steps", "prompt ms", "ms/token", "tokens/s", "speed-up", "MB", "compile s", "loss", "rise", *drafts)
+    exits = ("evals",) if any(row["early_exit"] for row in rows) else ()
+    columns = (
+        "steps",
+        *exits,
+        "prompt ms",
+        "ms/token",
+        "tokens/s",
+        "speed-up",
+        "MB",
+        "compile s",
+        "loss",
+        "rise",
+        *drafts,
+    )
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row["label"],
+            *(number(row["evaluations"] or row["text_evaluations"], ".3g") for _ in exits),
             f"{row['prefill_ms']:.2f}",
             number(row["token_ms"], ".3f"),
             number(row["tokens_per_s"], ",.0f"),
@@ -119,9 +121,16 @@ def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Returns the rows by the kind of way that they are."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        kind = "drafts" if row["draft_steps"] else "two grids" if row["prefill_steps"] != row["steps"] else "one grid"
-        kinds.setdefault(kind, []).append(row)
+        kinds.setdefault(_kind(row), []).append(row)
     return kinds
+
+
+def _kind(row: Row) -> str:
+    if row["draft_steps"]:
+        return "drafts"
+    if row["early_exit"]:
+        return f"early exits, by the {row['exit_measure']}"
+    return "two grids" if row["prefill_steps"] != row["steps"] else "one grid"
 
 
 def _drafts(columns: Sequence[str]) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def make_report(
 
 
 def _is_trained(row: Row, trained: Sequence[int]) -> bool:
-    return row["solver"] == "euler" and row["steps"] in trained and row["grid"] is None
+    return row["solver"] == "euler" and row["steps"] in trained and row["grid"] is row["early_exit"] is None
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -74,7 +74,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             *((row["quantize"] or "none", f"{row['bytes'] / 1e6:.2f}") if kinds else ()),
             ("> " if row["chosen"] else "") + _label(row) + ("" if row["trained"] else " *"),
             row["solver"] + (", diffrax" if row["integrator"] == "diffrax" and row["steps"] is not None else ""),
-            f"{row['evaluations']:g}" if is_finite(row["evaluations"]) else "-",
+            f"{row['evaluations']:.4g}" if is_finite(row["evaluations"]) else "-",
             f"{row['latency_ms']['median']:.2f}",
             f"{row['latency_ms']['p90']:.2f}",
             f"{row['tokens_per_s']:,.0f}",
@@ -184,6 +184,8 @@ def _line(row: Row) -> str:
         return kind if row["solver"] == "euler" else f"{kind}, {row['solver']}"
     if row["steps"] is None:
         return f"{row['solver']}, by tolerance"
+    if row["early_exit"] is not None:
+        return f"early exits from {row['steps']}, by the {row['exit_measure']}"
     unequal = ", unequal steps" if row["grid"] else ""
     return row["solver"] + (", diffrax" if row["integrator"] == "diffrax" else "") + unequal
 
@@ -251,4 +253,6 @@ def _times(row: Row) -> str:
 
 
 def _label(row: Row) -> str:
+    if row["early_exit"] is not None:
+        return f"{row['steps']}, exit {row['early_exit']:g}"
     return str(row["steps"]) if row["steps"] is not None else f"tol {row['tolerance']:g}"

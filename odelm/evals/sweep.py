@@ -1,6 +1,7 @@
 """Latency and held-out loss for each number of steps, against full depth."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import re
@@ -18,7 +19,11 @@ from odelm import ode
 from odelm.compiling import side_by_side
 from odelm.errors import InputError
 from odelm.infer.latency import Latency, Name, measure
+from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner, make_adaptive, make_forward
+from odelm.infer.slots import make_leaving
+from odelm.models.early_exit import EarlyExit, check_exits, counts_that_save
+from odelm.models.exit_pass import encode_with_exits
 from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
 from odelm.models.transformer import DepthPlan
 
@@ -35,6 +40,8 @@ class Setting:
     integrator: str = "scan"
     grid: tuple[float, ...] | None = None
     """The times over the core, (steps + 1,), if the steps are not equal."""
+    early_exit: EarlyExit | None = None
+    """When a row leaves those steps."""
 
     def plan(self, runner: Runner) -> DepthPlan:
         """Returns the precomputed part of the integration; InputError for one that the model cannot take."""
@@ -58,11 +65,13 @@ def settings(
     solver: str = "euler",
     tolerance: float | None = None,
     integrator: str = "scan",
+    early_exits: Sequence[EarlyExit] = (),
 ) -> list[Setting]:
     """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take.
 
-    With `integrator="diffrax"` each count is crossed by the scan and by Diffrax, or by Diffrax only if the solver is
-    one that the scan cannot follow.
+    `early_exits` are from full depth and from each of the steps that they can save some of. With
+    `integrator="diffrax"` each count is crossed by the scan and by Diffrax, or by Diffrax only if the solver is one
+    that the scan cannot follow.
     """
     full = Setting("euler", runner.model.config.core)
     integrators = [integrator] if integrator == "scan" or solver in ode.IMPLICIT_SOLVERS else ["scan", integrator]
@@ -76,7 +85,13 @@ def settings(
         chosen.append(Setting(adaptive, tolerance=tolerance))
     for setting in chosen:
         if setting.steps is not None:
-            setting.plan(runner)
+            plan = setting.plan(runner)
+            for rule in early_exits:
+                check_exits(runner.model, plan, rule)
+    if early_exits:
+        saving = counts_that_save(runner.model.config, [of.steps for of in [full, *chosen] if of.steps])
+        bases = [of for of in dict.fromkeys([full, *chosen]) if of.steps in saving]
+        chosen += [dataclasses.replace(of, early_exit=rule) for of in bases for rule in early_exits]
     return [full] + [setting for setting in chosen if setting != full]
 
 
@@ -92,11 +107,12 @@ def sweep(
 ) -> list[Row]:
     """Returns a row for each setting; the first is the one that the others are compared with.
 
-    Latency is of one forward pass from tokens (batch, length) to all logits. `held_out` may be empty: then
+    Latency is of one forward pass from tokens (batch, length) to all logits, with early exits of tokens of the held-out
+    text, if there is some. `held_out` may be empty: then
     the losses are None. `before` is the model that this one was adapted from: rows then have `loss_before` too, None
     for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
     """
-    calls = make_calls(runner, chosen, batch=batch, length=length)
+    calls = make_calls(runner, chosen, batch=batch, length=length, held_out=held_out)
     with _within_budget():
         latencies = latencies_of(calls, repeats)
         measured = _measured(runner, chosen, calls, latencies, held_out, before)
@@ -108,16 +124,17 @@ def sweep(
 
 
 def make_calls(
-    runner: Runner, chosen: Sequence[Setting], *, batch: int, length: int
+    runner: Runner, chosen: Sequence[Setting], *, batch: int, length: int, held_out: Sequence[Batch] = ()
 ) -> dict[Setting, Callable[[], Any]]:
     """Returns the forward pass of each setting on some tokens (batch, length), for `odelm.infer.latency.measure`."""
-    tokens = jnp.asarray(
-        np.random.default_rng(0).integers(0, runner.model.config.vocab_size, (batch, length)), jnp.int32
-    )
-    forward = make_forward(runner.graph)
+    tokens = jnp.asarray(some_tokens(held_out, runner.model.config, batch=batch, length=length), jnp.int32)
+    forward, leaving = make_forward(runner.graph), make_leaving(runner.graph)
     calls = {}
     for setting in chosen:
-        if setting.steps is None:
+        if setting.early_exit is not None:
+            options = setting.plan(runner), setting.early_exit
+            calls[setting] = lambda options=options: leaving(runner.params, *options, tokens)
+        elif setting.steps is None:
             adaptive = make_adaptive(runner.graph, tolerance=_tolerance(setting), solver=setting.solver)
             calls[setting] = lambda adaptive=adaptive: adaptive(runner.params, tokens)
         else:
@@ -188,11 +205,15 @@ def _measured(
     measured = []
     qualities = side_by_side(lambda setting: _quality(runner, setting, held_out), chosen)
     for setting, (loss, evaluations) in zip(chosen, qualities, strict=True):
-        if setting.steps is not None:
+        if setting.steps is not None and setting.early_exit is None:
             evaluations = evaluations_of(runner, setting)
         elif not held_out:
-            evaluations = float(calls[setting]()[1])
-        past = None if before is None or not _fits(before, setting) else _quality(before, setting, held_out)[0]
+            evaluations = float(np.mean(calls[setting]()[1]))
+        past = (
+            None
+            if before is None or setting.early_exit or not _fits(before, setting)
+            else _quality(before, setting, held_out)[0]
+        )
         measured.append(Measured(latencies[setting], evaluations, loss, past))
     return measured
 
@@ -219,20 +240,28 @@ def evaluations_of(runner: Runner, setting: Setting) -> float:
 
 
 def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[MeanLoss | None, float]:
-    """Returns the loss over the held-out batches, and the mean evaluations of adaptive steps."""
+    """Returns the loss over the held-out batches, and the mean evaluations of adaptive steps and of early exits."""
     if not held_out:
         return None, math.nan
     plan = None if setting.steps is None else setting.plan(runner)
-    adaptive = setting if plan is None else None
-    results = [jax.device_get(_losses(runner.graph, adaptive, runner.params, plan, data)) for data in held_out]
-    return mean_loss(sums for sums, _ in results), float(np.mean([evaluations for _, evaluations in results]))
+    adaptive, rule = setting if plan is None else None, setting.early_exit
+    results = [jax.device_get(_losses(runner.graph, adaptive, runner.params, plan, rule, data)) for data in held_out]
+    # Rows of padding have no weight.
+    rows = [(data["weights"].sum(axis=1) > 0).astype(float) for data in held_out]
+    spent = sum(
+        (np.broadcast_to(found, len(real)) * real).sum() for (_, found), real in zip(results, rows, strict=True)
+    )
+    return mean_loss(sums for sums, _ in results), float(spent / sum(real.sum() for real in rows))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _losses(
-    graph: nnx.GraphDef, adaptive: Setting | None, params: Any, plan: Any, data: Batch
+    graph: nnx.GraphDef, adaptive: Setting | None, params: Any, plan: Any, rule: EarlyExit | None, data: Batch
 ) -> tuple[LossSums, jax.Array]:
     model = nnx.merge(graph, params)
+    if rule is not None:
+        hidden, evaluations = encode_with_exits(model, inputs_of(data), plan, rule)
+        return sums_from_hidden(model, hidden, data), evaluations
     if adaptive is None:
         return loss_sums(model, data, plan=plan), jnp.int32(0)
     hidden, evaluations = model.encode_adaptive(inputs_of(data), tolerance=_tolerance(adaptive), solver=adaptive.solver)
@@ -258,5 +287,7 @@ def make_row(setting: Setting, measured: Measured, full: Measured, batch: int, l
         "perplexity": None if loss is None else math.exp(min(loss, 700.0)),
         "loss_increase": None if loss is None or full.loss is None else loss / full.loss.loss - 1,
         "grid": None if setting.grid is None else list(setting.grid),
+        "early_exit": None if setting.early_exit is None else setting.early_exit.tolerance,
+        "exit_measure": None if setting.early_exit is None else setting.early_exit.measure,
         "chosen": False,
     }

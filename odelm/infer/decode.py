@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from odelm.infer import on_gpu
 from odelm.infer.sampling import Sampling, draw
 from odelm.models import CausalLM
+from odelm.models.early_exit import EarlyExit
+from odelm.models.exit_pass import decode_with_exits
 from odelm.models.inputs import Inputs, within
 from odelm.models.memory import Memory
 from odelm.models.retime import retimed
-from odelm.models.transformer import DepthPlan
+from odelm.models.transformer import DepthPlan, evaluations_of
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +42,8 @@ class Decoding:
     seen: jax.Array | None
     """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
     key: jax.Array
+    evaluations: jax.Array | None = None
+    """int32 (B, N), how often the blocks were evaluated for each of `tokens`; None without early exits."""
 
 
 def prefill(
@@ -54,6 +58,7 @@ def prefill(
     end: int,
     penalised: bool = False,
     prefill_plan: DepthPlan | None = None,
+    early_exit: EarlyExit | None = None,
 ) -> Decoding:
     """Returns the state after the prompts, with the first token of each row.
 
@@ -65,6 +70,7 @@ def prefill(
         end: the token that ends a row; -1 is none.
         penalised: whether there is a repetition penalty, which takes a table of the vocabulary for each row.
         prefill_plan: how the prompts cross the depth; None is `plan`.
+        early_exit: when new tokens leave the steps of `plan`, for a state that `advance` is given it with too.
     """
     B = prompts.shape[0]
     logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths)
@@ -75,8 +81,9 @@ def prefill(
     empty = Decoding(
         memory, jnp.zeros(B, jnp.int32), lengths - 1, jnp.zeros((B, new_tokens), jnp.int32),
         jnp.zeros((B, new_tokens), jnp.float32), jnp.int32(0), jnp.zeros(B, bool), seen, key,
+        None if early_exit is None else jnp.zeros((B, new_tokens), jnp.int32),
     )  # fmt: skip
-    return _append(empty, logits, sampling, end)
+    return _append(empty, logits, sampling, end, evaluations_of(plan))
 
 
 def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Memory]:
@@ -98,25 +105,43 @@ def seen_in(prompts: jax.Array, lengths: jax.Array, vocabulary: int) -> jax.Arra
 
 
 def advance(
-    model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array | int, *, end: int
+    model: CausalLM,
+    plan: DepthPlan,
+    state: Decoding,
+    sampling: Sampling,
+    until: jax.Array | int,
+    *,
+    end: int,
+    early_exit: EarlyExit | None = None,
 ) -> Decoding:
-    """Returns the state with `until` tokens in each row, or fewer if all rows have ended."""
+    """Returns the state with `until` tokens in each row, or fewer if all rows have ended.
+
+    With an `early_exit` a token crosses the rest of the depth at once when it has settled, and all wait for the last of
+    their batch.
+    """
     model, plan = on_gpu.ready(model, plan, len(state.last))
+    count = evaluations_of(plan)
 
     def going(state: Decoding) -> jax.Array:
         return (state.count < until) & ~state.done.all()
 
     def step(state: Decoding) -> Decoding:
         inputs = Inputs(state.last[:, None], positions=state.positions[:, None])
-        hidden, memory = model.run(inputs, plan, memory=state.memory)
+        evaluations = count
+        if early_exit is None:
+            hidden, memory = model.run(inputs, plan, memory=state.memory)
+        else:
+            hidden, evaluations, memory = decode_with_exits(model, inputs, plan, early_exit, state.memory)
         assert memory is not None
-        return _append(dataclasses.replace(state, memory=memory), model.readout(hidden[:, 0]), sampling, end)
+        state = dataclasses.replace(state, memory=memory)
+        return _append(state, model.readout(hidden[:, 0]), sampling, end, evaluations)
 
     return jax.lax.while_loop(going, step, state)
 
 
-def _append(state: Decoding, logits: jax.Array, sampling: Sampling, end: int) -> Decoding:
-    """Returns the state with one more token of each row, drawn from logits (B, V); a row that has ended gets `end`."""
+def _append(state: Decoding, logits: jax.Array, sampling: Sampling, end: int, evaluations: jax.Array | int) -> Decoding:
+    """Returns the state with one more token of each row, drawn from logits (B, V), after so many `evaluations`, int32
+    () or (B,); a row that has ended gets `end`."""
     token = draw(logits, sampling, jax.random.fold_in(state.key, state.count), state.seen)
     token = jnp.where(state.done, end, token).astype(jnp.int32)
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
@@ -130,4 +155,5 @@ def _append(state: Decoding, logits: jax.Array, sampling: Sampling, end: int) ->
         count=state.count + 1,
         done=state.done | (token == end),
         seen=None if state.seen is None else state.seen.at[rows, token].set(True),
+        evaluations=None if state.evaluations is None else state.evaluations.at[:, state.count].set(evaluations),
     )

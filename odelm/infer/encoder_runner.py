@@ -16,7 +16,9 @@ from odelm import ode
 from odelm.errors import InputError, nearest
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
 from odelm.infer.runner import Runner, with_dtype
+from odelm.infer.slots import encode_in_slots, slots_for
 from odelm.models import Classifier, Encoder, MaskedLM
+from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.inputs import Inputs, within
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.tokenizer import find_id, special_id
@@ -69,6 +71,8 @@ class EncoderRunner:
     Args:
         steps, grid, solver: how the depth is crossed, as in `model.plan`; full depth by default.
         dtype: of matrix products and the state, as `model.dtype`; None keeps the model's.
+        early_exit: when a text leaves those steps, as in `odelm.EarlyExit`. A quarter of a batch crosses the depth at a
+            time, and a text that has reached its end makes room for another.
 
     Raises InputError for a decoder, and for what `model.plan` refuses.
     """
@@ -82,12 +86,16 @@ class EncoderRunner:
         grid: Grid | None = None,
         solver: ode.Solver = "euler",
         dtype: str | None = None,
+        early_exit: EarlyExit | None = None,
     ):
         if model.config.kind != "encoder":
             raise InputError("texts are embedded by encoders; this model is a decoder: odelm.Generator continues them")
         self.runner = Runner.of(model if dtype is None else with_dtype(model, dtype))
         self.plan = self.runner.model.plan(steps=steps, grid=grid, solver=solver)
         self.tokenizer = None if tokenizer is None else _prepared(tokenizer)
+        self.early_exit = early_exit
+        if early_exit is not None:
+            check_exits(self.runner.model, self.plan, early_exit)
 
     def embed(self, texts: Texts, *, pooling: str = "mean", batch_size: int = 32) -> np.ndarray | list[np.ndarray]:
         """Returns an embedding of each text, float32 (n, D), in the order given.
@@ -179,7 +187,7 @@ class EncoderRunner:
             yield rows, self._encode(tokens, lengths)
 
     def _encode(self, tokens: np.ndarray, lengths: np.ndarray) -> Encoded:
-        return _encode(self.runner.graph, self.runner.params, self.plan, tokens, lengths)
+        return _encode(self.runner.graph, self.runner.params, self.plan, self.early_exit, tokens, lengths)
 
     def _likely(self, hidden: jax.Array, places: list[tuple[int, int]], top: int) -> tuple[jax.Array, jax.Array]:
         """Returns what `_likely` does at each place (row, position), with rows of padding after."""
@@ -239,8 +247,19 @@ def _prepared(tokenizer: Tokenizer) -> Tokenizer:
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode(graph: nnx.GraphDef, params: Any, plan: DepthPlan, tokens: jax.Array, lengths: jax.Array) -> Encoded:
-    hidden, _ = nnx.merge(graph, params).run(Inputs(tokens, lengths=lengths), plan)
+def _encode(
+    graph: nnx.GraphDef,
+    params: Any,
+    plan: DepthPlan,
+    early_exit: EarlyExit | None,
+    tokens: jax.Array,
+    lengths: jax.Array,
+) -> Encoded:
+    model, inputs = nnx.merge(graph, params), Inputs(tokens, lengths=lengths)
+    if early_exit is None:
+        hidden, _ = model.run(inputs, plan)
+    else:
+        hidden, _ = encode_in_slots(model, inputs, plan, early_exit, slots=slots_for(len(tokens)))
     real = within(lengths, tokens.shape[1])
     total = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(1)
     return Encoded(hidden, total / lengths[:, None].astype(jnp.float32), hidden[:, 0].astype(jnp.float32))

@@ -14,6 +14,7 @@ from odelm.errors import InputError
 from odelm.infer.drafts import Drafting
 from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
+from odelm.models.early_exit import EarlyExit
 from odelm.models.transformer import DepthPlan
 from odelm.tokenizer import decode_after, end_id, find_id
 
@@ -31,19 +32,21 @@ def continue_text(
     end_token: str = "",
     prefill_plan: DepthPlan | None = None,
     drafting: Drafting | None = None,
+    early_exit: EarlyExit | None = None,
 ) -> str:
     """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
 
-    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text. `prefill_plan` and
-    `drafting` are as in `Generator.of`; InputError if the plan keeps no memory, which they need.
+    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text. `prefill_plan`,
+    `drafting` and `early_exit` are as in `Generator.of`; InputError if the plan keeps no memory, which they need.
     """
     if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
         generator = Generator.of(
-            runner, tokenizer, plan, prefill_plan=prefill_plan, drafting=drafting, end_token=end_token
-        )
+            runner, tokenizer, plan,
+            prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, end_token=end_token,
+        )  # fmt: skip
         options = dict(new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed)
         return prompt + generator([prompt], **options)[0]
-    if prefill_plan is not None or drafting is not None:
+    if not (prefill_plan is drafting is early_exit is None):
         raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
     given = tokenizer.encode(prompt, add_special_tokens=False).ids
     tokens = generate(

@@ -24,6 +24,7 @@ from odelm.infer.sampling import Sampling, sampling_options
 from odelm.infer.speculate import speculate, start_speculating
 from odelm.infer.stopping import certain, cut, stop_strings
 from odelm.models import CausalLM
+from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.ode.grid import whole
 from odelm.tokenizer import decode_after, end_id, find_id
@@ -43,6 +44,8 @@ class Continuation:
     """The log-probability of each token, as the model gave it before it was divided, filtered or penalised."""
     text: str | None
     """None without a tokenizer."""
+    evaluations: list[int] | None = None
+    """How often the blocks were evaluated for each token; None without early exits."""
 
 
 class Generator:
@@ -61,6 +64,8 @@ class Generator:
             text is theirs (`odelm.infer.speculate`).
         draft_length, draft_confidence: the most tokens of a draft, and the probability of the likeliest token below
             which it ends (`odelm.infer.drafts.Drafting`).
+        early_exit: when a new token leaves those steps, as in `odelm.EarlyExit`; prompts take all of them. The tokens
+            of a batch wait for the last of them.
         end_token: the token that ends a text; by default the usual one of the tokenizer.
 
     Parameters that lie on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are shared out over its devices too.
@@ -82,6 +87,7 @@ class Generator:
         draft_grid: Grid | None = None,
         draft_length: int = 4,
         draft_confidence: float = 0.0,
+        early_exit: EarlyExit | None = None,
         end_token: str = "",
     ):
         if model.config.kind != "decoder":
@@ -98,7 +104,7 @@ class Generator:
         if drafts:
             coarse = runner.model.plan(steps=draft_steps, grid=draft_grid)
             drafting = make_drafting(coarse, draft_length, draft_confidence)
-        self._set(runner, tokenizer, plan, before, drafting, end_token)
+        self._set(runner, tokenizer, plan, before, drafting, early_exit, end_token)
 
     @classmethod
     def of(
@@ -109,11 +115,12 @@ class Generator:
         *,
         prefill_plan: DepthPlan | None = None,
         drafting: Drafting | None = None,
+        early_exit: EarlyExit | None = None,
         end_token: str = "",
     ) -> "Generator":
         """Returns a generator for a model that is made ready already, and plans of it."""
         generator = cls.__new__(cls)
-        generator._set(runner, tokenizer, plan, prefill_plan, drafting, end_token)
+        generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, end_token)
         return generator
 
     def _set(
@@ -123,15 +130,20 @@ class Generator:
         plan: DepthPlan,
         prefill_plan: DepthPlan | None,
         drafting: Drafting | None,
+        early_exit: EarlyExit | None,
         end_token: str,
     ) -> None:
+        if early_exit is not None:
+            check_exits(runner.model, plan, early_exit)
+            if prefill_plan is not None or drafting is not None:
+                raise InputError("early exits are from the steps of prompts too: leave out prefill_steps and the draft")
         if prefill_plan is not None and drafting is not None:
             raise InputError("a prompt crosses the depth as drafts are verified: leave out prefill_steps, or the draft")
         limit = runner.model.config.max_length
         if drafting is not None and drafting.length >= limit:
             raise InputError(f"draft_length is {drafting.length}, expected less than model.max_length, {limit}")
         self.runner, self.tokenizer, self.plan = runner, tokenizer, plan
-        self.prefill_plan, self.drafting = prefill_plan, drafting
+        self.prefill_plan, self.drafting, self.early_exit = prefill_plan, drafting, early_exit
         self.draft_counts: DraftCounts | None = None
         found = None if tokenizer is None else end_id(tokenizer, end_token) if end_token else find_id(tokenizer, "end")
         self.end = NO_END if found is None else found
@@ -183,7 +195,7 @@ class Generator:
         until = 0
         while True:
             until = min(until + every, new_tokens)
-            state = self._advance(state, sampling, until)
+            state = self._advance(state, sampling, jnp.int32(until))
             if isinstance(state, Speculating):
                 self.draft_counts = DraftCounts.of(state, new_tokens)
             found, done = self._read(given, state, stop, new_tokens, last=until == new_tokens)
@@ -214,7 +226,8 @@ class Generator:
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if self.drafting is not None:
             return _start_speculating(graph, params, plan, self.drafting, *of_prompts, **options)
-        return _prefill(graph, params, plan, *of_prompts, **options, prefill_plan=self.prefill_plan)
+        options |= dict(prefill_plan=self.prefill_plan, early_exit=self.early_exit)
+        return _prefill(graph, params, plan, *of_prompts, **options)
 
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
         """Returns what the keys and values of `batch` rows take, of prompts up to `longest` tokens and new ones."""
@@ -232,12 +245,12 @@ class Generator:
         first, *later = (bytes_a_place(self.runner.model, plan) for plan in plans)
         return first, sum(later)
 
-    def _advance(self, state: Decoding | Speculating, sampling: Sampling, until: int) -> Decoding | Speculating:
+    def _advance(self, state: Decoding | Speculating, sampling: Sampling, until: jax.Array) -> Decoding | Speculating:
         """Returns the state with `until` tokens in each row."""
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if isinstance(state, Decoding):
-            return _advance(graph, params, plan, state, sampling, jnp.int32(until), end=self.end)
-        return _speculate(graph, params, plan, self.drafting, state, sampling, jnp.int32(until), end=self.end)
+            return _advance(graph, params, plan, state, sampling, until, end=self.end, early_exit=self.early_exit)
+        return _speculate(graph, params, plan, self.drafting, state, sampling, until, end=self.end)
 
     def _read(
         self, given: list[list[int]], state: Decoding | Speculating, stop: Sequence[str], limit: int, *, last: bool
@@ -246,6 +259,7 @@ class Generator:
         counts = np.asarray(state.count if isinstance(state, Decoding) else state.counts)
         counts = np.minimum(np.broadcast_to(counts, len(given)), limit)
         tokens, logprobs = np.asarray(state.tokens), np.asarray(state.logprobs)
+        evaluations = state.evaluations if isinstance(state, Decoding) else None
         found, ended = [], np.array(state.done) | (counts >= limit)
         for row, prompt in enumerate(given):
             ids = tokens[row, : counts[row]].tolist()
@@ -255,7 +269,8 @@ class Generator:
                 text, stopped = cut(text, stop)
                 ended[row] |= stopped
                 text = text if ended[row] or last else certain(text, stop)
-            found.append(Continuation(ids, logprobs[row, : len(ids)].tolist(), text))
+            spent = None if evaluations is None else np.asarray(evaluations)[row, : len(ids)].tolist()
+            found.append(Continuation(ids, logprobs[row, : len(ids)].tolist(), text, spent))
         return found, ended
 
 
@@ -265,9 +280,11 @@ def _prefill(graph: nnx.GraphDef, params: Any, *arguments: Any, **options: Any) 
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="end", donate_argnums=3)
-def _advance(graph: nnx.GraphDef, params: Any, plan: DepthPlan, state: Decoding, *arguments: Any, end: int) -> Decoding:
+def _advance(
+    graph: nnx.GraphDef, params: Any, plan: DepthPlan, state: Decoding, *arguments: Any, **options: Any
+) -> Decoding:
     """Returns what `advance` does, with the memory of `state` used again."""
-    return advance(nnx.merge(graph, params), plan, state, *arguments, end=end)
+    return advance(nnx.merge(graph, params), plan, state, *arguments, **options)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("new_tokens", "end", "penalised"))

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from odelm.config import ModelConfig
 from odelm.errors import InputError
+from odelm.models.loss import Batch
 from odelm.ode.grid import whole
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
@@ -98,3 +99,20 @@ def _ids(name: str, text: Any, encode: Callable[[str], list[int]] | None, config
     if not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise InputError(f"{name} has the ids {ids.min()} to {ids.max()}, expected 0 to {config.vocab_size - 1}")
     return ids.tolist()
+
+
+def some_tokens(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, length: int) -> np.ndarray:
+    """Returns tokens to time with, int32 (batch, length): what held-out sequences begin with, or random ids without any
+    that are long enough."""
+    whole = [np.asarray(data["tokens"])[_reach(data, length)] for data in held_out if data["tokens"].shape[1] >= length]
+    rows = np.concatenate(whole) if whole else np.empty((0, length), np.int32)
+    if not len(rows):
+        return np.random.default_rng(0).integers(0, model.vocab_size, (batch, length)).astype(np.int32)
+    return rows[np.arange(batch) % len(rows), :length].astype(np.int32)
+
+
+def _reach(data: Batch, length: int) -> np.ndarray:
+    """Returns which rows of a batch have so many tokens, bool (B,)."""
+    if "mask" in data:
+        return np.asarray(data["mask"]).sum(axis=1) >= length
+    return np.asarray(data["weights"])[:, length - 1] > 0

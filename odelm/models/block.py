@@ -175,7 +175,7 @@ def _moved(h: jax.Array, dt: jax.Array | float, gate: jax.Array | None, branch: 
     """Returns `h + dt gate branch`, in float32 or wider: it goes into a norm."""
     wide = at_least_float32(h.dtype)
     size = jnp.asarray(dt, wide)
-    return h.astype(wide) + (size if gate is None else along_last(size * gate, h.ndim)) * branch.astype(wide)
+    return h.astype(wide) + (size if gate is None else size * along_last(gate, h.ndim)) * branch.astype(wide)
 
 
 def _split(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:

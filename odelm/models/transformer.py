@@ -27,6 +27,11 @@ DepthPlan = tuple[ode.Plan, ...]
 INTEGRATORS = ("scan", "diffrax")
 
 
+def evaluations_of(plan: DepthPlan) -> int:
+    """Returns how often following a plan evaluates blocks."""
+    return sum(part.evaluations for part in plan)
+
+
 class SharedTransformer(nnx.Module):
     """A Transformer whose core is an interval of time, crossed by `groups` shared blocks in turn.
 

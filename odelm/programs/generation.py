@@ -32,6 +32,11 @@ def check(flags: FlagValues) -> None:
     for name in ("speculative", "prefill_steps"):
         if flags[name].value and not (flags.generate or prompted):
             raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
+    if flags.early_exit is not None and flags.baseline is not None:
+        raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
+    for name in ("speculative", "prefill_steps"):
+        if flags.early_exit and flags[name].value:
+            raise InputError(f"--early_exit takes no --{name}: tokens leave the steps that prompts take whole")
     if flags.speculative and flags.prefill_steps is not None and prompted:
         raise InputError("--speculative takes no --prefill_steps: the prompt crosses the depth as drafts are verified")
     if flags.speculative and (flags.integrator != "scan" or flags.solver != "euler"):
@@ -67,6 +72,8 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
     for name, plan in (plans := _plans(runner, flags, steps_of(config))).items():
         if flags.prefill_steps is not None:
             options["prefill_plan"] = runner.plan(flags.prefill_steps, flags.solver)
+        if flags.early_exit:
+            options["early_exit"] = one_exit(flags)
         if flags.speculative:
             options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags, config.data.end_token)
         text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
@@ -83,6 +90,31 @@ def _plans(runner: Any, flags: FlagValues, counts: tuple[int, ...]) -> dict[str,
     elif profile is not None and (flags.solver, flags.integrator) == ("euler", "scan"):
         return {"the profile": runner.model.plan(grid=profile.grid, solver=profile.solver)}
     return {f"{count} steps": runner.plan(count, flags.solver, flags.integrator) for count in counts}
+
+
+def early_exits(flags: FlagValues) -> tuple[Any, ...]:
+    """Returns when to leave the steps early, for each of --early_exit; InputError for what is no tolerance."""
+    if flags.early_exit is None:
+        if flags["exit_measure"].present:
+            raise InputError("--exit_measure is of --early_exit, which was not given")
+        return ()
+    from odelm.models.early_exit import EarlyExit
+
+    try:
+        tolerances = [float(text) for text in flags.early_exit]
+    except ValueError:
+        tolerances = []
+    if not tolerances:
+        raise InputError(f"--early_exit is {','.join(flags.early_exit)!r}, expected tolerances such as 0.1,0.2")
+    return tuple(EarlyExit(tolerance, flags.exit_measure) for tolerance in tolerances)
+
+
+def one_exit(flags: FlagValues) -> Any:
+    """Returns when a text that is generated leaves the steps early."""
+    rules = early_exits(flags)
+    if len(rules) != 1:
+        raise InputError(f"--early_exit has {len(rules)} tolerances; a prompt is continued by one")
+    return rules[0]
 
 
 def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues, end_token: str) -> Any:

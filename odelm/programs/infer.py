@@ -3,7 +3,8 @@
     python infer.py --workdir=runs/tiny [--steps=12,6,4,3] [--solver=euler] [--batch=1] [--length=128]
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
     python infer.py --workdir=runs/tiny --max_loss_increase=0.5%
-    python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative]
+    python infer.py --workdir=runs/tiny --early_exit=0.1,0.2 --steps=4 [--exit_measure=prediction]
+    python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative] [--early_exit=0.1]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
@@ -20,6 +21,8 @@ JAX alone can call.
 With --max_loss_increase the cheapest steps that keep that limit are searched, and saved as `profile.json` in the run or
 folder, or in --out. Without --steps the profile is then used for generating, and compared too.
 
+With --early_exit rows of a batch, or generated tokens, cross the rest of the depth in one step once they have settled.
+
 With --quantize the model is compared with copies of it whose matrices, and optionally their inputs, have 8 bits; with
 --prompt or --generate the text is that of one such copy.
 """
@@ -35,7 +38,7 @@ from absl import flags
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
-from odelm.programs import command_line, generation, quantization
+from odelm.programs import command_line, dial, generation, quantization
 
 if TYPE_CHECKING:
     from odelm.evals.compare import Comparison
@@ -90,6 +93,19 @@ _integer("prefill_steps", None, "Also cross the depth in so many steps for the p
 flags.DEFINE_boolean(
     "speculative", False, "Draft in coarse steps and verify at full depth: the same text, sooner.", flag_values=FLAGS
 )
+flags.DEFINE_list(
+    "early_exit",
+    None,
+    "Also leave each of --steps, or full depth, where the state has settled to these tolerances, such as 0.1,0.2.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "exit_measure",
+    "state",
+    ["state", "prediction"],
+    "What settles: the state, by Euler's error estimate, or the prediction.",
+    flag_values=FLAGS,
+)
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
 _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
 _string("prompt", None, "Generate a continuation of this text instead.")
@@ -99,11 +115,6 @@ _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
 _integer("seed", 0, "Of sampling.")
-SEARCHED = (
-    "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export",
-    "quantize",
-)  # fmt: skip
-"""What --max_loss_increase takes the place of."""
 for name, expected in dict(
     workdir="a directory",
     model="a directory",
@@ -127,7 +138,7 @@ def _infer() -> int:
     from odelm import bundle, checkpoint, interop, pretrained
     from odelm.run_directory import read_config
 
-    limit = _max_loss_increase()
+    limit = dial.max_loss_increase(FLAGS)
     source, target = _source(), _target()
     bundled = bundle.is_bundle(source)
     step = None
@@ -145,7 +156,7 @@ def _infer() -> int:
     if quantization.one_kind(FLAGS):
         loaded = quantization.quantized(loaded, FLAGS, _options(), _steps, source=source, step=step)
     if limit is not None:
-        _find_profile(loaded, limit, source, step)
+        dial.find_profile(loaded, limit, _options(), source=source, step=step, out=_out())
     elif target is not None:
         _export(loaded, _steps(loaded[1]), source, step, target)
     elif FLAGS.prompt is not None or FLAGS.prompt_file is not None:
@@ -153,27 +164,6 @@ def _infer() -> int:
     else:
         _compare(loaded, _steps(loaded[1]), source, step)
     return 0
-
-
-def _max_loss_increase() -> float | None:
-    """Returns --max_loss_increase as a share; InputError for what is none, and for flags that do not go with it."""
-    text = FLAGS.max_loss_increase
-    if text is None:
-        return None
-    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
-    try:
-        limit = float(number) / (100 if percent else 1)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < 1:
-        raise InputError(
-            f"--max_loss_increase is {text!r}, expected a share of the loss from 0 to below 1, such as 0.5% or 0.005"
-        )
-    others = {name: FLAGS[name].value not in (None, FLAGS[name].default) for name in SEARCHED}
-    if FLAGS.eval_batches == 0 or any(others.values()):
-        name = next((name for name, given in others.items() if given), "eval_batches=0")
-        raise InputError(f"--max_loss_increase searches steps and solver on held-out text: leave out --{name}")
-    return limit
 
 
 def _mesh() -> Any:
@@ -206,7 +196,14 @@ def _target() -> Path | None:
     from odelm import bundle
 
     for name, unset in dict(
-        prompt=None, prompt_file=None, generate=False, baseline=None, quantize=None, adaptive_tolerance=None, tensor=1
+        prompt=None,
+        prompt_file=None,
+        generate=False,
+        baseline=None,
+        quantize=None,
+        adaptive_tolerance=None,
+        early_exit=None,
+        tensor=1,
     ).items():
         if FLAGS[name].value != unset:
             raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
@@ -250,6 +247,7 @@ def _options() -> "Comparison":
         repeats=FLAGS.repeats,
         eval_batches=FLAGS.eval_batches,
         text=FLAGS.text,
+        early_exits=generation.early_exits(FLAGS),
     )
 
 
@@ -280,9 +278,3 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
     else:
         written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)
     print(f"written to {written}")
-
-
-def _find_profile(loaded, limit: float, source: Path, step: int | None) -> None:
-    from odelm.evals.dial import find_profile
-
-    print(f"written to {find_profile(loaded, limit, _options(), source=source, step=step, out=_out())}")

@@ -16,8 +16,8 @@ from tests.thorough import few
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def report_of(folder) -> dict:
-    return json.loads((folder / "report.json").read_text())
+def report_of(folder, name: str = "report.json") -> dict:
+    return json.loads((folder / name).read_text())
 
 
 def steps_of(workdir) -> list[int]:

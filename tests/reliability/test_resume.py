@@ -20,7 +20,7 @@ from odelm.errors import InputError, RunFailure
 from odelm.models.loss import loss_sums, mean_loss
 from odelm.train import log, prefetch
 from odelm.train.run import train
-from tests.thorough import thorough
+from tests.thorough import few
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 UPDATES, STOP = 8, 5
@@ -133,7 +133,14 @@ def test_interrupted_run_resumes_to_the_bit(config, finished, traced_anew, tmp_p
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("options", [thorough(dict(kind="muon")), dict(average=0.9), dict(kind="muon", decay="stable")])
+OPTIMIZERS = {
+    "muon": dict(kind="muon"),
+    "average": dict(average=0.9),
+    "muon, stable": dict(kind="muon", decay="stable"),
+}
+
+
+@pytest.mark.parametrize("options", few(OPTIMIZERS, "muon, stable"))
 def test_every_optimizer_resumes_to_the_bit(config, tmp_path, options):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **options))
     config = with_train(config, accumulate=2)

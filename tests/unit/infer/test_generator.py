@@ -18,6 +18,10 @@ from odelm.infer.drafts import Speculating
 from odelm.infer.generate import generate
 from odelm.infer.generator import Generator
 from odelm.infer.sampling import Sampling
+from odelm.models import Inputs
+from odelm.models.early_exit import EarlyExit
+from odelm.models.exit_pass import encode_with_exits
+from tests.thorough import few
 
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
 MODELS = {
@@ -50,7 +54,7 @@ def worded(make_config, randomise) -> Generator:
     return Generator(varied(make_config, randomise), tokenizer, steps=2)
 
 
-@pytest.mark.parametrize("options, call", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("options, call", few(MODELS, "post, groups", "ends, learned", "fewer key-value heads"))
 def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, make_config, randomise):
     """Prompts of unequal lengths at once, each against itself alone without a memory."""
     # Deeper models overflow at the scale of the others.
@@ -62,6 +66,34 @@ def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, mak
         assert found == alone
     assert len({tuple(found) for found in together}) > 1, "rows must differ for this to test anything"
     assert np.isfinite(generator(PROMPTS, new_tokens=1, logprobs=True)[0].logprobs).all()
+
+
+@pytest.mark.parametrize("measure", few(["state", "prediction"], "state"))
+def test_tokens_leave_early_as_in_a_pass_over_the_whole_text(measure, make_config, randomise):
+    """What each row computes does not depend on those that it waits for."""
+    model = varied(make_config, randomise, scale=0.4, depth=8, prelude=1)
+    plan, spent = model.plan(), []
+    rule = EarlyExit(dict(state=0.7, prediction=0.4)[measure], measure)
+    for prompt, one in zip(
+        PROMPTS, Generator(model, early_exit=rule)(PROMPTS, new_tokens=7, logprobs=True), strict=True
+    ):
+        text = np.array([prompt + one.tokens[:-1]], np.int32)
+        fine = np.arange(text.shape[1])[None] < len(prompt)
+        hidden, counts = encode_with_exits(model, Inputs(text), plan, rule, by="token", fine=fine)
+        likely = model.readout(hidden).argmax(-1)[0, len(prompt) - 1 :]
+        assert likely.tolist() == one.tokens
+        assert one.evaluations == [8, *counts[0, len(prompt) :].tolist()]
+        spent += one.evaluations[1:]
+    assert 4 <= min(spent) < max(spent) <= 8
+
+
+def test_early_exits_are_alone(plain):
+    model, rule = plain.runner.model, EarlyExit(0.1)
+    for options in (dict(prefill_steps=2), dict(draft_steps=1)):
+        with pytest.raises(InputError, match="leave out prefill_steps and the draft"):
+            Generator(model, early_exit=rule, **options)
+    with pytest.raises(InputError, match="Euler"):
+        Generator(model, early_exit=rule, solver="heun")
 
 
 def test_log_probabilities_are_those_of_the_model(plain):

@@ -7,6 +7,7 @@ from flax import nnx
 
 from odelm.infer import on_gpu
 from odelm.infer.generator import Generator
+from tests.thorough import few
 
 MODELS = {
     "plain": dict(),
@@ -19,7 +20,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("options", few(MODELS, "every part"))
 def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, tokens):
     model = make_model(**options)
     turned = on_gpu.with_inputs_last(model)
@@ -33,8 +34,19 @@ def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, to
     np.testing.assert_allclose(found, jax.jit(lambda: model(tokens))(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("draft_steps", [None, 1])
-@pytest.mark.parametrize("prompts", [[[3, 1, 4]], [[3, 1, 4], [5, 9]]], ids=["one row", "two rows"])
+@pytest.mark.parametrize(
+    "prompts, draft_steps",
+    few(
+        {
+            "one row": ([[3, 1, 4]], None),
+            "two rows": ([[3, 1, 4], [5, 9]], None),
+            "one row, drafts": ([[3, 1, 4]], 1),
+            "two rows, drafts": ([[3, 1, 4], [5, 9]], 1),
+        },
+        "two rows",
+        "one row, drafts",
+    ),
+)
 def test_a_gpu_decodes_what_a_cpu_does(prompts, draft_steps, make_model, monkeypatch):
     model = make_model(depth=4)
 

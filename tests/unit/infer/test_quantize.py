@@ -23,6 +23,7 @@ from odelm.models.loss import loss_sums
 from odelm.models.parameters import load_parameters, parameters
 from odelm.models.ranges import input_ranges
 from tests.calls import compiled, jitted
+from tests.thorough import few
 
 POST = dict(
     kind="encoder", embed_dim=8, norm="layernorm", norm_placement="post", embed_norm=True, positions="learned",
@@ -62,7 +63,12 @@ def loss(model, batch, steps: int | None = None) -> float:
 
 @pytest.mark.parametrize(
     "name, kind",
-    [*(("decoder", kind) for kind in KINDS), *((name, "int8_static") for name in MODELS if name != "decoder")],
+    few(
+        [*(("decoder", kind) for kind in KINDS), *((name, "int8_static") for name in MODELS if name != "decoder")],
+        ("decoder", "fp8"),
+        ("encoder", "int8_static"),
+        ("chain", "int8_static"),
+    ),
 )
 def test_the_loss_is_near_that_of_the_model_and_not_with_a_wrong_scale(name, kind, make_model, tokens):
     model = make_model(dtype="float32", **MODELS[name])
@@ -184,7 +190,7 @@ def test_bytes_are_those_of_8_bit_matrices_and_their_scales(name, make_model):
     assert kept == set(whole) | {"embed/tokens" if model.config.tie_readout else "head/tokens"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(list(KINDS), "int8_dynamic", "fp8"))
 def test_logits_and_losses_are_of_the_same_readout(kind, make_model, tokens):
     made = quantized(make_model(dtype="float32"), kind, tokens)
     h = np.random.default_rng(0).standard_normal((2, 3, 16), np.float32)
@@ -200,10 +206,14 @@ def test_logits_and_losses_are_of_the_same_readout(kind, make_model, tokens):
 
 @pytest.mark.parametrize(
     "name, kind",
-    [
-        *(("decoder", kind) for kind in KINDS),
-        *((name, "int8_static") for name, options in MODELS.items() if options and options != POST),
-    ],
+    few(
+        [
+            *(("decoder", kind) for kind in KINDS),
+            *((name, "int8_static") for name, options in MODELS.items() if options and options != POST),
+        ],
+        ("decoder", "int8_dynamic"),
+        ("ends", "int8_static"),
+    ),
 )
 def test_greedy_text_is_that_of_the_quantised_model_without_a_memory(name, kind, make_config, randomise):
     config = make_config(**dict(dtype="float32", max_length=32, **MODELS[name]))
@@ -250,7 +260,7 @@ def test_a_solver_with_a_tolerance_crosses_a_quantised_model(make_model, tokens)
     assert 0 < np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(list(KINDS), "int8", "fp8_static"))
 def test_a_quantised_model_is_split_traced_once_and_promotes_no_dtype(kind, make_model, tokens):
     made = quantized(make_model(dtype="bfloat16", layer_rank=2, bias=True), kind, tokens)
     runner = Runner.of(made)

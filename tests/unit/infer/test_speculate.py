@@ -15,6 +15,7 @@ from odelm.infer import speculate
 from odelm.infer.drafts import Speculating
 from odelm.infer.generator import Generator
 from odelm.infer.sampling import Sampling
+from tests.thorough import few
 
 PROMPTS = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5]]
 
@@ -54,7 +55,7 @@ def agree(generator: Generator, exact: Generator, **options) -> None:
         np.testing.assert_allclose(new.logprobs, old.logprobs, atol=1e-3)
 
 
-@pytest.mark.parametrize("length, confidence", [(3, 0.0), (1, 0.0), (5, 0.4)])
+@pytest.mark.parametrize("length, confidence", few([(3, 0.0), (1, 0.0), (5, 0.4)], (3, 0.0), (5, 0.4)))
 def test_greedy_text_is_that_of_full_depth(model, plain, length, confidence):
     generator = Generator(model, draft_steps=2, draft_length=length, draft_confidence=confidence)
     agree(generator, plain, new_tokens=20)
@@ -64,7 +65,7 @@ def test_greedy_text_is_that_of_full_depth(model, plain, length, confidence):
     assert (counts.drafted < length * counts.rounds) == (confidence > 0)
 
 
-@pytest.mark.parametrize("options, scale, call", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("options, scale, call", few(MODELS, "post, groups, learned", "chain, heun verifies"))
 def test_every_kind_of_model_can_draft(options, scale, call, make_config, randomise):
     config = make_config(dtype="float32", tie_readout=False, max_length=32, **options)
     model = randomise(odelm.create(config, rngs=nnx.Rngs(0)), scale=scale)
@@ -143,7 +144,7 @@ def ignore_the_draft(draft, exact, accepted, key):
 RULES = {"right": {}, "all are accepted": dict(_accepted=accept_all), "the rest is exact": dict(_rest=ignore_the_draft)}
 
 
-@pytest.mark.parametrize("wrong", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("wrong", few(RULES, "right"))
 def test_sampled_text_is_distributed_as_at_full_depth(wrong, model, monkeypatch):
     """Three tokens of 20,000 rows, against their exact probabilities; wrong rules are found out."""
     from scipy.stats import chisquare

@@ -1,0 +1,47 @@
+"""What `infer.py` does with a limit on the loss: --max_loss_increase."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl.flags import FlagValues
+
+from odelm.errors import InputError
+
+if TYPE_CHECKING:
+    from odelm.evals.compare import Comparison
+
+SEARCHED = (
+    "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export",
+    "quantize", "early_exit",
+)  # fmt: skip
+"""Flags that --max_loss_increase takes the place of."""
+
+
+def max_loss_increase(flags: FlagValues) -> float | None:
+    """Returns --max_loss_increase as a share; InputError for what is none, and for flags that do not go with it."""
+    text = flags.max_loss_increase
+    if text is None:
+        return None
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        limit = float(number) / (100 if percent else 1)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1:
+        raise InputError(
+            f"--max_loss_increase is {text!r}, expected a share of the loss from 0 to below 1, such as 0.5% or 0.005"
+        )
+    others = {name: flags[name].value not in (None, flags[name].default) for name in SEARCHED}
+    if flags.eval_batches == 0 or any(others.values()):
+        name = next((name for name, given in others.items() if given), "eval_batches=0")
+        raise InputError(f"--max_loss_increase searches steps and solver on held-out text: leave out --{name}")
+    return limit
+
+
+def find_profile(
+    loaded: Any, limit: float, options: "Comparison", *, source: Path, step: int | None, out: Path | None
+) -> None:
+    """Searches the cheapest steps that keep the limit, and writes them."""
+    from odelm.evals.dial import find_profile
+
+    print(f"written to {find_profile(loaded, limit, options, source=source, step=step, out=out)}")
