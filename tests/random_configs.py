@@ -31,6 +31,7 @@ def models(draw) -> c.ModelConfig:
         width=heads * draw(st.sampled_from([2, 16, 64])),
         heads=heads,
         kv_heads=draw(maybe(st.sampled_from([n for n in range(1, heads + 1) if heads % n == 0]))),
+        kv_span=draw(st.integers(1, 4)),
         depth=stack.depth,
         prelude=stack.prelude,
         coda=stack.coda,

@@ -32,6 +32,9 @@ class ModelConfig:
     kv_heads: int | None = None
     """Heads of keys and values, each shared by as many heads of queries: a divisor of `heads`, None is `heads`. Fewer
     make a decoder's memory smaller (grouped-query attention; docs/inference.md)."""
+    kv_span: int = 1
+    """Units of depth over which evaluations share keys and values, those of the first of them: 1 is each its own. More
+    make a decoder's memory smaller by as much (see `odelm.models.kv_sharing`); only with the `euler` solver."""
     depth: int = 12
     """Number of layers that is full depth: prelude, core and coda together. Steps, grids and counts of steps speak of
     the core, `core = depth - prelude - coda`, whose length in time it is."""
@@ -140,7 +143,17 @@ class ModelConfig:
         choice("model.attention", self.attention, ATTENTIONS)
         choice("model.dtype", self.dtype, DTYPES)
         choice("model.residual_dtype", self.residual_dtype, DTYPES)
-        for name in ("vocab_size", "width", "heads", "depth", "groups", "inner_blocks", "lanes", "max_length"):
+        for name in (
+            "vocab_size",
+            "width",
+            "heads",
+            "depth",
+            "groups",
+            "inner_blocks",
+            "lanes",
+            "kv_span",
+            "max_length",
+        ):
             positive(f"model.{name}", getattr(self, name))
         for name in ("kv_heads", "feedforward", "embed_dim", "reference_depth", "reference_width"):
             if getattr(self, name) is not None:

@@ -46,6 +46,8 @@ class Comparison:
     """Also lets the solver choose its steps, to this tolerance."""
     early_exits: tuple[EarlyExit, ...] = ()
     """Also leaves each number of steps where a row, or a generated token, has settled by one of these."""
+    kv_spans: tuple[int, ...] = ()
+    """Also generates with keys and values shared over so many units of depth."""
     batch: int = 1
     length: int | None = None
     """Tokens in a sequence, timed and evaluated; None is the length that a run was trained with, and 128 for others."""
@@ -132,7 +134,7 @@ def compare_generation(
     runner = Runner.of(model)
     chosen = ways(
         runner, steps, solver=options.solver, prefill_steps=prefill_steps, drafts=drafts,
-        early_exits=options.early_exits,
+        early_exits=options.early_exits, kv_spans=options.kv_spans,
     )  # fmt: skip
     rows, batches = batches_of(loaded, options, source=source, step=step)
     given = some_tokens(batches, config.model, batch=options.batch, length=length // 2).tolist()

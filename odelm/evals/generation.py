@@ -16,14 +16,15 @@ from odelm.infer import prompts
 from odelm.infer.drafts import make_drafting
 from odelm.infer.generator import Generator
 from odelm.infer.latency import Latency, measure
-from odelm.infer.runner import Runner
+from odelm.infer.runner import Runner, with_options
 from odelm.infer.sampling import Sampling
 from odelm.models.early_exit import EarlyExit, counts_that_save
 from odelm.models.exit_pass import encode_with_exits
 from odelm.models.inputs import Inputs
 from odelm.models.loss import Batch, LossSums, mean_loss, sums_from_hidden
 from odelm.models.retime import retimed
-from odelm.models.transformer import DepthPlan, evaluations_of
+from odelm.models.stretches import evaluations_of
+from odelm.models.transformer import DepthPlan
 
 Row = dict[str, Any]
 
@@ -40,9 +41,13 @@ class Way:
     draft_length: int = 4
     early_exit: EarlyExit | None = None
     """When a token leaves the steps."""
+    kv_span: int | None = None
+    """Units of depth that share keys and values, if other than the model's own."""
 
     @property
     def label(self) -> str:
+        if self.kv_span is not None:
+            return f"{self.steps}, span {self.kv_span}"
         if self.early_exit is not None:
             return f"{self.steps}, exit {self.early_exit.tolerance:g}"
         if self.draft_steps is not None:
@@ -58,6 +63,7 @@ def ways(
     prefill_steps: int | None = None,
     drafts: Sequence[tuple[int, int]] = (),
     early_exits: Sequence[EarlyExit] = (),
+    kv_spans: Sequence[int] = (),
 ) -> list[Way]:
     """Returns what to measure, full depth first; InputError for what the model cannot take.
 
@@ -65,15 +71,20 @@ def ways(
         prefill_steps: also how prompts cross the depth before tokens do in each of `steps`.
         drafts: counts of coarse steps, and the lengths of drafts that they make for full depth.
         early_exits: when tokens also leave full depth and each of `steps`, where that can save some.
+        kv_spans: units of depth that also share keys and values, at the steps where that shares other ones than the
+            model's own `kv_span`.
     """
     full = runner.model.config.core
     found = [Way(full), *(Way(count) for count in sorted(set(steps), reverse=True) if count != full)]
+    own = runner.model.config.kv_span
+    spans = [(way.steps, span) for way in found for span in kv_spans if span != own]
+    spanning = [Way(steps, kv_span=span) for steps, span in spans if full < max(span, own) * steps]
     saving = counts_that_save(runner.model.config, [way.steps for way in found]) if early_exits else []
     leaving = [Way(count, early_exit=rule) for count in saving for rule in early_exits]
     if prefill_steps is not None:
         found += [Way(way.steps, prefill_steps) for way in found if way.steps != prefill_steps]
     found += [Way(full, None, count, length) for count, length in drafts]
-    found += leaving
+    found += spanning + leaving
     for way in found:
         make_generator(runner, way, solver)
     return found
@@ -81,6 +92,8 @@ def ways(
 
 def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator:
     """Returns the generator of a way, which ignores end tokens."""
+    if way.kv_span is not None:
+        runner = Runner.of(with_options(runner.model, kv_span=way.kv_span))
     plan = runner.plan(way.steps, solver if way.draft_steps is None else "euler")
     before = None if way.prefill_steps is None else runner.plan(way.prefill_steps, solver)
     drafting = None
@@ -157,6 +170,7 @@ def _row(
         "prefill_steps": way.prefill_steps or way.steps,
         "draft_steps": way.draft_steps,
         "draft_length": way.draft_length if way.draft_steps is not None else None,
+        "kv_span": way.kv_span,
         "early_exit": None if way.early_exit is None else way.early_exit.tolerance,
         "exit_measure": None if way.early_exit is None else way.early_exit.measure,
         "batch": len(given),
@@ -213,7 +227,7 @@ def second_half(model: Any, before: DepthPlan, plan: DepthPlan, data: Batch) -> 
     first, second = ({name: array[:, part] for name, array in data.items()} for part in (slice(half), slice(half, L)))
     memory = model.memory(before, batch=B, room=half)
     _, memory = model.run(_inputs(first), before, memory=memory)
-    memory = retimed(memory, before, plan).widened(L - half)
+    memory = retimed(model, memory, before, plan).widened(L - half)
     hidden, _ = model.run(_inputs(second), plan, memory=memory)
     return sums_from_hidden(model, hidden, second)
 

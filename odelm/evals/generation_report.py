@@ -128,6 +128,8 @@ def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _kind(row: Row) -> str:
     if row["draft_steps"]:
         return "drafts"
+    if row["kv_span"]:
+        return "shared keys and values"
     if row["early_exit"]:
         return f"early exits, by the {row['exit_measure']}"
     return "two grids" if row["prefill_steps"] != row["steps"] else "one grid"

@@ -18,7 +18,8 @@ from odelm.models.exit_pass import decode_with_exits
 from odelm.models.inputs import Inputs, within
 from odelm.models.memory import Memory
 from odelm.models.retime import retimed
-from odelm.models.transformer import DepthPlan, evaluations_of
+from odelm.models.stretches import evaluations_of
+from odelm.models.transformer import DepthPlan
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +76,7 @@ def prefill(
     B = prompts.shape[0]
     logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths)
     if prefill_plan is not None:
-        memory = retimed(memory, prefill_plan, plan)
+        memory = retimed(model, memory, prefill_plan, plan)
     memory = memory.widened(new_tokens - 1)
     seen = seen_in(prompts, lengths, model.config.vocab_size) if penalised else None
     empty = Decoding(

@@ -76,10 +76,24 @@ def in_compute_dtypes(model: Model) -> Model:
 
 def with_dtype(model: Model, dtype: str, **options: Any) -> Model:
     """Returns the model with its matrix products, and the state that is integrated, in another dtype, and with other
-    `options` of its config that leave its parameters as they are. Raises InputError for a quantised model."""
+    `options` as in `with_options`."""
+    return with_options(model, dtype=dtype, **options)
+
+
+def with_options(model: Model, **options: Any) -> Model:
+    """Returns the model with other options of its config, such that its parameters stay as they are; None keeps one.
+
+    Another `dtype` is that of the state too. Raises InputError for a quantised model.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if not options:
+        return model
     if model.quantization is not None:
-        raise InputError(f"the model is quantised, as {model.quantization}: choose its dtype before it is quantised")
-    config = dataclasses.replace(model.config, dtype=dtype, residual_dtype="auto", **options).validate()
+        names = " and ".join(options)
+        raise InputError(f"the model is quantised, as {model.quantization}: choose its {names} before it is quantised")
+    if "dtype" in options:
+        options["residual_dtype"] = "auto"
+    config = dataclasses.replace(model.config, **options).validate()
     return with_parameters(abstract_like(model, config), parameters(model))
 
 

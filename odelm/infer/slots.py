@@ -19,7 +19,7 @@ from odelm.models.early_exit import EarlyExit, Leaving, Walk, check_exits, start
 from odelm.models.field import BlockField
 from odelm.models.inputs import Inputs
 from odelm.models.transformer import DepthPlan, SharedTransformer
-from odelm.models.view import View, see
+from odelm.models.view import of_row, see
 
 
 @jax.tree_util.register_dataclass
@@ -103,7 +103,7 @@ def _cross(
     firsts = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (slots, *leaf.shape)), first)
 
     def one(condition: Any, h: jax.Array, dt: jax.Array, walk: Walk, row: jax.Array) -> tuple[jax.Array, Walk]:
-        seen = None if field.view is None else _of_row(field.view, row, B)
+        seen = None if field.view is None else of_row(field.view, row)
         its_real = None if real is None else real[row][None]
         leaving = Leaving(dataclasses.replace(field, view=seen), model, rule, its_real)
         after, walk, _ = leaving.step(condition, h[None], dt, walk)
@@ -143,17 +143,3 @@ def _cross(
     )  # fmt: skip
     state = jax.lax.while_loop(lambda state: (state.rows < B).any(), step, state)
     return state.ends[:-1], state.evaluations[:-1]
-
-
-def _of_row(view: View, row: jax.Array, batch: int) -> View:
-    """Returns the view of one row, as of a batch of one."""
-
-    def its(leaf: jax.Array, axes: int) -> jax.Array:
-        return leaf[row][None] if leaf.ndim == axes else leaf
-
-    return View(
-        None if view.angles is None else (its(view.angles[0], 3), its(view.angles[1], 3)),
-        None if view.real is None else its(view.real, 2),
-        None if view.lengths is None else its(view.lengths, 1),
-        None if view.segments is None else (its(view.segments[0], 2), its(view.segments[1], 2)),
-    )

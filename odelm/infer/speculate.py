@@ -47,7 +47,7 @@ def start_speculating(
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), last[:, None], axis=1)
     return Speculating(
         memory=memory,
-        draft=retimed(memory, plan, drafting.plan),
+        draft=retimed(model, memory, plan, drafting.plan),
         last=last,
         tokens=jnp.zeros((B, room), jnp.int32).at[:, :1].set(last[:, None]),
         logprobs=jnp.zeros((B, room), jnp.float32).at[:, :1].set(logprob),
@@ -95,7 +95,7 @@ def speculate(
         accepted = _accepted(draft, exact, of_acceptance)
         rest = _rest(draft, exact, accepted, of_rest)
         after = _emit(state, draft, rest, accepted, logits, active(state), end)
-        return _remember(after, state, plan, drafting, memory, draft)
+        return _remember(model, after, state, plan, drafting, memory, draft)
 
     return jax.lax.while_loop(lambda state: active(state).any(), body, state)
 
@@ -200,7 +200,13 @@ def _emit(
 
 
 def _remember(
-    after: Speculating, before: Speculating, plan: DepthPlan, drafting: Drafting, memory: Memory, draft: Draft
+    model: CausalLM,
+    after: Speculating,
+    before: Speculating,
+    plan: DepthPlan,
+    drafting: Drafting,
+    memory: Memory,
+    draft: Draft,
 ) -> Speculating:
     """Returns the state with the memories that a round wrote, up to what was accepted.
 
@@ -208,7 +214,7 @@ def _remember(
     """
     start, places = jnp.asarray(before.memory.length), drafting.length + 1
     length = start + after.counts - before.counts
-    new = retimed(memory.part(start, places), plan, drafting.plan)
+    new = retimed(model, memory.part(start, places), plan, drafting.plan)
     blocks = draft.memory.with_part(new, start).blocks
     return dataclasses.replace(
         after,

@@ -115,6 +115,8 @@ def common_obstacles(config: ModelConfig) -> list[str]:
         found.append(f"activation={config.activation}")
     if config.key_value_heads != config.heads:
         found.append(f"kv_heads={config.kv_heads} (only as many as heads)")
+    if config.kv_span > 1:
+        found.append(f"kv_span={config.kv_span} (only 1: every layer has keys and values of its own)")
     if config.lanes > 1:
         found.append(f"lanes={config.lanes}")
     if config.reference_width is not None:

@@ -17,11 +17,13 @@ def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Arr
     """Returns the root mean square of the state before each unit of full depth, and of what that unit adds to it,
     float32 (depth,) each, over all tokens and coordinates."""
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
+    plan = model.plan()
     h, found = model._start(inputs, None), []
-    for number, (field, part) in enumerate(zip(model._fields(view), model.plan(), strict=True)):
+    parts = zip(model._on_plan(plan, view), plan, model._shared_keys(inputs.shape), strict=True)
+    for number, (field, part, kept) in enumerate(parts):
         h = model._into_lanes(h, number)
         room = jnp.zeros((*part.times.shape, 2), jnp.float32)
-        h, norms = ode.follow(_Recorder(field.block, field.view), h, part, room)
+        h, (norms, _) = ode.follow(_Recorder(field.block, field.view, None, field.sharing), h, part, (room, kept))
         h = model._out_of_lanes(h, number)
         found.append(norms[:, 0])
     states, slopes = jnp.concatenate(found).T
@@ -29,15 +31,16 @@ def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Arr
 
 
 class _Recorder(BlockField):
-    """A block's field whose memory takes the norms of its unit steps, float32 (2,)."""
+    """A block's field whose memory takes the norms of its unit steps, float32 (2,), beside its own."""
 
     def step_remembering(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
-        after, _ = super().step_remembering(condition, h, dt, None, None)
         assert place is not None
+        room, kept = memory
+        after, kept = super().step_remembering(condition, h, dt, kept, None if kept is None else place)
         norms = jnp.stack([_size(h), _size(after.astype(jnp.float32) - h.astype(jnp.float32))])
-        return after, memory.at[place].set(norms)
+        return after, (room.at[place].set(norms), kept)
 
 
 def _size(x: jax.Array) -> jax.Array:

@@ -85,10 +85,7 @@ class Attention(nnx.Module):
         if view.angles is not None:
             q, k = rotate(q, view.angles), rotate(k, view.angles)
         if memory is not None:
-            assert view.start is not None
-            memory = memory.written(k, v, view.start)
-            if not view.first:
-                k, v = memory.keys, memory.values
+            k, v, memory = memory.exchanged(k, v, view.start, alone=view.alone)
         context = self._attend(q, k, v, view)
         out = self.out(context)
         return (out if out_delta is None else out + out_delta(context.reshape(out.shape))), memory

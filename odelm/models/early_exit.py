@@ -166,6 +166,10 @@ def check_exits(model: SharedTransformer, plan: DepthPlan, rule: EarlyExit) -> N
     """Raises InputError for a plan of another method than Euler's, and for predictions that the model does not make."""
     if any(part.solver is not None or part.tableau != EULER for part in plan):
         raise InputError("early exits are from steps of Euler's method: leave out the solver and the integrator")
+    if model.config.kv_span > 1:
+        raise InputError(
+            f"model.kv_span is {model.config.kv_span}: early exits need keys and values of every time, kv_span 1"
+        )
     if rule.measure == "prediction" and not isinstance(model, CausalLM | MaskedLM | Classifier):
         raise InputError(
             f"early exits by predictions need a model that makes some, not {type(model).__name__}: measure the state"

@@ -16,7 +16,7 @@ from odelm import ode
 from odelm.errors import InputError, nearest
 from odelm.models.early_exit import EarlyExit, Leaving, Walk, check_exits, start_walk
 from odelm.models.inputs import Inputs
-from odelm.models.memory import Array, KeyValues, Memory, Slot
+from odelm.models.memory import Array, KeysAndSlot, KeyValues, Memory, Slot
 from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan, SharedTransformer
 from odelm.models.view import View, see
@@ -33,14 +33,12 @@ class HeldSlot:
     values: jax.Array
     done: jax.Array
 
-    def written(self, keys: jax.Array, values: jax.Array, start: Array) -> "HeldSlot":
-        """Returns the slot with the new keys and values of the tokens that are not done."""
+    def exchanged(self, keys: jax.Array, values: jax.Array, start: Any, *, alone: bool) -> KeysAndSlot:
+        """Returns the keys and values with the new ones of tokens that are not done, and the slot with them."""
         held = self.done[..., None, None]
-        return HeldSlot(
-            jnp.where(held, self.keys, keys.astype(self.keys.dtype)),
-            jnp.where(held, self.values, values.astype(self.values.dtype)),
-            self.done,
-        )
+        keys = jnp.where(held, self.keys, keys.astype(self.keys.dtype))
+        values = jnp.where(held, self.values, values.astype(self.values.dtype))
+        return keys, values, HeldSlot(keys, values, self.done)
 
 
 @jax.tree_util.register_dataclass
@@ -148,14 +146,14 @@ def cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any)
     def step(carry: tuple[jax.Array, jax.Array, Walk, Any]) -> tuple[jax.Array, jax.Array, Walk, Any]:
         number, h, walk, kept = carry
         condition = jax.tree.map(lambda leaf: leaf[number, 0], part.conditions)
-        slots = _slots(kept, number, walk.done)
+        slots = slots_for_step(kept, number, walk.done)
         h, walk, slots = leaving.step(condition, h, part.sizes[number], walk, slots)
-        return number + 1, h, walk, _kept(slots)
+        return number + 1, h, walk, kept_of(slots)
 
     return jax.lax.while_loop(going, step, (jnp.int32(0), h, walk, kept))[1:]
 
 
-def _slots(kept: Any, step: jax.Array, done: jax.Array) -> Any:
+def slots_for_step(kept: Any, step: jax.Array, done: jax.Array) -> Any:
     """Returns what one evaluation is given of the keys and values."""
 
     def slot(one: KeyValues | HeldSlot) -> Slot | HeldSlot:
@@ -166,8 +164,8 @@ def _slots(kept: Any, step: jax.Array, done: jax.Array) -> Any:
     return jax.tree.map(slot, kept, is_leaf=lambda x: isinstance(x, KeyValues | HeldSlot))
 
 
-def _kept(slots: Any) -> Any:
-    """Returns the keys and values that `_slots` was given, as an evaluation left them."""
+def kept_of(slots: Any) -> Any:
+    """Returns the keys and values that `slots_for_step` was given, as an evaluation left them."""
 
     def kept(slot: Slot | HeldSlot) -> KeyValues | HeldSlot:
         return slot.kept if isinstance(slot, Slot) else slot

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from odelm.models.arrays import constrain
 from odelm.models.block import SharedBlock
 from odelm.models.chain import BlockChain
+from odelm.models.kv_sharing import Sharing
 from odelm.models.lanes import LaneBlock
 from odelm.models.memory import kept_in, slots_of
 from odelm.models.view import View
@@ -30,6 +31,8 @@ class BlockField:
     block: SharedBlock | BlockChain | LaneBlock
     view: View | None = None
     key: jax.Array | None = None
+    sharing: Sharing | None = None
+    """Which evaluations of a plan share keys and values; None is each its own."""
 
     def condition(self, t: jax.Array) -> TimedCondition:
         return self.block.condition(t), None if self.key is None else key_at(self.key, t)
@@ -44,8 +47,9 @@ class BlockField:
         self, condition: TimedCondition, h: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
         slope, slots = self.block.increment(
-            condition=condition[0], h=constrain(h), view=self.view, key=condition[1], memory=slots_of(memory, place)
-        )
+            condition=condition[0], h=constrain(h), view=self.view, key=condition[1],
+            memory=slots_of(memory, place, self.sharing),
+        )  # fmt: skip
         return constrain(slope), kept_in(slots)
 
     def step_remembering(
@@ -53,7 +57,7 @@ class BlockField:
     ) -> tuple[jax.Array, Any]:
         after, slots = self.block.step(
             condition=condition[0], h=constrain(h), dt=dt, view=self.view, key=condition[1],
-            memory=slots_of(memory, place),
+            memory=slots_of(memory, place, self.sharing),
         )  # fmt: skip
         return constrain(after), kept_in(slots)
 

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from odelm.config import ModelConfig
+from odelm.errors import InputError
+from odelm.models.kv_sharing import Sharing
+from odelm.models.precision import compute_dtype
+
 Array = jax.Array | np.ndarray | np.integer
+KeysAndSlot = tuple[jax.Array, jax.Array, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +57,16 @@ class Slot:
         kept = KeyValues(self._written(self.kept.keys, keys, start), self._written(self.kept.values, values, start))
         return dataclasses.replace(self, kept=kept)
 
+    def exchanged(self, keys: jax.Array, values: jax.Array, start: Array | None, *, alone: bool) -> KeysAndSlot:
+        """Returns the keys and values that L new ones (B, L, J, K) are to be attended with, and the slot with them.
+
+        `alone` says that they are to see each other only, and none of earlier positions. Without a memory, `start` is
+        None.
+        """
+        assert start is not None
+        slot = self.written(keys, values, start)
+        return (keys, values, slot) if alone else (slot.keys, slot.values, slot)
+
     def _written(self, array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
         new, zero = new.astype(array.dtype), jnp.int32(0)
         if start.size == 1:  # a scatter would be slower
@@ -60,11 +76,41 @@ class Slot:
         return array.at[self.step, self.stage, rows, places].set(new)
 
 
-def slots_of(memory: Any, place: tuple[jax.Array, int] | None) -> Any:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SharedSlot(Slot):
+    """A slot that several evaluations share, of which only those that are `fresh`, bool (), write to it."""
+
+    fresh: jax.Array
+
+    def exchanged(self, keys: jax.Array, values: jax.Array, start: Array | None, *, alone: bool) -> KeysAndSlot:
+        """Returns what `Slot.exchanged` does, with what stands in the slot in place of keys that are not fresh."""
+        length = keys.shape[1]
+        slot = self.written(keys, values, np.int32(0) if start is None else start)
+        # Positions that are alone are the first of a memory.
+        return (slot.keys[:, :length], slot.values[:, :length], slot) if alone else (slot.keys, slot.values, slot)
+
+    def _written(self, array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
+        length = new.shape[1]
+        if start.size == 1:
+            old = jax.lax.dynamic_slice_in_dim(array[self.step, self.stage], start.reshape(()), length, axis=1)
+        else:
+            old = array[(self.step, self.stage, *places_of(start, length))]
+        return super()._written(array, jnp.where(self.fresh, new.astype(array.dtype), old), start)
+
+
+def slots_of(memory: Any, place: tuple[jax.Array, int] | None, sharing: Sharing | None = None) -> Any:
     """Returns what one evaluation of a block is given of its memory; None without one."""
     if place is None:
         return None
-    return jax.tree.map(lambda kept: Slot(kept, *place), memory, is_leaf=lambda x: isinstance(x, KeyValues))
+    step, stage = place
+
+    def slot(kept: KeyValues) -> Slot:
+        if sharing is None:
+            return Slot(kept, step, stage)
+        return SharedSlot(kept, sharing.slots[step], stage, sharing.fresh[step])
+
+    return jax.tree.map(slot, memory, is_leaf=lambda x: isinstance(x, KeyValues))
 
 
 def kept_in(slots: Any) -> Any:
@@ -99,6 +145,20 @@ class Memory:
     def room(self) -> int:
         """S."""
         return self.real.shape[1]
+
+    def check_room(self, batch: int, length: int) -> None:
+        """Raises InputError if it has no room for `length` more positions of `batch` rows."""
+        rows, room = self.real.shape
+        if rows != batch or length > room:
+            raise InputError(
+                f"the memory has room for {room} positions of {rows} rows, but {length} of {batch} rows are given: use "
+                f"model.memory(plan, batch={batch}, room=...)"
+            )
+        if not isinstance(self.length, Tracer) and int(self.length.max()) + length > room:
+            raise InputError(
+                f"the memory holds {int(self.length.max())} positions of the {room} that it has room for, and {length} "
+                "more are given: make it with more room"
+            )
 
     def widened(self, more: int) -> "Memory":
         """Returns a copy with room for so many more positions."""
@@ -152,10 +212,11 @@ def places_of(start: Array, count: int) -> tuple[jax.Array, jax.Array]:
     return rows, start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
 
 
-def empty_key_values(stages: tuple[int, int], rows: tuple[int, int], heads: tuple[int, int], dtype: Any) -> KeyValues:
-    """Returns room for `rows` (B, S) and `heads` (J, K) at each of `stages` (N, R)."""
-    zeros = jnp.zeros((*stages, *rows, *heads), dtype)
-    return KeyValues(zeros, zeros)
+def empty_keys(config: ModelConfig, stages: tuple[int, ...], rows: tuple[int, int]) -> Any:
+    """Returns room for keys and values of `rows` (B, S) at each of `stages` (N, R) of one block."""
+    zeros = jnp.zeros((*stages, *rows, config.key_value_heads, config.head_size), compute_dtype(config))
+    kept = KeyValues(zeros, zeros)
+    return kept if config.inner_blocks == 1 else (kept,) * config.inner_blocks
 
 
 def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int]) -> Memory:

@@ -37,12 +37,14 @@ def input_ranges(model: SharedTransformer, inputs: Inputs, plan: DepthPlan) -> R
     names = _watch(model, seen)
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
     h, found = model._start(inputs, None), {}
-    for number, (field, part, own) in enumerate(zip(model._fields(view), plan, _by_block(model, names), strict=True)):
+    fields, keys = model._on_plan(plan, view), model._shared_keys(inputs.shape)
+    for number, (field, part, own, kept) in enumerate(zip(fields, plan, _by_block(model, names), keys, strict=True)):
         h = model._into_lanes(h, number)
         room = {name: jnp.zeros(part.times.shape, jnp.float32) for name in own}
-        h, kept = ode.follow(_Watched(field.block, field.view, seen=seen), h, part, room)
+        watched = _Watched(field.block, field.view, None, field.sharing, seen=seen)
+        h, (room, _) = ode.follow(watched, h, part, (room, kept))
         h = model._out_of_lanes(h, number)
-        found |= kept
+        found |= room
     seen.largest.clear()
     _read(model, model._end(h), seen)
     return found | seen.largest
@@ -61,7 +63,7 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(BlockField):
-    """A block's field whose memory takes the largest inputs of its matrices, float32 (N, R) each."""
+    """A block's field whose memory takes the largest inputs of its matrices, float32 (N, R) each, beside its own."""
 
     seen: _Seen = dataclasses.field(kw_only=True)
 
@@ -69,19 +71,21 @@ class _Watched(BlockField):
         self, condition: TimedCondition, h: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
         self.seen.largest.clear()
-        slope, _ = super().increment_remembering(condition, h, None, None)
-        return slope, self._kept(memory, place)
+        room, kept = memory
+        slope, kept = super().increment_remembering(condition, h, kept, None if kept is None else place)
+        return slope, (self._with_largest(room, place), kept)
 
     def step_remembering(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any, place: Place
     ) -> tuple[jax.Array, Any]:
         self.seen.largest.clear()
-        after, _ = super().step_remembering(condition, h, dt, None, None)
-        return after, self._kept(memory, place)
+        room, kept = memory
+        after, kept = super().step_remembering(condition, h, dt, kept, None if kept is None else place)
+        return after, (self._with_largest(room, place), kept)
 
-    def _kept(self, memory: Any, place: Place) -> Any:
+    def _with_largest(self, room: Any, place: Place) -> Any:
         assert place is not None
-        return {name: room.at[place].set(self.seen.largest[name]) for name, room in memory.items()}
+        return {name: one.at[place].set(self.seen.largest[name]) for name, one in room.items()}
 
 
 def _watch(model: SharedTransformer, seen: _Seen) -> list[str]:

@@ -12,27 +12,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from odelm import ode
 from odelm.models.memory import Memory
-from odelm.models.transformer import DepthPlan
+from odelm.models.transformer import DepthPlan, SharedTransformer
 
 
-def retimed(memory: Memory, source: DepthPlan, target: DepthPlan) -> Memory:
-    """Returns the memory of plan `source` as one of plan `target`; both are plans of the same model."""
-    parts = zip(memory.blocks, source, target, strict=True)
+def retimed(model: SharedTransformer, memory: Memory, source: DepthPlan, target: DepthPlan) -> Memory:
+    """Returns the memory of the model's plan `source` as one of its plan `target`."""
+    alike = [before.tableau == after.tableau for before, after in zip(source, target, strict=True)]
+    parts = zip(memory.blocks, model.memory_times(source), model.memory_times(target), alike, strict=True)
     return dataclasses.replace(memory, blocks=tuple(_retimed(*part) for part in parts))
 
 
-def _retimed(kept: Any, source: ode.Plan, target: ode.Plan) -> Any:
-    """Returns arrays with leading axes (N, R) of one block, made at the times of `source`, at those of `target`.
+def _retimed(kept: Any, source: jax.Array, target: jax.Array, alike: bool) -> Any:
+    """Returns arrays with leading axes (N, R) of one block, made at times `source` (N, R), at times `target`.
 
     Stages are read from the same stages of a like method, else from first stages, which see the state itself.
     """
-    alike = source.tableau == target.tableau
     stages = []
-    for r in range(target.times.shape[1]):
+    for r in range(target.shape[1]):
         of = r if alike else 0
-        lower, upper, weight = _neighbours(source.times[:, of], target.times[:, r])
+        lower, upper, weight = _neighbours(source[:, of], target[:, r])
 
         def at(leaf: jax.Array, of=of, lower=lower, upper=upper, weight=weight) -> jax.Array:
             before, after = (leaf[index, of].astype(jnp.float32) for index in (lower, upper))

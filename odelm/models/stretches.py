@@ -1,6 +1,6 @@
 """Which times each block crosses: a grid over the core, cut between its groups, with prelude and coda at its ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import jax
@@ -10,6 +10,7 @@ from jax.core import Tracer
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.ode import grid as grids
+from odelm.ode.plan import Plan
 
 Grid = Sequence[float] | np.ndarray | jax.Array
 
@@ -22,6 +23,11 @@ class Crossing(Protocol):
 
     @property
     def solver(self) -> str: ...
+
+
+def evaluations_of(plan: Iterable[Plan]) -> int:
+    """Returns how often following the plans of all blocks evaluates them."""
+    return sum(part.evaluations for part in plan)
 
 
 def stretches(config: ModelConfig, steps: int | None, grid: Grid | None) -> list[Grid]:

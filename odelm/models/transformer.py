@@ -1,11 +1,11 @@
 """Embed, prelude, integrate over depth, coda, normalise: what the language models and the classifier have in common."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.core import Tracer
 
 from odelm import ode
 from odelm.config import ModelConfig
@@ -15,21 +15,18 @@ from odelm.models.chain import BlockChain
 from odelm.models.embed import Embed
 from odelm.models.field import BlockField, key_at
 from odelm.models.inputs import Array, Inputs, as_inputs
+from odelm.models.kv_sharing import kept_times, sharing_of
 from odelm.models.lanes import LaneBlock, joined, split
-from odelm.models.memory import Memory, empty_key_values, empty_memory
+from odelm.models.memory import Memory, empty_keys, empty_memory
 from odelm.models.norm import Norm
-from odelm.models.precision import compute_dtype, state_dtype
+from odelm.models.precision import state_dtype
 from odelm.models.stretches import Crossing, Grid, stretches, with_ends
 from odelm.models.view import View, see
+from odelm.ode.solver import is_own_step
 
 DepthPlan = tuple[ode.Plan, ...]
 """One plan for each block in turn: those of the prelude, of each group of the core, and of the coda."""
 INTEGRATORS = ("scan", "diffrax")
-
-
-def evaluations_of(plan: DepthPlan) -> int:
-    """Returns how often following a plan evaluates blocks."""
-    return sum(part.evaluations for part in plan)
 
 
 class SharedTransformer(nnx.Module):
@@ -42,8 +39,7 @@ class SharedTransformer(nnx.Module):
     field_class = "its blocks: odelm.models.BlockField(model.blocks[0])"
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = dataclasses.replace(config.validate())
-        config = self.config
+        self.config = config = dataclasses.replace(config.validate())
         # The cheapest crossing that keeps a promise about the loss, if `odelm.load` has found one.
         self.profile: Crossing | None = None
         # What `odelm.quantize` has made of its matrices.
@@ -129,8 +125,8 @@ class SharedTransformer(nnx.Module):
             self._check_memory(inputs, plan, memory)
         inputs, view, memory = see(inputs, self.config, memory)
         h, blocks = self._start(inputs, key), []
-        fields = self._fields(view, key)
-        kept = (None,) * len(fields) if memory is None else memory.blocks
+        fields = self._on_plan(plan, view, key, carried=memory is None)
+        kept = self._shared_keys(inputs.shape) if memory is None else memory.blocks
         for number, (field, part, part_memory) in enumerate(zip(fields, plan, kept, strict=True)):
             h = self._into_lanes(h, number)
             if part.solver is not None:
@@ -177,6 +173,12 @@ class SharedTransformer(nnx.Module):
     ) -> DepthPlan:
         if integrator not in INTEGRATORS:
             raise InputError(f"integrator is {integrator!r}; {nearest(integrator, INTEGRATORS)}")
+        span = self.config.kv_span
+        if span > 1 and (integrator != "scan" or not is_own_step(ode.get_solver(solver))):
+            raise InputError(
+                f"model.kv_span is {span}: keys and values are shared by Euler's steps along a scan; leave out the "
+                "solver and the integrator"
+            )
         grids = stretches(self.config, steps, grid)
         parts = []
         for field, times, core in zip(self._fields(), grids, self._is_core(), strict=True):
@@ -199,6 +201,8 @@ class SharedTransformer(nnx.Module):
         max_steps: int = 256,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns hidden states (B, L, D) and the number of block evaluations; a tolerance chooses the core's steps."""
+        if self.config.kv_span > 1:
+            raise InputError(f"model.kv_span is {self.config.kv_span}: it takes given steps, and none of a tolerance")
         inputs = as_inputs(tokens, mask, token_types, segments).checked(self.config)
         inputs, view, _ = see(inputs, self.config, None)
         h, evaluations = self._start(inputs, None), jnp.int32(0)
@@ -219,35 +223,28 @@ class SharedTransformer(nnx.Module):
 
     def memory(self, plan: DepthPlan, *, batch: int, room: int) -> Memory:
         """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan."""
-        if any(part.solver is not None for part in plan):
-            raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
-        config = self.config
-        if not 0 < room <= config.max_length:
-            raise InputError(f"room is {room}, expected 1 to model.max_length, {config.max_length}")
-        rows, heads = (batch, room), (config.key_value_heads, config.head_size)
+        _check_scanned(plan)
+        if not 0 < room <= self.config.max_length:
+            raise InputError(f"room is {room}, expected 1 to model.max_length, {self.config.max_length}")
+        kept = (empty_keys(self.config, times.shape, (batch, room)) for times in self.memory_times(plan))
+        return empty_memory(tuple(kept), (batch, room))
 
-        def empty(part: ode.Plan):
-            kept = empty_key_values((part.times.shape[0], part.times.shape[1]), rows, heads, compute_dtype(config))
-            return kept if config.inner_blocks == 1 else (kept,) * config.inner_blocks
+    def memory_times(self, plan: DepthPlan) -> tuple[jax.Array, ...]:
+        """Returns the times of the keys and values that a memory of a plan holds, for each block float32 (N, R); with
+        `kv_span` these are fewer than those of the plan."""
+        parts = zip(plan, self._is_core(), strict=True)
+        return tuple(kept_times(part, self.config) if core else part.times for part, core in parts)
 
-        return empty_memory(tuple(empty(part) for part in plan), rows)
+    def _shared_keys(self, rows: tuple[int, int]) -> tuple[Any, ...]:
+        """Returns what blocks carry along the depth without a memory: with `kv_span` the core's newest keys, values."""
+        config, cores = self.config, self._is_core()
+        return tuple(empty_keys(config, (1, 1), rows) if core and config.kv_span > 1 else None for core in cores)
 
     def _check_memory(self, inputs: Inputs, plan: DepthPlan, memory: Memory) -> None:
         if self.config.kind != "decoder":
             raise InputError("a memory is of a decoder: in an encoder earlier positions see the later ones")
-        if any(part.solver is not None for part in plan):
-            raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
-        rows = inputs.shape[0], memory.room
-        if memory.real.shape != rows or inputs.shape[1] > memory.room:
-            raise InputError(
-                f"the memory has room for {memory.room} positions of {memory.real.shape[0]} rows, but "
-                f"{inputs.shape[1]} of {rows[0]} rows are given: use model.memory(plan, batch={rows[0]}, room=...)"
-            )
-        if not isinstance(memory.length, Tracer) and int(memory.length.max()) + inputs.shape[1] > memory.room:
-            raise InputError(
-                f"the memory holds {int(memory.length.max())} positions of the {memory.room} that it has room for, and "
-                f"{inputs.shape[1]} more are given: make it with more room"
-            )
+        _check_scanned(plan)
+        memory.check_room(*inputs.shape)
 
     def _start(self, inputs: Inputs, key: jax.Array | None) -> jax.Array:
         key = None if key is None else jax.random.fold_in(key, self.config.groups)
@@ -262,8 +259,7 @@ class SharedTransformer(nnx.Module):
 
     def _out_of_lanes(self, h: jax.Array, number: int) -> jax.Array:
         """Returns the state after block `number`: the mean of the lanes where the core ends."""
-        last = len(self.prelude) + len(self.blocks) - 1
-        return joined(h) if self.config.lanes > 1 and number == last else h
+        return joined(h) if self.config.lanes > 1 and number + 1 == len(self.prelude) + len(self.blocks) else h
 
     def _fields(self, view: View | None = None, key: jax.Array | None = None) -> list[BlockField]:
         """Returns the field of every block in turn. The groups' dropout keys come first, so that a model without
@@ -272,12 +268,28 @@ class SharedTransformer(nnx.Module):
         numbers = [*range(groups + 1, groups + 1 + ends), *range(groups)]
         numbers += range(groups + 1 + ends, groups + 1 + ends + len(self.coda))
         keys = [None if key is None else jax.random.fold_in(key, n) for n in numbers]
-        blocks = (*self.prelude, *self.blocks, *self.coda)
-        return [BlockField(block, view, k) for block, k in zip(blocks, keys, strict=True)]
+        blocks = zip((*self.prelude, *self.blocks, *self.coda), keys, strict=True)
+        return [BlockField(block, view, its_key) for block, its_key in blocks]
+
+    def _on_plan(
+        self, plan: DepthPlan, view: View | None = None, key: jax.Array | None = None, *, carried: bool = True
+    ) -> list[BlockField]:
+        """Returns the fields of `_fields` as a plan shares keys and values, only the newest if they are `carried`."""
+        fields, span = self._fields(view, key), self.config.kv_span
+        if span == 1:
+            return fields
+        parts = zip(plan, self._is_core(), strict=True)
+        shared = [sharing_of(part, span, carried=carried) if core else None for part, core in parts]
+        return [dataclasses.replace(field, sharing=of) for field, of in zip(fields, shared, strict=True)]
 
     def _is_core(self) -> list[bool]:
         """Returns for every block in turn whether it belongs to the core."""
         return [False] * len(self.prelude) + [True] * len(self.blocks) + [False] * len(self.coda)
+
+
+def _check_scanned(plan: DepthPlan) -> None:
+    if any(part.solver is not None for part in plan):
+        raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
 
 
 def _with_keys(plan: ode.Plan, key: jax.Array | None) -> ode.Plan:

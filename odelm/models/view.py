@@ -146,3 +146,19 @@ def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
 def angles_of(positions: jax.Array, config: ModelConfig) -> Angles | None:
     """Returns the angles of positions (.., L) in a model with rotary positions, else None."""
     return rotary_angles(positions, config.head_size, config.rotary_base) if config.positions == "rotary" else None
+
+
+def of_row(view: View, row: jax.Array) -> View:
+    """Returns the view of one row, as of a batch of one."""
+
+    def its(leaf: jax.Array, axes: int) -> jax.Array:
+        return leaf[row][None] if leaf.ndim == axes else leaf
+
+    return View(
+        None if view.angles is None else (its(view.angles[0], 3), its(view.angles[1], 3)),
+        None if view.real is None else its(view.real, 2),
+        None if view.lengths is None else its(view.lengths, 1),
+        None if view.segments is None else (its(view.segments[0], 2), its(view.segments[1], 2)),
+        view.start if view.start is None or jnp.ndim(view.start) == 0 else its(jnp.asarray(view.start), 1),
+        view.first,
+    )

@@ -117,6 +117,25 @@ def one_exit(flags: FlagValues) -> Any:
     return rules[0]
 
 
+def kv_spans(flags: FlagValues) -> tuple[int, ...]:
+    """Returns the spans of --kv_span; InputError for what is none."""
+    try:
+        spans = tuple(int(text) for text in flags.kv_span or ())
+    except ValueError:
+        spans = ()
+    if flags.kv_span is not None and (not spans or min(spans) < 1):
+        raise InputError(f"--kv_span is {','.join(flags.kv_span)!r}, expected whole numbers of at least 1, such as 2,4")
+    return spans
+
+
+def one_span(flags: FlagValues) -> int:
+    """Returns the units of depth over which a model shares keys and values."""
+    spans = kv_spans(flags)
+    if len(spans) != 1:
+        raise InputError(f"--kv_span has {len(spans)} values, of which only --generate compares several: give one")
+    return spans[0]
+
+
 def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagValues, end_token: str) -> Any:
     """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
     from odelm.infer.draft_choice import describe, try_drafts

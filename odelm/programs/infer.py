@@ -4,7 +4,7 @@
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
     python infer.py --workdir=runs/tiny --max_loss_increase=0.5%
     python infer.py --workdir=runs/tiny --early_exit=0.1,0.2 --steps=4 [--exit_measure=prediction]
-    python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative] [--early_exit=0.1]
+    python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative] [--early_exit=0.1] [--kv_span=4]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
     python infer.py --model=FOLDER --steps=12,6,4,3 --text=FILE
@@ -106,6 +106,12 @@ flags.DEFINE_enum(
     "What settles: the state, by Euler's error estimate, or the prediction.",
     flag_values=FLAGS,
 )
+flags.DEFINE_list(
+    "kv_span",
+    None,
+    "Units of depth that share keys and values, in place of the model's own; with --generate several to compare.",
+    flag_values=FLAGS,
+)
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
 _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
 _string("prompt", None, "Generate a continuation of this text instead.")
@@ -203,6 +209,7 @@ def _target() -> Path | None:
         quantize=None,
         adaptive_tolerance=None,
         early_exit=None,
+        kv_span=None,
         tensor=1,
     ).items():
         if FLAGS[name].value != unset:
@@ -221,6 +228,8 @@ def _export(loaded, steps: tuple[int, ...], source: Path, step: int | None, targ
 
 def _with_dtype(config: Config) -> Config:
     model = dataclasses.replace(config.model, dtype=FLAGS.dtype, residual_dtype="auto")
+    if FLAGS.kv_span is not None and not FLAGS.generate:
+        model = dataclasses.replace(model, kv_span=generation.one_span(FLAGS))
     return dataclasses.replace(config, model=model)
 
 
@@ -248,6 +257,7 @@ def _options() -> "Comparison":
         eval_batches=FLAGS.eval_batches,
         text=FLAGS.text,
         early_exits=generation.early_exits(FLAGS),
+        kv_spans=generation.kv_spans(FLAGS) if FLAGS.generate else (),
     )
 
 

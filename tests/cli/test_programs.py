@@ -184,12 +184,13 @@ def test_generates_text(decoder, call):
 def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     done = call(
         "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--generate", "--steps=2", "--prefill_steps=4",
-        "--speculative", "--draft_steps=1", "--draft_length=2", "--new_tokens=6", "--length=16", "--repeats=5",
-        "--eval_batches=1",
+        "--kv_span=2", "--speculative", "--draft_steps=1", "--draft_length=2", "--new_tokens=6", "--length=16",
+        "--repeats=5", "--eval_batches=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "generation.json").read_text())["rows"]
-    assert [row["label"] for row in rows] == ["4", "2", "4, then 2", "draft 1 x 2"]
+    assert [row["label"] for row in rows] == ["4", "2", "4, then 2", "draft 1 x 2", "4, span 2"]
+    assert rows[4]["memory_bytes"] == rows[1]["memory_bytes"] and rows[4]["loss"] not in (rows[0]["loss"], None)
     assert (tmp_path / "generation.png").read_bytes().startswith(PNG)
     assert "ms/token" in done.stdout and "draft 1 x 2" in done.stdout and "second halves" in done.stdout
 
@@ -372,6 +373,9 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--text="], ["--text", "empty"]),
         (["--out="], ["--out", "empty"]),
         (["--speculative"], ["--speculative", "--generate"]),
+        (["--kv_span=2,4"], ["--kv_span has 2 values", "--generate"]),
+        (["--kv_span=half", "--generate"], ["--kv_span is 'half'"]),
+        (["--kv_span=2", "--solver=heun"], ["kv_span is 2", "Euler"]),
         (["--prompt=a", "--draft_steps=2"], ["--draft_steps", "--speculative"]),
         (["--prompt=a", "--prompt_file=b"], ["give one"]),
         (["--prompt_file=missing"], ["missing", "cannot be read"]),

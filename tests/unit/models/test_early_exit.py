@@ -11,7 +11,7 @@ from odelm.errors import InputError
 from odelm.models import Encoder, Inputs
 from odelm.models.early_exit import EarlyExit, counts_that_save
 from odelm.models.exit_pass import decode_with_exits, encode_with_exits
-from odelm.models.transformer import evaluations_of
+from odelm.models.stretches import evaluations_of
 from tests.calls import compiled, jitted
 from tests.thorough import few
 

@@ -1,5 +1,7 @@
 """A memory of one grid read on another: exact at shared times, between two of them interpolated."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ GRIDS = {
 def test_keys_are_found_by_their_time(source, target, expected, model, tokens):
     plans = compiled(model.plan)(grid=source), compiled(model.plan)(grid=target)
     memory = remembered(model, plans[0], tokens)
-    found = jax.jit(retimed)(memory, *plans)
+    found = jax.jit(partial(retimed, model))(memory, *plans)
     assert len(set(core(memory)[:, 0, 0, 0, 0, 0].tolist())) == len(source) - 1, "times must differ"
     np.testing.assert_allclose(core(found), expected(core(memory)), atol=1e-6)
     np.testing.assert_array_equal(found.blocks[0].keys, memory.blocks[0].keys)
@@ -49,17 +51,17 @@ def test_keys_are_found_by_their_time(source, target, expected, model, tokens):
 def test_where_times_are_shared_nothing_is_rounded(model, tokens):
     fine, coarse = compiled(model.plan)(), compiled(model.plan)(steps=2)
     memory = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim == 6 else x, remembered(model, fine, tokens))
-    found = retimed(memory, fine, coarse)
+    found = retimed(model, memory, fine, coarse)
     np.testing.assert_array_equal(core(found).astype(np.float32), core(memory)[[0, 2]].astype(np.float32))
 
 
 def test_a_method_of_several_stages_finds_its_own(model, tokens):
     plan = compiled(model.plan)(grid=[0, 1, 2, 4], solver="heun")
     memory = remembered(model, plan, tokens)
-    for leaf, same in zip(*map(jax.tree.leaves, (memory, retimed(memory, plan, plan))), strict=True):
+    for leaf, same in zip(*map(jax.tree.leaves, (memory, retimed(model, memory, plan, plan))), strict=True):
         np.testing.assert_array_equal(leaf, same)
     # The first stages of it are where Euler's method looks.
-    found = retimed(memory, plan, compiled(model.plan)(grid=[0, 2, 4]))
+    found = retimed(model, memory, plan, compiled(model.plan)(grid=[0, 2, 4]))
     np.testing.assert_array_equal(core(found), core(memory)[[0, 2], :1])
 
 

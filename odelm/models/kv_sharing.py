@@ -1,0 +1,55 @@
+"""Keys and values shared by neighbouring times: a memory that is smaller by as much.
+
+With `model.kv_span` the depth of each group is cut into spans of so many units. The first evaluation in a span computes
+keys and values, and the others of that span attend to these. At coarse steps as long as a span nothing is shared, so
+that full depth needs no more memory than they do. A model that was not trained so loses much by it (docs/inference.md,
+"Keys and values of neighbouring times"). For the layers of a stack this is cross-layer attention (Brandon et al. 2024,
+arXiv 2405.12981); that spans are of time, so that every grid has them, is ours.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from odelm import ode
+from odelm.config import ModelConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sharing:
+    """Which keys and values each of the N evaluations of a stretch reads."""
+
+    slots: jax.Array
+    """int32 (N,), the index among those that are kept."""
+    fresh: jax.Array
+    """bool (N,), whether they are its own."""
+
+
+def sharing_of(part: ode.Plan, span: int, *, carried: bool = False) -> Sharing:
+    """Returns who shares keys and values along a stretch, whose spans are counted from its beginning; all those that
+    are `carried` are in one slot, the newest."""
+    times = part.times[:, 0]
+    # A time that rounding has put just before the edge of a span lies in the span that it begins.
+    spans = jnp.floor((times - times[0]) / span + 1e-3).astype(jnp.int32)
+    fresh = jnp.concatenate([jnp.ones(1, bool), spans[1:] != spans[:-1]])
+    return Sharing(jnp.zeros_like(spans) if carried else jnp.cumsum(fresh, dtype=jnp.int32) - 1, fresh)
+
+
+def slot_count(part: ode.Plan, config: ModelConfig) -> int:
+    """Returns for how many evaluations of a stretch of the core a memory has room."""
+    spans = math.ceil(config.core // config.groups / config.kv_span)
+    return min(part.times.shape[0], spans)
+
+
+def kept_times(part: ode.Plan, config: ModelConfig) -> jax.Array:
+    """Returns the times of the keys and values that a memory holds of a stretch of the core, float32 (C, R), in order;
+    those that a grid has no use for are infinite."""
+    if config.kv_span == 1:
+        return part.times
+    sharing, numbers = sharing_of(part, config.kv_span), jnp.arange(slot_count(part, config), dtype=jnp.int32)
+    first = jnp.searchsorted(sharing.slots, numbers)
+    known = (numbers <= sharing.slots[-1])[:, None]
+    return jnp.where(known, part.times[jnp.minimum(first, len(part.times) - 1)], jnp.inf)
