@@ -106,16 +106,18 @@ def publish(
     draw: Draw | None = None,
     show: Show | None = None,
     width: int = 100,
+    quality: str = "loss",
 ) -> Path:
     """Writes a report and prints its table, also if it cannot be written; returns the directory.
 
     `draw` and `show` are those of another kind of report than that of a sweep, `width` the columns of a table that goes
-    elsewhere than to a terminal. Raises InputError where it cannot be written.
+    elsewhere than to a terminal, and `quality` what rows have that is drawn. Raises InputError where it cannot be
+    written.
     """
     # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
     console = Console(width=None if sys.stdout.isatty() else width)
     try:
-        write_report(report, directory, name=name, draw=draw or plot)
+        write_report(report, directory, name=name, draw=draw or plot, quality=quality)
     except OSError as error:
         raise InputError(f"the report cannot be written to {directory} ({error}); give --out") from error
     finally:
@@ -129,12 +131,13 @@ def write_report(
     *,
     name: str = "report",
     draw: Draw | None = None,
+    quality: str = "loss",
 ) -> None:
-    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw; or files of
-    another name, drawn by another function."""
+    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw, or what
+    else rows have as their `quality`; or files of another name, drawn by another function."""
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / f"{name}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
-    if any(is_finite(row["loss"]) for row in report["rows"]):
+    if any(is_finite(row[quality]) for row in report["rows"]):
         (draw or plot)(report, directory / f"{name}.png")
     else:
         # That of an earlier report would be taken for this one's.

@@ -26,5 +26,10 @@ def interop() -> int:
     return _launch("interop", "interrupted")
 
 
+def evals() -> int:
+    """Runs `python -m odelm.evals`, which is `odelm-evals` where the package is installed."""
+    return _launch("evals", "interrupted")
+
+
 def _launch(name: str, line: str) -> int:
     return guarded(lambda: importlib.import_module(f"odelm.programs.{name}").main(sys.argv[1:]), line=line)

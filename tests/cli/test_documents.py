@@ -64,17 +64,24 @@ def test_a_command_that_is_shown_can_be_given(command, monkeypatch):
     if name == "-m" or name.startswith("benchmarks/"):
         check_module(*arguments if name == "-m" else [name.removesuffix(".py").replace("/", "."), *arguments])
         return
+    check_flags(name, arguments)
+
+
+def check_flags(name: str, arguments: list[str]) -> None:
+    """Checks the arguments of a program whose flags are absl's."""
     flags = import_module(f"odelm.programs.{name.removesuffix('.py')}").FLAGS
     if "--help" in arguments:
         return
     given = [argument for argument in arguments if not argument.startswith("[")]
-    command_line.parse(flags, given if name == "infer.py" else [*given, "--workdir=needed"])
+    command_line.parse(flags, given if name != "train.py" else [*given, "--workdir=needed"])
     if name == "train.py" and flags.config:
         command_line.overridden(load_recipe(flags.config), flags.override)
 
 
 def check_module(name: str, *arguments: str) -> None:
     assert find_spec(name), name
+    if name == "odelm.evals":
+        return check_flags("evals", list(arguments))
     programs = {"odelm.data": ROOT / "odelm/programs/data.py", "odelm.interop": ROOT / "odelm/programs/interop.py"}
     source = programs.get(name, ROOT / f"{name.replace('.', '/')}.py")
     for argument in arguments:

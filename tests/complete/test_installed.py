@@ -35,6 +35,8 @@ def test_the_programs_work_away_from_a_checkout(site, corpus, tmp_path):
     assert "update 2: held-out loss" in call("odelm-train", "--config=tiny_grouped", "--workdir=run", *data, *size)
     assert "written to run/infer" in call("odelm-infer", "--workdir=run", "--repeats=2")
     assert "train batch 0" in call("odelm-data", "show", "--workdir=run")
+    (tmp_path / "own.jsonl").write_text('{"text": "one and two"}\n{"text": "two and one"}\n')
+    assert "written to run/evals" in call("odelm-evals", "--model=run", "--tasks=own.jsonl", "--repeats=2")
     where = subprocess.run([sys.executable, "-c", "import odelm; print(odelm.__file__)"], cwd=tmp_path,
                            env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True)  # fmt: skip
     assert Path(where.stdout.strip()).is_relative_to(site), "the package that was installed is the one that ran"

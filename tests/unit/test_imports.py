@@ -122,7 +122,8 @@ def test_importing_the_package_is_light():
 
 def test_a_program_sees_to_its_signals_and_shows_its_help_before_jax_is_imported():
     source = (
-        "import sys, odelm.interop, odelm.data, odelm.programs.launch, odelm.programs.train, odelm.programs.infer\n"
+        "import sys, odelm.interop, odelm.data, odelm.evals, odelm.programs.launch, odelm.programs.train\n"
+        "import odelm.programs.infer, odelm.programs.evals\n"
     )
     show = "print([name for name in ('jax', 'numpy', 'flax') if name in sys.modules])"
     command = [sys.executable, "-c", source + show]

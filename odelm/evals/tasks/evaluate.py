@@ -1,0 +1,107 @@
+"""Tasks scored by a model at each step count: the rows of `results.json`."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from odelm.errors import InputError
+from odelm.evals.likelihood import Likelihood, Scorer
+from odelm.evals.sweep import latencies_of
+from odelm.evals.tasks.items import SentencePair, Task
+from odelm.evals.tasks.metrics import Score, mean_of, scores_of
+
+Row = dict[str, Any]
+ByStepCount = dict[int, list[Score]]
+"""The scores of a task, one for each metric, by the number of steps."""
+
+
+def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
+    """Returns a row for each task, metric and step count: `task`, `metric`, `steps`, `evaluations`, `value`, `stderr`,
+    `n`, `random` and `majority`, the last four of which are None or nan where they mean nothing.
+
+    Tasks of a group are followed by their mean, which has the group's name. Raises InputError for tasks that the kind
+    of model cannot do, before anything is scored, and for texts that it cannot take.
+    """
+    check_kinds(scorer, tasks)
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.group or task.name, []).append(task)
+    return [row for name, of_group in groups.items() for row in _rows_of(scorer, name, of_group)]
+
+
+def check_kinds(scorer: Scorer, tasks: Iterable[Task]) -> None:
+    """Raises InputError for an encoder that is to do something else than to compare sentences."""
+    other = next((task.name for task in tasks if task.kind is not SentencePair), None)
+    if scorer.masked and other is not None:
+        raise InputError(
+            f"{other} is scored by the likelihood of what follows a text, which decoders have; this model is an "
+            "encoder: give it BLiMP, or other pairs of sentences"
+        )
+
+
+def time_batches(scorer: Scorer, length: int, *, repeats: int) -> list[Row]:
+    """Returns for each step count how long a batch of rows of `length` tokens takes: `steps`, `evaluations` and
+    `latency_ms`, with `median` and `p90`."""
+    calls = {steps: lambda steps=steps: scorer.forward(steps, length) for steps in scorer.plans}
+    latencies = latencies_of(calls, repeats)
+    return [
+        {
+            "steps": steps,
+            "evaluations": scorer.evaluations(steps),
+            "latency_ms": {"median": latencies[steps].median, "p90": latencies[steps].p90},
+        }
+        for steps in scorer.plans
+    ]
+
+
+def _rows_of(scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Row]:
+    """Returns the rows of a group of tasks, or of a task that is in none, and says on standard error how it went."""
+    start = time.monotonic()
+    found = [_scored(scorer, task) for task in tasks]
+    texts = sum(len(item.pairs) for task in tasks for item in task.items)
+    taken = time.monotonic() - start
+    print(f"{name}: {texts:,} texts, each in {', '.join(map(str, scorer.plans))} steps: {taken:.0f} s", file=sys.stderr)
+    rows = [row for task, scores in zip(tasks, found, strict=True) for row in _rows(scorer, task.name, scores)]
+    return rows if tasks[0].group is None else rows + _rows(scorer, name, _mean(found))
+
+
+def _scored(scorer: Scorer, task: Task) -> ByStepCount:
+    try:
+        likelihoods = scorer([pair for item in task.items for pair in item.pairs])
+    except InputError as error:
+        raise InputError(f"{task.source}: {error}") from error
+    return {
+        steps: scores_of(task, _by_item(task, of_texts), vocab_size=scorer.vocab_size)
+        for steps, of_texts in likelihoods.items()
+    }
+
+
+def _by_item(task: Task, likelihoods: Sequence[Likelihood]) -> list[list[Likelihood]]:
+    rest = iter(likelihoods)
+    return [[next(rest) for _ in item.pairs] for item in task.items]
+
+
+def _mean(parts: Sequence[ByStepCount]) -> ByStepCount:
+    """Returns the mean over tasks of each metric."""
+    return {
+        steps: [mean_of(scores) for scores in zip(*(part[steps] for part in parts), strict=True)] for steps in parts[0]
+    }
+
+
+def _rows(scorer: Scorer, name: str, by_steps: ByStepCount) -> list[Row]:
+    return [
+        {
+            "task": name,
+            "metric": score.metric,
+            "steps": steps,
+            "evaluations": scorer.evaluations(steps),
+            "value": score.value,
+            "stderr": score.stderr,
+            "n": score.n,
+            "random": score.random,
+            "majority": score.majority,
+        }
+        for steps, scores in by_steps.items()
+        for score in scores
+    ]
