@@ -10,7 +10,7 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: demo test test-all test-kills test-beam test-wandb test-interop test-newest test-newest-with lint docs clean
+.PHONY: demo test test-all test-kills test-beam test-wandb test-harness test-interop test-newest test-newest-with lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
@@ -42,6 +42,11 @@ test-beam: .venv/.installed-beam-test
 test-wandb: .venv/.installed-wandb-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/train/test_wandb.py
 
+# Tasks against lm-eval, by our model in it and by its own of transformers, without a network; without lm-eval `make test`
+# skips these. Deprecations are those of its dependencies.
+test-harness: .venv/.installed-harness-test
+	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning tests/harness
+
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
 # environment of its own.
 test-newest:
@@ -65,10 +70,13 @@ lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# What imports a package that only an extra installs.
+OPTIONAL = odelm/evals/harness/model.py
+
 # The API reference, from the docstrings; a warning is an error. Modules are named one by one, because a package's
 # __all__ would hide those that it does not list, and pdoc warns of those that it had found already. Annotations are
 # for pyright to check: pdoc cannot read all of those of TFDS and Optax.
-MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(filter-out %__main__.py,$(sort \
+MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(filter-out %__main__.py $(OPTIONAL),$(sort \
 	$(wildcard odelm/*.py odelm/*/*.py odelm/*/*/*.py))))))
 
 docs: .venv/.installed-docs

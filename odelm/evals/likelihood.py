@@ -131,6 +131,10 @@ class Scorer:
         places = np.zeros((B, self._width(1, L)), np.int32)
         return self._predicted(self.plans[steps], (tokens, np.full(B, L, np.int32), places, places))[0]
 
+    def context(self, text: str) -> list[int]:
+        """Returns the token ids of a text that a decoder is to continue: of an empty one the end-of-text token."""
+        return self._encode(text) or [self._start]
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

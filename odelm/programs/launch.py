@@ -31,5 +31,10 @@ def evals() -> int:
     return _launch("evals", "interrupted")
 
 
+def harness() -> int:
+    """Runs `python -m odelm.evals.harness`, which is lm-eval."""
+    return _launch("harness", "interrupted")
+
+
 def _launch(name: str, line: str) -> int:
     return guarded(lambda: importlib.import_module(f"odelm.programs.{name}").main(sys.argv[1:]), line=line)

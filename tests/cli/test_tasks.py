@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from odelm.evals.tasks import evaluate
-from odelm.programs import evals
+from odelm.programs import evals, harness
 from tests.cli.test_programs import PNG, refused
 
 KEYS = {"task", "metric", "steps", "evaluations", "value", "stderr", "n", "random", "majority"}
@@ -95,6 +95,11 @@ def test_an_encoder_is_scored_on_pairs_of_sentences(call, encoder, data, tmp_pat
         assert math.isclose(rows["blimp", "acc", steps]["value"], mean)
     other = call("evals", *arguments, "--tasks=blimp,lambada", "--overwrite")
     refused(other, "lambada is scored by the likelihood of what follows a text", "this model is an encoder")
+
+
+def test_lm_eval_that_is_missing_is_told_in_one_line(call, monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    refused(call("harness", "--model=odelm"), "lm-eval, which is not installed: pip install 'odelm[harness]'")
 
 
 def test_without_steps_and_out_the_usual_ones_are_taken(decoder, monkeypatch):

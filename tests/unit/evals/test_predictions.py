@@ -28,6 +28,12 @@ def test_a_pair_is_split_before_the_spaces_between(encode, context, continuation
     assert after != encode(continuation) or context == "word1 and"
 
 
+def test_a_pair_is_tokenised_as_one_text(encode):
+    before, after = encode_pair(encode, "wor", "d1 and", START)
+    assert before == encode("wor") and after == encode("word1 and")[len(before) :]
+    assert after != encode("d1 and"), "the tokenizer must join the two for this to test anything"
+
+
 def test_without_a_context_a_text_follows_the_end_of_another(encode):
     assert encode_pair(encode, "", " word1", START) == ([START], encode(" word1"))
     assert encode_pair(encode, "  ", "word1", START) == ([START], encode("  word1"))

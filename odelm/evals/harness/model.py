@@ -1,0 +1,130 @@
+"""The model that lm-eval calls: likelihoods by `odelm.evals.likelihood`, generation by `odelm.Generator`."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lm_eval.models  # noqa: F401  # pyright: ignore[reportMissingImports] (its own models are registered first)
+from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+
+from odelm import pretrained
+from odelm.config import Config
+from odelm.errors import InputError, nearest
+from odelm.evals.likelihood import Scorer
+from odelm.infer.generator import Generator
+from odelm.models import CausalLM
+
+# lm-eval would fork this process to bootstrap, and JAX's threads may hold locks then.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+"""What tasks call the number of tokens to generate."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+OPTIONS = ("until", "do_sample", *LENGTHS, *SAMPLING)
+
+
+@register_model("odelm")
+class HarnessModel(LM):
+    """A model of ours as lm-eval has them. Decoders answer all requests, encoders likelihoods of texts without context.
+
+    Args:
+        path: a training run, a bundle or a Hugging Face folder, as `odelm.load` takes it.
+        steps: equal steps over the core; full depth by default.
+        solver: the name of the ODE solver.
+        dtype: of matrix products; "auto" is bfloat16 where that is fast, else float32.
+        batch_size: texts in a batch; "auto" is 32.
+        max_gen_toks: the most tokens that are generated, where a task does not say.
+        device, max_batch_size: are given by lm-eval and not used: JAX chooses the device.
+
+    Raises InputError for what `odelm.evals.likelihood.Scorer` refuses.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        steps: int | None = None,
+        solver: str = "euler",
+        dtype: str = "auto",
+        batch_size: int | str = 32,
+        max_gen_toks: int = 256,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ):
+        super().__init__()
+        model, config, tokenizer = pretrained.load(path, adjust=lambda own: _with_dtype(own, dtype), with_profile=False)
+        self.steps = config.model.core if steps is None else steps
+        self.batch_size = 32 if str(batch_size).startswith("auto") else int(batch_size)
+        self.max_gen_toks, self.end_token = max_gen_toks, config.data.end_token
+        self.scorer = Scorer(
+            model, tokenizer, steps=(self.steps,), solver=solver, batch_size=self.batch_size, end_token=self.end_token
+        )
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Returns for each request, whose arguments are a context and a continuation, the log-likelihood of the
+        continuation and whether greedy decoding gives it."""
+        found = self.scorer([request.args for request in requests])[self.steps]
+        return [(one.log, one.greedy) for one in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """Returns the log-likelihood of each request's text, in windows of the model's positions."""
+        return [one.log for one in self.scorer([("", request.args[0]) for request in requests])[self.steps]]
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Returns what follows each request's context, up to the first of the strings `until`; greedy by default.
+
+        A context is cut from the left where it and the new tokens are more than the model's positions. Raises
+        InputError for an encoder, for unknown options, and for more new tokens than positions.
+        """
+        generator = self._generator()
+        found = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        for members in groups.values():
+            tokens, options = self._generation(requests[members[0]].args[1])
+            given = {number: self._context(requests[number].args[0], tokens) for number in members}
+            order = sorted(members, key=lambda number: -len(given[number]))
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                texts = generator([given[number] for number in batch], new_tokens=tokens, **options)
+                for number, text in zip(batch, texts, strict=True):
+                    found[number] = text
+        return found
+
+    def _generator(self) -> Generator:
+        runner = self.scorer.runner
+        if not isinstance(runner.model, CausalLM):
+            raise InputError("text is generated by decoders; this model is an encoder")
+        plan = self.scorer.plans[self.steps]
+        return Generator.of(runner, self.scorer.tokenizer, plan, end_token=self.end_token)
+
+    def _generation(self, given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Returns how many tokens to generate, and the options of `Generator.stream` for what a task gives."""
+        unknown = next((name for name in given if name not in OPTIONS), None)
+        if unknown is not None:
+            raise InputError(f"the task generates with {unknown}={given[unknown]!r}; {nearest(unknown, OPTIONS)}")
+        until = given.get("until") or ()
+        options = {name: given[name] for name in SAMPLING if given.get(name) is not None}
+        if not given.get("do_sample", options.get("temperature", 0.0) > 0):
+            options["temperature"] = 0.0
+        else:
+            options.setdefault("temperature", 1.0)
+        tokens = next((int(given[name]) for name in LENGTHS if given.get(name) is not None), self.max_gen_toks)
+        return tokens, {"stop": [until] if isinstance(until, str) else list(until), **options}
+
+    def _context(self, text: str, new_tokens: int) -> list[int]:
+        """Returns the last tokens of a context, as many as leave room for new ones."""
+        room = self.scorer.runner.model.config.max_length - new_tokens
+        if room < 1:
+            raise InputError(
+                f"the task generates {new_tokens} tokens, past the model's {room + new_tokens} positions with a "
+                "context: give max_gen_toks, in --gen_kwargs or --model_args"
+            )
+        return self.scorer.context(text)[-room:]
+
+
+def _with_dtype(config: Config, dtype: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype, residual_dtype="auto"))
