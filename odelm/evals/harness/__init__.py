@@ -10,10 +10,14 @@ functions (`process_docs: !function odelm.evals.harness.unchanged`); the second 
 from importlib.util import find_spec
 from typing import TypeVar
 
+__all__ = ["unchanged"]
+
 Documents = TypeVar("Documents")
 
 if find_spec("lm_eval") is not None:
     from odelm.evals.harness.model import HarnessModel as HarnessModel
+
+    __all__ += ["HarnessModel"]
 
 
 def unchanged(documents: Documents) -> Documents:
