@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from odelm.compiling import side_by_side
 from odelm.errors import InputError
 from odelm.evals.predictions import Prediction, encode_pair, masked_in_turn, windows
-from odelm.infer.encoder_runner import EncoderRunner
+from odelm.infer.encoder_runner import SPLASH_BUCKET, EncoderRunner
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
@@ -43,7 +43,7 @@ class Likelihood:
 
 
 class Scorer:
-    """A language model that tells how likely texts are, at each of some step counts.
+    """Reports how likely texts are to a language model, at each of some step counts.
 
     To a decoder the likelihood of a text is that of its tokens given those before, as `encode_pair` and `windows` make
     them; to an encoder it is the pseudo-likelihood, each token masked in turn, and there is no context.
@@ -180,7 +180,7 @@ class Scorer:
     def _length(self, longest: int) -> int:
         """Returns how long rows are padded: few lengths, so that few programs are compiled."""
         config = self.runner.model.config
-        smallest = 128 if config.attention == "splash" else SMALLEST_BUCKET
+        smallest = SPLASH_BUCKET if config.attention == "splash" else SMALLEST_BUCKET
         return min(max(power_of_two(longest), smallest), config.max_length)
 
     def _width(self, most: int, length: int) -> int:

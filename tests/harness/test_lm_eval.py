@@ -31,7 +31,7 @@ TASKS = {
         {"text": "word1 and word4 and"}, {"text": LONG + "word44"}, {"text": '"No.\n\nword3 and word6'}]),
     "blimp": ("blimp/_template_yaml", "validation", [
         {"sentence_good": good, "sentence_bad": bad} for good, bad in
-        [("word1 and word4", "word4 word4 and"), ("Cats are.", "Cats is."), ("and", "and and")]]),
+        [("word1 and word4", "word4 word4 and"), ("Cats are.", "Cats is."), ("and", "and and"), ("word7", "word7")]]),
     "hellaswag": ("hellaswag/hellaswag.yaml", "validation", [HELLASWAG | {"label": str(i)} for i in (0, 1, 3)]
         + [HELLASWAG | {"ctx_a": LONG, "label": "2"}]),
     "piqa": ("piqa/piqa.yaml", "validation", [

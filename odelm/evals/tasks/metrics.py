@@ -83,7 +83,8 @@ def _questions(items: Sequence[Question], found: Found, vocab_size: int) -> list
 
 
 def _sentence_pairs(items: Sequence[SentencePair], found: Found, vocab_size: int) -> list[Score]:
-    hits = [good.log > bad.log for good, bad in found]
+    # As in lm-eval. BLiMP has a few pairs of equal sentences, whose likelihoods may differ by rounding.
+    hits = [good.log >= bad.log or item.good == item.bad for item, (good, bad) in zip(items, found, strict=True)]
     return [accuracy("acc", hits, 0.5, None)]
 
 

@@ -118,22 +118,26 @@ def _labels_beside(path: Path) -> Iterator[tuple[str, str]] | None:
 
 def _arc_rows(lines: Lines) -> Iterator[Item]:
     """Yields the questions of ARC as CSV without a header: the question, its choices, and the right one's letter or
-    number. A question with fewer choices has empty columns; one without any, as some copies have them, is left out, and
-    a line on standard error counts these."""
+    number.
+
+    A question with fewer choices has empty columns after them. One without any, as some copies have them, is left out,
+    and a line on standard error counts these.
+    """
     left_out, place = 0, ""
     for place, row in _csv_rows(lines):
         with _at(place):
             if len(row) < 4:
                 raise InputError(f"has {len(row)} columns, expected a question, two or more choices and the answer")
             asked, *choices, key = row
-            choices = tuple(choice for choice in choices if choice.strip())
+            while choices and not choices[-1].strip():
+                choices.pop()
             labels = "123456789" if key.strip().isdecimal() else "ABCDEFGHI"
             if choices:
-                yield formats.keyed(asked, choices, [*labels[: len(choices)]], key.strip())
+                yield formats.keyed(asked, tuple(choices), [*labels[: len(choices)]], key.strip())
             else:
                 left_out += 1
     if left_out:
-        print(f"{place.partition(', line')[0]}: {left_out} questions have no choices and are left out", file=sys.stderr)
+        print(f"{place.partition(', line')[0]}: questions without choices are left out: {left_out}", file=sys.stderr)
 
 
 def _csv_rows(lines: Lines) -> Iterator[tuple[str, list[str]]]:

@@ -73,7 +73,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     for (task, metric), rows in by_steps.items():
         first = rows[counts[0]]
         shown = [_shown(rows[count]) for count in counts]
-        baselines = [_value(metric, first[name]) for name in ("random", "majority")]
+        baselines = [_baseline(metric, first[name]) for name in ("random", "majority")]
         table.add_row(task, metric, f"{first['n']:,}", *baselines, *shown)
     times = [f"{latency['latency_ms']['median']:.2f}" for latency in results["latencies"]]
     table.add_row("ms a batch", f"{results['batch']} x {results['length']}", "", "", "", *times, end_section=True)
@@ -131,15 +131,21 @@ def _by_steps(rows: Sequence[Row]) -> dict[tuple[str, str], dict[int, Row]]:
 
 
 def _shown(row: Row) -> str:
-    value = _value(row["metric"], row["value"])
-    return f"{value} ± {_value(row['metric'], row['stderr'])}" if is_finite(row["stderr"]) else value
+    """Returns a value with its standard error in the same form, as the table has them."""
+    form = _form(row["metric"], row["value"])
+    scale = 100 if row["metric"] in SHARES else 1
+    error = f" ± {scale * row['stderr']:{form}}" if is_finite(row["stderr"]) else ""
+    return f"{scale * row['value']:{form}}{error}"
 
 
-def _value(metric: str, value: float | None) -> str:
-    """Returns a value as the table has it."""
+def _baseline(metric: str, value: float | None) -> str:
+    return number(None if value is None else (100 if metric in SHARES else 1) * value, _form(metric, value))
+
+
+def _form(metric: str, value: float | None) -> str:
     if metric in SHARES:
-        return number(None if value is None else 100 * value, ".1f")
-    return number(value, ",.2f" if value is None or value < 1e5 else ".1e")
+        return ".1f"
+    return ",.2f" if value is None or value < 1e5 else ".1e"
 
 
 def _steps(count: int) -> str:

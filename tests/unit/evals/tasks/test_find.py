@@ -92,7 +92,7 @@ def test_arc_is_both_of_its_sets_and_its_csv_is_read(data, capfd):
         Question("Question: Two\nlines, here?\nAnswer:", ("e", "f"), 1),
         Question("Question: No?\nAnswer:", ("g", "h", "i", "j"), 3),
     ]
-    assert "arc_easy_validation.csv: 1 questions have no choices and are left out" in capfd.readouterr().err
+    assert "arc_easy_validation.csv: questions without choices are left out: 1" in capfd.readouterr().err
 
 
 def test_labels_in_a_file_beside_the_questions_are_read(data):
@@ -114,6 +114,16 @@ def test_a_limit_takes_the_first_items_of_each_file(data):
     assert found[0].items[0] == Passage("the end is", " near")
 
 
+REAL = Path(__file__).parents[5] / "shared" / "data"
+PUBLISHED = {"lambada": 5153, "blimp": 67 * 1000, "hellaswag": 10_042, "piqa": 1838, "arc": 570 - 21, "wikitext2": 60}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the published files are not in {REAL}")
+@pytest.mark.parametrize("name, items", PUBLISHED.items())
+def test_the_published_files_are_read_whole(name, items):
+    assert sum(len(task.items) for task in find_tasks([name], REAL)) == items
+
+
 def write(path: Path, content: str | bytes) -> str:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
@@ -129,6 +139,7 @@ BAD = {
     "not UTF-8": ("own.jsonl", jsonl(QUESTION).encode() + b'{"query": "\xff"}', "own.jsonl, line 2 is not UTF-8"),
     "columns": ("arc.csv", "a,b,A\n", "arc.csv, line 1 has 3 columns"),
     "answer": ("arc.csv", "Which?,a,b,A\nWhich?,a,b,E\n", "arc.csv, line 2 has the answer 'E', expected one of A, B"),
+    "empty choice": ("arc.csv", "Which?,a,,c,C\n", "arc.csv, line 1 has the choices ['a', '', 'c'], expected two"),
     "quotes": ("arc.csv", 'Which?,"a"x,b,A\n', "arc.csv, line 1 is not CSV"),
     "passage": ("own.txt", "two words\nword\n", "own.txt, line 2 has a text without a last word"),
     "ending": ("own.yaml", "a", "own.yaml is no file of a task; expected one of .jsonl"),

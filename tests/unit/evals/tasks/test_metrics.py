@@ -36,9 +36,15 @@ def test_the_majority_is_the_most_frequent_label():
 
 def test_of_two_sentences_the_good_one_must_be_likelier():
     pairs = [SentencePair("a", "b")] * 4
-    found = scores(pairs, [[like(-1), like(-2)], [like(-2), like(-1)], [like(-1), like(-1)], [like(0), like(-9)]])
+    found = scores(pairs, [[like(-1), like(-2)], [like(-2), like(-1)], [like(-5), like(-2)], [like(0), like(-9)]])
     assert found["acc"].value == 0.5 and (found["acc"].random, found["acc"].majority) == (0.5, None)
     assert found["acc"].stderr == pytest.approx(math.sqrt(0.25 * 4 / 3 / 4))
+
+
+def test_equal_sentences_and_equal_likelihoods_count_as_in_lm_eval():
+    pairs = [SentencePair("a", "b"), SentencePair("a", "a"), SentencePair("a", "b")]
+    found = scores(pairs, [[like(-1), like(-1)], [like(-1 - 1e-7), like(-1)], [like(-2), like(-1)]])
+    assert found["acc"].value == pytest.approx(2 / 3)
 
 
 def test_passages_have_an_accuracy_and_a_perplexity_of_the_word():
