@@ -128,6 +128,7 @@ def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, 
     assert "loss_before" not in report_of(tmp_path / "run" / "infer")["rows"][0]
 
 
+@pytest.mark.thorough
 def test_an_ordinary_stack_is_shared_and_adapted(small, options, call, tmp_path):
     unshared = ["--config.model.depth=2", "--config.model.groups=2", "--config.step_sampling.counts=2"]
     done = call("train.py", "--config=configs/decoder_unshared.py", f"--workdir={tmp_path / 'run'}", *small, *unshared)

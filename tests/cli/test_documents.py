@@ -162,6 +162,7 @@ def test_training_on_ones_own_text_is_as_in_the_readme(readme, corpus):
     assert "ms/token" in generated and "second halves" in generated
 
 
+@pytest.mark.thorough
 def test_starting_from_a_model_is_as_in_the_readme(readme, call, small, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plain = [

@@ -159,6 +159,7 @@ def test_a_run_is_resumed_by_its_own_config(call, decoder, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.thorough
 def test_a_model_with_prelude_and_coda_is_trained_and_compared(call, small, tmp_path):
     ends = ["--config.model.depth=6", "--config.model.prelude=1", "--config.model.coda=1"]
     ends += ["--config.train.updates=1", "--config.step_sampling.counts=2"]
@@ -208,6 +209,7 @@ def test_another_run_is_compared_at_equal_latency(decoder, encoder, call, tmp_pa
     refused(call("infer.py", *arguments, f"--baseline={encoder}"), "another kind of model")
 
 
+@pytest.mark.thorough
 def test_drafts_leave_the_text_as_it_is(decoder, call, tmp_path):
     (tmp_path / "prompt.txt").write_text("word1 and")
     arguments = [

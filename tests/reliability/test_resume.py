@@ -272,6 +272,7 @@ def test_a_window_that_a_stop_cuts_is_recorded_whole(config, tmp_path, monkeypat
     assert timeless[0] == timeless[1] and [r["step"] for r in timeless[0]] == [4, 8, 8]
 
 
+@pytest.mark.thorough
 def test_raising_the_updates_says_what_becomes_of_the_rate(config, run, tmp_path, capsys):
     train(with_train(config, updates=2 * UPDATES), run)
     assert f"train.updates is {2 * UPDATES}, and was {UPDATES}: the cosine decay" in capsys.readouterr().out
@@ -287,6 +288,7 @@ def test_raising_the_updates_says_what_becomes_of_the_rate(config, run, tmp_path
     assert "resumed after update 3" in out and "train.updates is" not in out
 
 
+@pytest.mark.thorough
 def test_updates_are_traced_on_request(config, tmp_path, capsys):
     train(config, tmp_path, profile=2)
     assert f"a trace of 2 updates is in {tmp_path / 'profile'}" in capsys.readouterr().out

@@ -43,7 +43,6 @@ def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, to
             "one row, drafts": ([[3, 1, 4]], 1),
             "two rows, drafts": ([[3, 1, 4], [5, 9]], 1),
         },
-        "two rows",
         "one row, drafts",
     ),
 )

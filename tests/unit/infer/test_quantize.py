@@ -67,7 +67,6 @@ def loss(model, batch, steps: int | None = None) -> float:
         [*(("decoder", kind) for kind in KINDS), *((name, "int8_static") for name in MODELS if name != "decoder")],
         ("decoder", "fp8"),
         ("encoder", "int8_static"),
-        ("chain", "int8_static"),
     ),
 )
 def test_the_loss_is_near_that_of_the_model_and_not_with_a_wrong_scale(name, kind, make_model, tokens):

@@ -189,7 +189,7 @@ np.savez(file, metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state
 """
 
 
-@pytest.mark.parametrize("mesh", [(1, 2, 2), thorough((1, 1, 4))])
+@pytest.mark.parametrize("mesh", [thorough((1, 2, 2)), thorough((1, 1, 4))])
 def test_a_mesh_cuts_the_heads_of_keys_and_values(mesh, tmp_path):
     file = tmp_path / "updated.npz"
     on_devices(4, f"mesh, file = {mesh}, {str(file)!r}\n{ON_A_MESH}")
