@@ -7,7 +7,7 @@ from odelm.config.describe import described
 from odelm.errors import InputError
 
 MERGES = ("mean", "layer", "low_rank")
-OVERRIDABLE = ("time_modulation", "dropout", "attention", "dtype", "residual_dtype")
+OVERRIDABLE = ("time_modulation", "kv_span", "dropout", "attention", "dtype", "residual_dtype")
 """The options of `model` that count where the model is that of `init.from_pretrained`."""
 
 

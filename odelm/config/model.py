@@ -34,7 +34,8 @@ class ModelConfig:
     make a decoder's memory smaller (grouped-query attention; docs/inference.md)."""
     kv_span: int = 1
     """Units of depth over which evaluations share keys and values, those of the first of them: 1 is each its own. More
-    make a decoder's memory smaller by as much (see `odelm.models.kv_sharing`); only with the `euler` solver."""
+    make a decoder's memory smaller, at full depth by as much (see `odelm.models.kv_sharing`); only with the `euler`
+    solver."""
     depth: int = 12
     """Number of layers that is full depth: prelude, core and coda together. Steps, grids and counts of steps speak of
     the core, `core = depth - prelude - coda`, whose length in time it is."""

@@ -20,6 +20,11 @@ Times = tuple[float, ...]
 """Of a grid over the core, (steps + 1,)."""
 
 
+def solvers_for(config: ModelConfig) -> tuple[str, ...]:
+    """Returns the solvers that the model can take."""
+    return SOLVERS if config.kv_span == 1 else ("euler",)
+
+
 def full_depth(config: ModelConfig) -> Setting:
     """Returns the crossing that others are compared with."""
     return Setting("euler", config.core)
@@ -52,7 +57,7 @@ def is_cheaper(config: ModelConfig, setting: Setting) -> bool:
 def equal_steps(config: ModelConfig) -> list[Setting]:
     """Returns every number of equal steps that spreads over the groups, with every solver, below full depth's cost."""
     counts = range(config.groups, config.core, config.groups)
-    found = [Setting(solver, count) for solver in SOLVERS for count in counts]
+    found = [Setting(solver, count) for solver in solvers_for(config) for count in counts]
     return [setting for setting in found if is_cheaper(config, setting)]
 
 

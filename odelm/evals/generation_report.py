@@ -128,7 +128,7 @@ def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _kind(row: Row) -> str:
     if row["draft_steps"]:
         return "drafts"
-    if row["kv_span"]:
+    if not row["own_kv_span"]:
         return "shared keys and values"
     if row["early_exit"]:
         return f"early exits, by the {row['exit_measure']}"

@@ -35,7 +35,8 @@ def make_report(
     `trained` are the counts of Euler steps that the model was trained with; rows of others say so.
     """
     shape = {
-        name: getattr(model, name) for name in ("kind", "width", "heads", "depth", "groups", "vocab_size", "embed_size")
+        name: getattr(model, name)
+        for name in ("kind", "width", "heads", "depth", "groups", "kv_span", "vocab_size", "embed_size")
     }
     return {
         "device": jax.devices()[0].device_kind,

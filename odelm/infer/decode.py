@@ -132,7 +132,7 @@ def advance(
         if early_exit is None:
             hidden, memory = model.run(inputs, plan, memory=state.memory)
         else:
-            hidden, evaluations, memory = decode_with_exits(model, inputs, plan, early_exit, state.memory)
+            hidden, evaluations, memory = decode_with_exits(model, inputs, plan, early_exit, state.memory, state.done)
         assert memory is not None
         state = dataclasses.replace(state, memory=memory)
         return _append(state, model.readout(hidden[:, 0]), sampling, end, evaluations)

@@ -85,7 +85,7 @@ def with_options(model: Model, **options: Any) -> Model:
 
     Another `dtype` is that of the state too. Raises InputError for a quantised model.
     """
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value not in (None, getattr(model.config, name))}
     if not options:
         return model
     if model.quantization is not None:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from odelm import ode
 from odelm.errors import InputError
+from odelm.models.arrays import check_auto
 from odelm.models.early_exit import EarlyExit, Leaving, Walk, check_exits, start_walk
 from odelm.models.field import BlockField
 from odelm.models.inputs import Inputs
@@ -63,6 +64,7 @@ def encode_in_slots(
     real = inputs.real
     inputs, view, _ = see(inputs, model.config, None)
     h, evaluations = model._start(inputs, None), jnp.zeros(inputs.shape[0], jnp.int32)
+    check_auto(h, "early exits")
     for number, (field, part, core) in enumerate(zip(model._fields(view), plan, model._is_core(), strict=True)):
         h = model._into_lanes(h, number)
         if core:

@@ -48,10 +48,14 @@ def unrolled(model: Model) -> Model:
     """Returns a model with a block for each unit of depth, equal to this one at unit steps.
 
     Time modulation and residuals are folded into the weights, in float32. Raises InputError for a model of several
-    lanes.
+    lanes, and for one that shares keys and values over time.
     """
     if model.config.lanes > 1:
         raise InputError(f"model.lanes is {model.config.lanes}, but separate layers have one state: expected 1")
+    if model.config.kv_span > 1:
+        raise InputError(
+            f"model.kv_span is {model.config.kv_span}, but separate layers each have keys and values: expected 1"
+        )
     config = dataclasses.replace(
         model.config,
         prelude=0,

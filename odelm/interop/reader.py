@@ -48,9 +48,9 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
     """Reads an ALBERT, BERT or GPT-2 folder; parameters become float32.
 
     The class follows the folder's architecture: `CausalLM`, `MaskedLM`, `Classifier`, or `Encoder` for a bare
-    `AlbertModel`. `options` gives the dtypes to compute in and the implementation of attention. Raises InputError,
-    naming what is wrong, for another kind of model, options with no equivalent here, pickled weights, and tensors that
-    do not fit the config.
+    `AlbertModel`. `options` gives the dtypes to compute in, the implementation of attention and `kv_span`. Raises
+    InputError, naming what is wrong, for another kind of model, options with no equivalent here, pickled weights, and
+    tensors that do not fit the config.
     """
     path = Path(path)
     config = files.read_config(path)
@@ -59,7 +59,7 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
         raise InputError(f"{path} is quantised (quantization_config in config.json): give the model as it was before")
     made = family.model_config(config).validate()
     if options is not None:
-        taken = {name: getattr(options, name) for name in ("dtype", "residual_dtype", "attention")}
+        taken = {name: getattr(options, name) for name in ("dtype", "residual_dtype", "attention", "kv_span")}
         made = dataclasses.replace(made, **taken)
     tensors = files.read_tensors(path)
     # A block has a dozen of its own: nothing is built for a config that claims more of them than there can be.

@@ -19,7 +19,7 @@ def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Arr
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
     plan = model.plan()
     h, found = model._start(inputs, None), []
-    parts = zip(model._on_plan(plan, view), plan, model._shared_keys(inputs.shape), strict=True)
+    parts = zip(model._on_plan(plan, view), plan, model._shared_keys(h), strict=True)
     for number, (field, part, kept) in enumerate(parts):
         h = model._into_lanes(h, number)
         room = jnp.zeros((*part.times.shape, 2), jnp.float32)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from odelm.errors import InputError
 from odelm.ode.dtypes import wider
 
 
@@ -76,6 +77,12 @@ def is_explicit(x: jax.Array) -> bool:
     """Returns whether an array lies on a mesh whose axes are Explicit."""
     mesh = jax.typeof(x).sharding.mesh
     return not mesh.empty and mesh.are_all_axes_explicit
+
+
+def check_auto(x: jax.Array, what: str) -> None:
+    """Raises InputError for an array on a mesh whose axes are Explicit, where `what` is not computed."""
+    if is_explicit(x):
+        raise InputError(f"{what} need a mesh whose axes are Auto, not Explicit: jax.make_mesh(axis_types=...)")
 
 
 def _spread(index: jax.Array, more: int) -> NamedSharding | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from odelm import ode
 from odelm.config import ModelConfig
@@ -30,7 +31,6 @@ from odelm.models.transformer import DepthPlan, SharedTransformer
 from odelm.ode.dtypes import at_least_float32
 from odelm.ode.solver import EULER
 
-UNITS = ("row", "token")
 MEASURES = ("state", "prediction")
 FEWEST_STEPS = 4
 """Of a group's stretch, from which an exit can save any: two steps show a difference, and the last one is taken."""
@@ -51,7 +51,8 @@ class EarlyExit:
     "prediction": the total variation distance between the predictions before and after a step, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.tolerance, int | float) and not self.tolerance > 0:
+        known = isinstance(self.tolerance, int | float | np.number)
+        if known and not self.tolerance > 0:
             raise InputError(f"an early exit's tolerance is {self.tolerance}, expected a number above 0, such as 0.1")
         if self.measure not in MEASURES:
             raise InputError(f"the measure of early exits is {self.measure!r}; {nearest(self.measure, MEASURES)}")
@@ -109,7 +110,7 @@ class Leaving:
         slope = (moved.astype(wide) - h.astype(wide)) / _beside(size, h)
         after = Walk(
             walk.left - dt, dt, slope, None if walk.predicted is None else predict(self.model, moved),
-            walk.last, walk.done | walk.last, walk.evaluations + ~walk.done,
+            walk.last, walk.done | walk.last, walk.evaluations + (~walk.done).astype(jnp.int32),
         )  # fmt: skip
         settled = (walk.size > 0) & (self._score(walk, after, moved) <= self.rule.tolerance)
         if self.fine is not None:
@@ -174,6 +175,8 @@ def check_exits(model: SharedTransformer, plan: DepthPlan, rule: EarlyExit) -> N
         raise InputError(
             f"early exits by predictions need a model that makes some, not {type(model).__name__}: measure the state"
         )
+    if rule.measure == "prediction" and isinstance(model, Classifier) and model.head.out.out_features == 1:
+        raise InputError("a regression predicts no probabilities that could settle: measure the state")
 
 
 def _beside(x: jax.Array, h: jax.Array) -> jax.Array:

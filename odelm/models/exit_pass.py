@@ -14,6 +14,7 @@ import numpy as np
 
 from odelm import ode
 from odelm.errors import InputError, nearest
+from odelm.models.arrays import check_auto
 from odelm.models.early_exit import EarlyExit, Leaving, Walk, check_exits, start_walk
 from odelm.models.inputs import Inputs
 from odelm.models.memory import Array, KeysAndSlot, KeyValues, Memory, Slot
@@ -81,6 +82,8 @@ def encode_with_exits(
     """
     if by not in UNITS:
         raise InputError(f"early exits are by {by!r}; {nearest(by, UNITS)}")
+    if fine is not None and by == "row":
+        raise InputError("fine marks tokens, but rows leave as a whole: give by='token', or leave it out")
     check_exits(model, plan, rule)
     inputs = inputs.checked(model.config)
     real = inputs.real
@@ -97,15 +100,29 @@ def encode_with_exits(
 
 
 def decode_with_exits(
-    model: SharedTransformer, inputs: Inputs, plan: DepthPlan, rule: EarlyExit, memory: Memory
+    model: SharedTransformer,
+    inputs: Inputs,
+    plan: DepthPlan,
+    rule: EarlyExit,
+    memory: Memory,
+    done: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Memory]:
     """Returns what `model.run` does for one new token of each row, which leaves the fine steps when it has settled: the
-    hidden states (B, 1, D), the evaluations of each, int32 (B,), and the memory."""
+    hidden states (B, 1, D), the evaluations of each, int32 (B,), and the memory.
+
+    Rows that are `done`, bool (B,), are computed no more, and wait for by none. Raises InputError for what `model.run`
+    refuses, and for several tokens of a row.
+    """
+    check_exits(model, plan, rule)
     inputs = inputs.checked(model.config)
+    if inputs.shape[1] != 1:
+        raise InputError(f"{inputs.shape[1]} tokens of each row are given, expected one: each leaves by itself")
+    model._check_memory(inputs, plan, memory)
     inputs, view, after = see(inputs, model.config, memory)
     assert after is not None
     evaluations = jnp.zeros((inputs.shape[0], 1), jnp.int32)
-    hidden, evaluations, blocks = _run(model, inputs, view, plan, rule, evaluations, memory.blocks, None, None)
+    done = None if done is None else done[:, None]
+    hidden, evaluations, blocks = _run(model, inputs, view, plan, rule, evaluations, memory.blocks, None, None, done)
     return hidden, evaluations[:, 0], dataclasses.replace(after, blocks=blocks)
 
 
@@ -119,13 +136,16 @@ def _run(
     kept: tuple[Any, ...],
     real: jax.Array | None,
     fine: jax.Array | None,
+    done: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, tuple[Any, ...]]:
     h, after = model._start(inputs, None), []
+    check_auto(h, "early exits")
     parts = zip(model._fields(view), plan, kept, model._is_core(), strict=True)
     for number, (field, part, part_kept, core) in enumerate(parts):
         h = model._into_lanes(h, number)
         if core:
             walk = start_walk(model, rule, h, part, evaluations)
+            walk = walk if done is None else dataclasses.replace(walk, done=done)
             h, walk, part_kept = cross(Leaving(field, model, rule, real, fine), h, part, walk, part_kept)
             evaluations = walk.evaluations
         else:

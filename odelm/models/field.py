@@ -26,6 +26,9 @@ class BlockField:
     Dropout is a function of `t`: its key is folded with the time, so that the field stays a function of (t, h) and
     every integration of it sees the same one. Stages of the same time drop the same; one that another integration
     reaches by other roundings is the same time (`key_at`).
+
+    Called by itself it computes keys and values at every time, also of a model with `kv_span`, which shares them along
+    the plans that the model makes.
     """
 
     block: SharedBlock | BlockChain | LaneBlock

@@ -1,10 +1,10 @@
-"""Keys and values shared by neighbouring times: a memory that is smaller by as much.
+"""Keys and values shared by neighbouring times: a smaller memory.
 
 With `model.kv_span` the depth of each group is cut into spans of so many units. The first evaluation in a span computes
 keys and values, and the others of that span attend to these. At coarse steps as long as a span nothing is shared, so
-that full depth needs no more memory than they do. A model that was not trained so loses much by it (docs/inference.md,
-"Keys and values of neighbouring times"). For the layers of a stack this is cross-layer attention (Brandon et al. 2024,
-arXiv 2405.12981); that spans are of time, so that every grid has them, is ours.
+that full depth needs no more memory than they do. What it costs, in models that were trained with it and without, is in
+docs/inference.md ("Keys and values of neighbouring times"). For the layers of a stack this is cross-layer attention
+(Brandon et al. 2024, arXiv 2405.12981); that spans are of time, so that every grid has them, is ours.
 """
 
 import math
@@ -33,7 +33,10 @@ def sharing_of(part: ode.Plan, span: int, *, carried: bool = False) -> Sharing:
     are `carried` are in one slot, the newest."""
     times = part.times[:, 0]
     # A time that rounding has put just before the edge of a span lies in the span that it begins.
-    spans = jnp.floor((times - times[0]) / span + 1e-3).astype(jnp.int32)
+    spans = jnp.floor((times - times[0]) / span + 1e-3)
+    # The end begins no span, however near to it the last step is.
+    last = jnp.ceil(part.sizes.sum() / span - 1e-3) - 1
+    spans = jnp.minimum(spans, last).astype(jnp.int32)
     fresh = jnp.concatenate([jnp.ones(1, bool), spans[1:] != spans[:-1]])
     return Sharing(jnp.zeros_like(spans) if carried else jnp.cumsum(fresh, dtype=jnp.int32) - 1, fresh)
 

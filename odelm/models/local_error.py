@@ -17,6 +17,7 @@ def local_errors(model: SharedTransformer, inputs: Inputs) -> jax.Array:
     It starts from the state that full depth has at i, and is compared with the one that full depth has at j: the mean
     square of the difference over that of the state, float32 (C, C + 1); 0 for a unit step, and inf where there is no
     such step: back, or across a boundary between groups.
+    With `model.kv_span` they are those of steps that compute keys and values of their own.
     """
     config = model.config
     inputs, view, _ = see(inputs.checked(config), config, None)

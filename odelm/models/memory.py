@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from odelm.config import ModelConfig
 from odelm.errors import InputError
+from odelm.models.arrays import check_auto
 from odelm.models.kv_sharing import Sharing
 from odelm.models.precision import compute_dtype
 
@@ -217,6 +218,12 @@ def empty_keys(config: ModelConfig, stages: tuple[int, ...], rows: tuple[int, in
     zeros = jnp.zeros((*stages, *rows, config.key_value_heads, config.head_size), compute_dtype(config))
     kept = KeyValues(zeros, zeros)
     return kept if config.inner_blocks == 1 else (kept,) * config.inner_blocks
+
+
+def carried_keys(config: ModelConfig, h: jax.Array) -> Any:
+    """Returns room for the newest keys and values of states (B, L, ..), which are carried along the depth."""
+    check_auto(h, "keys and values that are shared (model.kv_span)")
+    return empty_keys(config, (1, 1), (h.shape[0], h.shape[1]))
 
 
 def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int]) -> Memory:

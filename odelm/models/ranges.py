@@ -37,7 +37,7 @@ def input_ranges(model: SharedTransformer, inputs: Inputs, plan: DepthPlan) -> R
     names = _watch(model, seen)
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
     h, found = model._start(inputs, None), {}
-    fields, keys = model._on_plan(plan, view), model._shared_keys(inputs.shape)
+    fields, keys = model._on_plan(plan, view), model._shared_keys(h)
     for number, (field, part, own, kept) in enumerate(zip(fields, plan, _by_block(model, names), keys, strict=True)):
         h = model._into_lanes(h, number)
         room = {name: jnp.zeros(part.times.shape, jnp.float32) for name in own}

@@ -17,7 +17,7 @@ from odelm.models.field import BlockField, key_at
 from odelm.models.inputs import Array, Inputs, as_inputs
 from odelm.models.kv_sharing import kept_times, sharing_of
 from odelm.models.lanes import LaneBlock, joined, split
-from odelm.models.memory import Memory, empty_keys, empty_memory
+from odelm.models.memory import Memory, carried_keys, empty_keys, empty_memory
 from odelm.models.norm import Norm
 from odelm.models.precision import state_dtype
 from odelm.models.stretches import Crossing, Grid, stretches, with_ends
@@ -126,7 +126,7 @@ class SharedTransformer(nnx.Module):
         inputs, view, memory = see(inputs, self.config, memory)
         h, blocks = self._start(inputs, key), []
         fields = self._on_plan(plan, view, key, carried=memory is None)
-        kept = self._shared_keys(inputs.shape) if memory is None else memory.blocks
+        kept = self._shared_keys(h) if memory is None else memory.blocks
         for number, (field, part, part_memory) in enumerate(zip(fields, plan, kept, strict=True)):
             h = self._into_lanes(h, number)
             if part.solver is not None:
@@ -173,8 +173,7 @@ class SharedTransformer(nnx.Module):
     ) -> DepthPlan:
         if integrator not in INTEGRATORS:
             raise InputError(f"integrator is {integrator!r}; {nearest(integrator, INTEGRATORS)}")
-        span = self.config.kv_span
-        if span > 1 and (integrator != "scan" or not is_own_step(ode.get_solver(solver))):
+        if (span := self.config.kv_span) > 1 and (integrator != "scan" or not is_own_step(ode.get_solver(solver))):
             raise InputError(
                 f"model.kv_span is {span}: keys and values are shared by Euler's steps along a scan; leave out the "
                 "solver and the integrator"
@@ -235,10 +234,11 @@ class SharedTransformer(nnx.Module):
         parts = zip(plan, self._is_core(), strict=True)
         return tuple(kept_times(part, self.config) if core else part.times for part, core in parts)
 
-    def _shared_keys(self, rows: tuple[int, int]) -> tuple[Any, ...]:
+    def _shared_keys(self, h: jax.Array) -> tuple[Any, ...]:
         """Returns what blocks carry along the depth without a memory: with `kv_span` the core's newest keys, values."""
-        config, cores = self.config, self._is_core()
-        return tuple(empty_keys(config, (1, 1), rows) if core and config.kv_span > 1 else None for core in cores)
+        if self.config.kv_span == 1:
+            return (None,) * len(self._is_core())
+        return tuple(carried_keys(self.config, h) if core else None for core in self._is_core())
 
     def _check_memory(self, inputs: Inputs, plan: DepthPlan, memory: Memory) -> None:
         if self.config.kind != "decoder":

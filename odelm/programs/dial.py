@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SEARCHED = (
     "steps", "solver", "integrator", "adaptive_tolerance", "prompt", "prompt_file", "generate", "baseline", "export",
-    "quantize", "early_exit",
+    "quantize", "early_exit", "kv_span",
 )  # fmt: skip
 """Flags that --max_loss_increase takes the place of."""
 

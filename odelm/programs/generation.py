@@ -13,6 +13,8 @@ from odelm.errors import InputError
 
 def check(flags: FlagValues) -> None:
     """Raises InputError for flags that do not go together."""
+    early_exits(flags)
+    kv_spans(flags)
     if flags.prompt is not None and flags.prompt_file is not None:
         raise InputError("--prompt and --prompt_file were both given; give one")
     prompted = flags.prompt is not None or flags.prompt_file is not None
@@ -36,7 +38,7 @@ def check(flags: FlagValues) -> None:
         raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
     for name in ("speculative", "prefill_steps"):
         if flags.early_exit and flags[name].value:
-            raise InputError(f"--early_exit takes no --{name}: tokens leave the steps that prompts take whole")
+            raise InputError(f"--early_exit takes no --{name}: it goes with one grid, and without drafts")
     if flags.speculative and flags.prefill_steps is not None and prompted:
         raise InputError("--speculative takes no --prefill_steps: the prompt crosses the depth as drafts are verified")
     if flags.speculative and (flags.integrator != "scan" or flags.solver != "euler"):
@@ -72,7 +74,7 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
     for name, plan in (plans := _plans(runner, flags, steps_of(config))).items():
         if flags.prefill_steps is not None:
             options["prefill_plan"] = runner.plan(flags.prefill_steps, flags.solver)
-        if flags.early_exit:
+        if flags.early_exit is not None:
             options["early_exit"] = one_exit(flags)
         if flags.speculative:
             options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags, config.data.end_token)

@@ -153,7 +153,8 @@ def _infer() -> int:
         step = checkpoint.newest_whole(source)
     generation.check(FLAGS)
     quantization.check(FLAGS)
-    uses_profile = FLAGS.steps is None and limit is None and target is None and FLAGS.quantize is None
+    others = (FLAGS.steps, limit, target, FLAGS.quantize, FLAGS.early_exit, FLAGS.kv_span)
+    uses_profile = all(other is None for other in others)
     loaded = pretrained.load(
         source, step=step, adjust=None if target else _with_dtype, mesh=_mesh(), with_profile=uses_profile
     )

@@ -8,7 +8,7 @@ from flax import nnx
 
 import odelm
 from odelm.errors import InputError
-from odelm.models import Encoder, Inputs
+from odelm.models import Classifier, Encoder, Inputs
 from odelm.models.early_exit import EarlyExit, counts_that_save
 from odelm.models.exit_pass import decode_with_exits, encode_with_exits
 from odelm.models.stretches import evaluations_of
@@ -181,8 +181,50 @@ def test_what_is_done_costs_no_more_steps(make_model):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("by", ["row", "token"])
+def test_no_dtype_is_promoted(by, make_model):
+    model = make_model(depth=5, dtype="bfloat16")
+    with jax.numpy_dtype_promotion("strict"):
+        _, evaluations = left(model, Inputs(ROWS), 1e9, by=by)
+    assert (np.asarray(evaluations) == 3).all()
+
+
+def test_rows_that_are_done_are_waited_for_by_none(make_model):
+    model = make_model(depth=6)
+    plan = model.plan()
+
+    def decoded(model, tolerance, done):
+        _, memory = model.run(Inputs(ROWS[:, :4]), plan, memory=model.memory(plan, batch=4, room=5))
+        hidden, spent, _ = decode_with_exits(model, Inputs(ROWS[:, 4:5]), plan, EarlyExit(tolerance), memory, done)
+        return hidden, spent
+
+    done = np.array([True, False, False, True])
+    hidden, spent = jitted(lambda model: decoded(model, 1e-9, done), model)
+    assert np.asarray(spent).tolist() == [0, 6, 6, 0]
+    others, _ = jitted(lambda model: decoded(model, 1e-9, None), model)
+    np.testing.assert_allclose(hidden[1:3], others[1:3], rtol=0, atol=ATOL)
+
+
+def test_only_one_token_of_a_row_is_decoded_and_only_where_there_is_room(make_model):
+    model, rule = make_model(), EarlyExit(0.1)
+    plan = model.plan()
+    memory = model.memory(plan, batch=4, room=4)
+    with pytest.raises(InputError, match="2 tokens of each row are given, expected one"):
+        decode_with_exits(model, Inputs(ROWS[:, :2]), plan, rule, memory)
+    _, memory = model.run(Inputs(ROWS[:, :4]), plan, memory=memory)
+    with pytest.raises(InputError, match="make it with more room"):
+        decode_with_exits(model, Inputs(ROWS[:, 4:5]), plan, rule, memory)
+
+
 def test_mistakes_are_told(make_model):
     model = make_model()
+    with pytest.raises(InputError, match="tolerance is -1.0, expected a number above 0"):
+        EarlyExit(np.float32(-1))
+    with pytest.raises(InputError, match="fine marks tokens, but rows leave as a whole"):
+        encode_with_exits(model, Inputs(ROWS), model.plan(), EarlyExit(0.1), fine=np.ones(ROWS.shape, bool))
+    regression = Classifier.from_encoder(make_model(kind="encoder"), outputs=1, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="a regression predicts no probabilities"):
+        encode_with_exits(regression, Inputs(ROWS), regression.plan(), EarlyExit(0.1, "prediction"))
     with pytest.raises(InputError, match="tolerance is 0, expected a number above 0"):
         EarlyExit(0)
     with pytest.raises(InputError, match="measure of early exits is 'states'.*state"):

@@ -1,5 +1,7 @@
 """Keys and values that neighbouring times share, against a loop that hands them on itself."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ from flax import nnx
 import odelm
 from odelm import ode
 from odelm.errors import InputError
+from odelm.evals.candidates import equal_steps
 from odelm.infer.generator import Generator
 from odelm.infer.room import bytes_a_place
+from odelm.interop.convert import unrolled
 from odelm.interop.family import common_obstacles
 from odelm.models import Inputs
 from odelm.models.along_depth import norms_along_depth
@@ -18,6 +22,7 @@ from odelm.models.early_exit import EarlyExit
 from odelm.models.exit_pass import encode_with_exits
 from odelm.models.kv_sharing import kept_times, sharing_of
 from odelm.models.ranges import input_ranges
+from odelm.train.start import inherit_options
 from tests.calls import compiled, jitted
 from tests.thorough import few
 
@@ -31,6 +36,13 @@ MODELS = {
     "lanes, fewer heads": dict(lanes=2, heads=4, kv_heads=2),
     "encoder": dict(kind="encoder", norm_placement="post", positions="learned"),
 }
+
+
+class Profiled(NamedTuple):
+    """As `odelm.profile.Profile`, what `Generator` reads of it."""
+
+    grid: tuple[float, ...]
+    solver: str
 
 
 class HandedOn:
@@ -197,3 +209,40 @@ def test_what_does_not_go_with_it_is_refused(make_model, make_config):
         make_config(kv_span=0).validate()
     assert any("kv_span=2" in found for found in common_obstacles(model.config))
     assert odelm.ModelConfig().kv_span == 1
+
+
+def test_a_last_step_of_any_size_begins_no_span(make_model):
+    """There is no room for one: a memory has so many slots as there are spans."""
+    model = make_model(depth=6, kv_span=3)
+    plan = model.plan(grid=[0, 1, 2, 3, 4, 5, 5.9999, 6])
+    assert sharing_of(plan[0], 3).slots.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+    def run(model):
+        memory = model.memory(plan, batch=3, room=9)
+        first, memory = model.run(Inputs(ROWS[:, :4]), plan, memory=memory)
+        return jnp.concatenate([first, model.run(Inputs(ROWS[:, 4:]), plan, memory=memory)[0]], axis=1)
+
+    np.testing.assert_allclose(jitted(run, model), compiled(model.encode)(ROWS, plan=plan), rtol=0, atol=ATOL)
+
+
+def test_another_span_is_given_to_an_existing_model(make_model, make_config, randomise):
+    model = randomise(make_model(depth=6, kv_span=2, max_length=32, tie_readout=False), scale=0.5)
+    with pytest.raises(InputError, match="kv_span is 2, but separate layers each have"):
+        unrolled(model)
+    assert inherit_options(make_config(kv_span=4), model.config).kv_span == 4
+    model.profile = Profiled((0.0, 1.0, 6.0), "heun")
+    generator = Generator(model, kv_span=3)
+    assert generator.runner.model.config.kv_span == 3 and len(generator.plan[0].sizes) == 6, "no promise holds for it"
+    assert len(Generator(model, kv_span=2, steps=3).plan[0].sizes) == 3
+    assert {setting.solver for setting in equal_steps(model.config)} == {"euler"}
+
+
+def test_a_mesh_of_explicit_axes_is_refused(make_model):
+    model, plain = make_model(depth=6, kv_span=2), make_model(depth=6)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(ROWS, jax.NamedSharding(mesh, jax.P("data")))
+        with pytest.raises(InputError, match=r"shared \(model.kv_span\) need a mesh whose axes are Auto"):
+            model(rows)
+        with pytest.raises(InputError, match="early exits need a mesh whose axes are Auto"):
+            encode_with_exits(plain, Inputs(rows), plain.plan(), EarlyExit(0.1))
