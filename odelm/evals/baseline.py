@@ -15,7 +15,7 @@ from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.evals.compare import Comparison, Loaded, batches_of, length_of, text_of
 from odelm.evals.report import is_finite, number, publish
-from odelm.evals.sweep import Setting, loss_of, make_calls, settings
+from odelm.evals.sweep import Setting, evaluations_of, loss_of, make_calls, settings
 from odelm.infer.latency import measure
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, MaskedLM
@@ -103,7 +103,7 @@ def _measured(
             {
                 "steps": setting.steps,
                 "solver": setting.solver,
-                "evaluations": sum(part.evaluations for part in runner.plan(setting.steps, setting.solver)),
+                "evaluations": evaluations_of(runner, setting),
                 "latency_ms": {"median": latency.median, "p90": latency.p90},
                 "loss": loss.loss,
                 "loss_stderr": loss.stderr,

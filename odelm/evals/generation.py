@@ -127,7 +127,7 @@ def compare_ways(
     texts, seconds = [], []
     for generator in generators:
         start = time.perf_counter()
-        texts.append(generator(given, new_tokens=new_tokens))
+        texts.append(generator(given, new_tokens=new_tokens, logprobs=True))
         seconds.append(time.perf_counter() - start)
     calls = {("prompt", i): lambda g=g: _start(g, given, new_tokens) for i, g in enumerate(generators)}
     calls |= {("text", i): lambda g=g: g(given, new_tokens=new_tokens) for i, g in enumerate(generators)}
@@ -137,8 +137,10 @@ def compare_ways(
         row = _row(way, generator, given, new_tokens, latencies["prompt", i], latencies["text", i])
         row["solver"] = solver if way.draft_steps is None else "euler"
         row["compile_s"] = max(seconds[i] - latencies["text", i].median / 1e3, 0.0)
-        row["identical"] = float(np.mean([a == b for a, b in zip(texts[i], texts[0], strict=True)]))
-        row["text_evaluations"] = _spent(generator, given, new_tokens)
+        row["identical"] = float(np.mean([a.tokens == b.tokens for a, b in zip(texts[i], texts[0], strict=True)]))
+        # The first token of each text is from its prompt, which takes all steps.
+        spent = [count for text in texts[i] for count in (text.evaluations or [])[1:]]
+        row["text_evaluations"] = float(np.mean(spent)) if spent else None
         rows.append(row | _loss(generator, held_out))
     full = rows[0]
     for row in rows:
@@ -185,14 +187,6 @@ def _row(
         "tokens_per_round": None if counts is None else counts.tokens_per_round,
         "accepted": None if counts is None else counts.accepted / max(counts.drafted, 1),
     }
-
-
-def _spent(generator: Generator, given: list[list[int]], new_tokens: int) -> float | None:
-    """Returns the mean evaluations of the tokens of its texts after the first of each; None without early exits."""
-    if generator.early_exit is None:
-        return None
-    texts = generator(given, new_tokens=new_tokens, logprobs=True)
-    return float(np.mean([count for text in texts for count in (text.evaluations or [])[1:]]))
 
 
 def _loss(generator: Generator, held_out: Sequence[Batch]) -> Row:

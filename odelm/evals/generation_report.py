@@ -43,19 +43,8 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
     )
     drafts = ("per pass", "accepted", "identical") if any(row["draft_steps"] for row in rows) else ()
     exits = ("evals",) if any(row["early_exit"] for row in rows) else ()
-    columns = (
-        "steps",
-        *exits,
-        "prompt ms",
-        "ms/token",
-        "tokens/s",
-        "speed-up",
-        "MB",
-        "compile s",
-        "loss",
-        "rise",
-        *drafts,
-    )
+    times = ("prompt ms", "ms/token", "tokens/s", "speed-up")
+    columns = ("steps", *exits, *times, "MB", "compile s", "loss", "rise", *drafts)
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:

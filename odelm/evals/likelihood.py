@@ -22,6 +22,7 @@ from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.arrays import pick
 from odelm.models.cross_entropy import PIECE_BYTES, cross_entropy
 from odelm.models.inputs import Inputs
+from odelm.models.stretches import evaluations_of
 from odelm.models.transformer import DepthPlan
 from odelm.tokenizer import end_id, needed, special_id
 
@@ -88,7 +89,7 @@ class Scorer:
 
     def evaluations(self, steps: int) -> int:
         """Returns how often a forward pass applies a block, prelude and coda included."""
-        return sum(part.evaluations for part in self.plans[steps])
+        return evaluations_of(self.plans[steps])
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[int, list[Likelihood]]:
         """Returns the likelihood of each text by the step count, in the order given.

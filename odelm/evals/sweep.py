@@ -22,6 +22,7 @@ from odelm.infer.latency import Latency, Name, measure
 from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner, make_adaptive, make_forward
 from odelm.infer.slots import make_leaving
+from odelm.models import stretches
 from odelm.models.early_exit import EarlyExit, check_exits, counts_that_save
 from odelm.models.exit_pass import encode_with_exits
 from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
@@ -236,7 +237,7 @@ def evaluations_of(runner: Runner, setting: Setting) -> float:
     """Returns how often the blocks are applied; nan for an implicit solver, which iterates as often as it must."""
     if setting.solver in ode.IMPLICIT_SOLVERS:
         return math.nan
-    return sum(part.evaluations for part in setting.plan(runner))
+    return stretches.evaluations_of(setting.plan(runner))
 
 
 def _quality(runner: Runner, setting: Setting, held_out: Sequence[Batch]) -> tuple[MeanLoss | None, float]:

@@ -39,7 +39,7 @@ class Slots:
     following: jax.Array
     """int32 (), the first row that no slot has held."""
     ends: jax.Array
-    """(B + 1, L, ..), the states of the rows that have reached the end; the last is nobody's."""
+    """(B + 1, L, ..), the states of the rows that have reached the end; the last is that of no row."""
     evaluations: jax.Array
     """int32 (B + 1,), how many each took."""
 
@@ -111,24 +111,6 @@ def _cross(
         after, walk, _ = leaving.step(condition, h[None], dt, walk)
         return after[0], walk
 
-    def refilled(state: Slots, ended: jax.Array) -> Slots:
-        at = jnp.where(ended, state.rows, B)
-        following = state.following + jnp.cumsum(ended, dtype=jnp.int32) - 1
-        rows = jnp.where(ended, jnp.minimum(following, B), state.rows)
-
-        def renewed(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(ended.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-        return Slots(
-            rows,
-            jnp.where(ended, 0, state.steps),
-            renewed(h[jnp.minimum(rows, B - 1)], state.states),
-            jax.tree.map(renewed, firsts, state.walks),
-            state.following + ended.sum(dtype=jnp.int32),
-            state.ends.at[at].set(state.states),
-            state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0]),
-        )
-
     def step(state: Slots) -> Slots:
         place = jnp.minimum(state.steps, N - 1)
         conditions = jax.tree.map(lambda leaf: leaf[place, 0], part.conditions)
@@ -136,7 +118,7 @@ def _cross(
         states, walks = jax.vmap(one)(conditions, state.states, part.sizes[place], state.walks, row)
         state = dataclasses.replace(state, steps=state.steps + 1, states=states, walks=walks)
         ended = (walks.done[:, 0, 0] | (state.steps >= N)) & (state.rows < B)
-        return jax.lax.cond(ended.any(), refilled, lambda state, _: state, state, ended)
+        return jax.lax.cond(ended.any(), lambda: _refilled(state, ended, h, firsts), lambda: state)
 
     numbers = jnp.arange(slots, dtype=jnp.int32)
     state = Slots(
@@ -145,3 +127,25 @@ def _cross(
     )  # fmt: skip
     state = jax.lax.while_loop(lambda state: (state.rows < B).any(), step, state)
     return state.ends[:-1], state.evaluations[:-1]
+
+
+def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slots:
+    """Returns the slots with the rows that have `ended`, bool (M,), put aside and the next ones of `h` in their place,
+    whose walks begin as `firsts`."""
+    B = len(h)
+    at = jnp.where(ended, state.rows, B)
+    following = state.following + jnp.cumsum(ended, dtype=jnp.int32) - 1
+    rows = jnp.where(ended, jnp.minimum(following, B), state.rows)
+
+    def renewed(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(ended.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    return Slots(
+        rows,
+        jnp.where(ended, 0, state.steps),
+        renewed(h[jnp.minimum(rows, B - 1)], state.states),
+        jax.tree.map(renewed, firsts, state.walks),
+        state.following + ended.sum(dtype=jnp.int32),
+        state.ends.at[at].set(state.states),
+        state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0]),
+    )

@@ -7,8 +7,8 @@ stopped changing, the next step is the last one. So an exit costs an evaluation 
 more evaluations than the plan.
 
 Confident Adaptive Language Modeling (Schuster et al. 2022, arXiv 2207.07061) leaves the layers that are left out, and
-copies the state; here the field is asked once more, and the step is as long as the rest, which is what training with
-random step sizes has made the model right for.
+copies the state; here the field is asked once more, and the step is as long as the rest. That may be longer than any
+step in training: what it costs is in docs/inference.md ("Early exits").
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ FEWEST_STEPS = 4
 class EarlyExit:
     """When the rest of the depth is crossed in one step.
 
-    Raises InputError for a tolerance that is not above 0, and for another unit or measure.
+    Raises InputError for a tolerance that is not above 0, and for another measure.
     """
 
     tolerance: float | jax.Array

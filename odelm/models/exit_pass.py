@@ -110,7 +110,7 @@ def decode_with_exits(
     """Returns what `model.run` does for one new token of each row, which leaves the fine steps when it has settled: the
     hidden states (B, 1, D), the evaluations of each, int32 (B,), and the memory.
 
-    Rows that are `done`, bool (B,), are computed no more, and wait for by none. Raises InputError for what `model.run`
+    Rows that are `done`, bool (B,), keep no keys and hold no other row back. Raises InputError for what `model.run`
     refuses, and for several tokens of a row.
     """
     check_exits(model, plan, rule)
@@ -146,7 +146,7 @@ def _run(
         if core:
             walk = start_walk(model, rule, h, part, evaluations)
             walk = walk if done is None else dataclasses.replace(walk, done=done)
-            h, walk, part_kept = cross(Leaving(field, model, rule, real, fine), h, part, walk, part_kept)
+            h, walk, part_kept = _cross(Leaving(field, model, rule, real, fine), h, part, walk, part_kept)
             evaluations = walk.evaluations
         else:
             h, part_kept = ode.follow(field, h, part, part_kept)
@@ -156,7 +156,7 @@ def _run(
     return model._end(h), evaluations, tuple(after)
 
 
-def cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any) -> tuple[jax.Array, Walk, Any]:
+def _cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any) -> tuple[jax.Array, Walk, Any]:
     """Returns the state at the end of a stretch, how each got there, and its keys and values."""
 
     def going(carry: tuple[jax.Array, jax.Array, Walk, Any]) -> jax.Array:
@@ -166,14 +166,14 @@ def cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any)
     def step(carry: tuple[jax.Array, jax.Array, Walk, Any]) -> tuple[jax.Array, jax.Array, Walk, Any]:
         number, h, walk, kept = carry
         condition = jax.tree.map(lambda leaf: leaf[number, 0], part.conditions)
-        slots = slots_for_step(kept, number, walk.done)
+        slots = _slots(kept, number, walk.done)
         h, walk, slots = leaving.step(condition, h, part.sizes[number], walk, slots)
-        return number + 1, h, walk, kept_of(slots)
+        return number + 1, h, walk, _kept(slots)
 
     return jax.lax.while_loop(going, step, (jnp.int32(0), h, walk, kept))[1:]
 
 
-def slots_for_step(kept: Any, step: jax.Array, done: jax.Array) -> Any:
+def _slots(kept: Any, step: jax.Array, done: jax.Array) -> Any:
     """Returns what one evaluation is given of the keys and values."""
 
     def slot(one: KeyValues | HeldSlot) -> Slot | HeldSlot:
@@ -184,8 +184,8 @@ def slots_for_step(kept: Any, step: jax.Array, done: jax.Array) -> Any:
     return jax.tree.map(slot, kept, is_leaf=lambda x: isinstance(x, KeyValues | HeldSlot))
 
 
-def kept_of(slots: Any) -> Any:
-    """Returns the keys and values that `slots_for_step` was given, as an evaluation left them."""
+def _kept(slots: Any) -> Any:
+    """Returns the keys and values that `_slots` was given, as an evaluation left them."""
 
     def kept(slot: Slot | HeldSlot) -> KeyValues | HeldSlot:
         return slot.kept if isinstance(slot, Slot) else slot

@@ -174,7 +174,7 @@ def test_what_is_measured_along_the_depth_is_of_the_model(make_model):
     model = make_model(depth=4, kv_span=2)
     h = [model._start(Inputs(ROWS), None)]
     for count in range(1, 5):
-        # The state after so many units: a grid that goes on in the same spans.
+        # The state after so many units: its spans are those of the whole depth.
         part = model.blocks[0]
         slots, state = HandedOn(), h[0]
         for t in range(count):
