@@ -1,52 +1,37 @@
 """Inference against `transformers` under torch.compile, on one GPU: a token of a decoder, or a pass of an encoder.
 
-    python -m benchmarks.inference --kind=decode --shape=small --batch=1
-    python -m benchmarks.inference --kind=encode --shape=base --batch=32 --length=512
+    python -m benchmarks.inference --kind=decode --shape=small,medium --size=1x128,32x128
+    python -m benchmarks.inference --kind=encode --shape=base,large --size=1x128,8x128,32x512
 
-Both sides compute in bfloat16 with random weights and take turns, a process each, `--rounds` times. A decoder continues
-prompts of `--length` tokens greedily by as many, with a memory: the time of a token is that of all but the first, which
-comes with the prompt. `transformers` has GPT-2's block and a static cache, once by `generate` and once by a loop
-written for it, which replays CUDA graphs; odelm has its default block, at full depth and at a half, a third and a
-quarter of the steps. An encoder is ALBERT's on both sides, from tokens to the last hidden states, padding allowed for.
+Both sides compute in bfloat16 with random weights, a process each. Those of `transformers` compile together, and wait;
+odelm compiles alone, because XLA chooses kernels by timing them; then they are timed in turns, `--rounds` times, while
+all others wait. A size is a batch and a length. A decoder continues prompts of that length greedily by as many tokens,
+with a memory: the time of a token is that of all but the first, which comes with the prompt. `transformers` has GPT-2's
+block and a static cache, once by `generate` and once by a loop written for it, which replays CUDA graphs; odelm has its
+default block, at full depth and at a half, a third and a quarter of the steps. An encoder is ALBERT's on both sides,
+from tokens to the last hidden states, padding allowed for.
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from benchmarks.inference_peers import transformers_encode, transformers_generate, transformers_loop
+from benchmarks.timing import ENCODER_WORDS, ENCODERS, Measure, Times, median_seconds
 from benchmarks.training import SHAPES, VOCABULARY
 
-ENCODERS = {
-    "tiny": {"width": 64, "heads": 4, "depth": 4},
-    "base": {"width": 768, "heads": 12, "depth": 12},
-    "large": {"width": 1024, "heads": 16, "depth": 24},
-}
-ENCODER_WORDS, FACTOR = 30_000, 128
-Times = dict[str, float]
-"""Seconds of a token or a pass, by how it is computed."""
+ANSWER = "answer: "
+"""Begins a line of a side that is for the process which asked."""
 
 
-def median_seconds(call: Callable[[], Any], wait: Callable[[], None], repeats: int, warmup: int = 3) -> float:
-    """Returns the median of the seconds that a call takes until it is done."""
-    for _ in range(warmup):
-        call()
-    found = []
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def odelm_decode(options: argparse.Namespace) -> Times:
+def odelm_decode(options: argparse.Namespace) -> Measure:
     import numpy as np
     from flax import nnx
 
@@ -59,18 +44,26 @@ def odelm_decode(options: argparse.Namespace) -> Times:
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.batch, length)).tolist()
-    found = {}
-    for steps in _counts(shape["depth"]):
-        generator = odelm.Generator(model, steps=steps)
+    generators = {f"{n} steps": odelm.Generator(model, steps=n) for n in _counts(shape["depth"])}
+    if options.quantize:
+        small = odelm.quantize(model, options.quantize)
+        for n in (shape["depth"], shape["depth"] // 4):
+            generators[f"{n} steps, {options.quantize}"] = odelm.Generator(small, steps=n)
 
-        def text(count: int, generator: odelm.Generator = generator) -> float:
-            return median_seconds(lambda: generator(prompts, new_tokens=count), lambda: None, options.repeats)
+    def text(generator: odelm.Generator, count: int, repeats: int) -> float:
+        return median_seconds(lambda: generator(prompts, new_tokens=count), lambda: None, repeats)
 
-        found[f"{steps} steps"] = (text(length) - text(1)) / (length - 1)
-    return found
+    def measure(repeats: int = options.repeats) -> Times:
+        return {
+            label: (text(one, length, repeats) - text(one, 1, repeats)) / (length - 1)
+            for label, one in generators.items()
+        }
+
+    measure(1)
+    return measure
 
 
-def odelm_encode(options: argparse.Namespace) -> Times:
+def odelm_encode(options: argparse.Namespace) -> Measure:
     import dataclasses
 
     import jax
@@ -89,152 +82,134 @@ def odelm_encode(options: argparse.Namespace) -> Times:
     # As `odelm.EncoderRunner` says padding.
     inputs = Inputs(tokens, lengths=jnp.full(options.batch, options.length, jnp.int32))
     encode = jax.jit(lambda params, plan, inputs: nnx.merge(runner.graph, params).encode(inputs, plan=plan))
-    found = {}
-    for steps in _counts(shape["depth"]):
-        plan = runner.plan(steps, "euler")
-        found[f"{steps} steps"] = median_seconds(
-            lambda plan=plan: encode(runner.params, plan, inputs).block_until_ready(), lambda: None, options.repeats
-        )
-    return found
+    plans = {f"{steps} steps": runner.plan(steps, "euler") for steps in _counts(shape["depth"])}
+
+    def measure(repeats: int = options.repeats) -> Times:
+        return {
+            label: median_seconds(
+                lambda plan=plan: encode(runner.params, plan, inputs).block_until_ready(), lambda: None, repeats
+            )
+            for label, plan in plans.items()
+        }
+
+    measure(1)
+    return measure
 
 
 def _counts(depth: int) -> list[int]:
     return sorted({depth, depth // 2, depth // 3, depth // 4}, reverse=True)
 
 
-def transformers_decode(options: argparse.Namespace) -> Times:
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    shape, length = SHAPES[options.shape], options.length
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=1024, n_embd=shape["width"], n_layer=shape["depth"], n_head=shape["heads"],
-        attn_implementation="sdpa", bos_token_id=0, eos_token_id=None,  # pyright: ignore
-    )  # fmt: skip
-    device, wait = _device(torch)
-    model: Any = transformers.GPT2LMHeadModel(config)
-    model = model.eval().to(device, torch.bfloat16)
-    prompts = torch.randint(0, VOCABULARY, (options.batch, length), device=device)
-
-    def generate() -> None:
-        with torch.inference_mode():
-            model.generate(
-                prompts, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=0,
-                cache_implementation="static",
-            )  # fmt: skip
-
-    def read() -> None:
-        # The prompt alone is not generated from, which would compile everything again for another length of the cache.
-        with torch.inference_mode():
-            model(input_ids=prompts).logits[:, -1].argmax(-1)
-
-    text, prompt = (median_seconds(call, wait, options.repeats) for call in (generate, read))
-    found = {"generate": (text - prompt) / (length - 1)}
-    torch._dynamo.reset()
-    step = torch.compile(model, mode="reduce-overhead", fullgraph=True)
-    seconds = []
-    for _ in range(options.repeats + 2):
-        cache = transformers.StaticCache(config=config, max_cache_len=2 * length)
-        with torch.inference_mode():
-            place = torch.arange(length, device=device)
-            logits = model(input_ids=prompts, past_key_values=cache, use_cache=True, cache_position=place).logits
-            place = place[-1:] + 1
-            wait()
-            start = time.perf_counter()
-            for _ in range(length - 1):
-                token = logits[:, -1].argmax(-1, keepdim=True)
-                torch.compiler.cudagraph_mark_step_begin()
-                logits = step(
-                    input_ids=token, past_key_values=cache, use_cache=True, cache_position=place,
-                    position_ids=place[None].expand(options.batch, 1),
-                ).logits  # fmt: skip
-                place = place + 1
-            wait()
-        seconds.append((time.perf_counter() - start) / (length - 1))
-    return found | {"loop of CUDA graphs": statistics.median(seconds[2:])}
-
-
-def transformers_encode(options: argparse.Namespace) -> Times:
-    import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    shape = ENCODERS[options.shape]
-    config = transformers.AlbertConfig(
-        vocab_size=ENCODER_WORDS, embedding_size=FACTOR, hidden_size=shape["width"], num_hidden_layers=shape["depth"],
-        num_attention_heads=shape["heads"], intermediate_size=4 * shape["width"],
-        attn_implementation="sdpa",  # pyright: ignore
-    )  # fmt: skip
-    device, wait = _device(torch)
-    model = transformers.AlbertModel(config, add_pooling_layer=False).eval().to(device, torch.bfloat16)
-    tokens = torch.randint(0, ENCODER_WORDS, (options.batch, options.length), device=device)
-    mask = torch.ones_like(tokens)
-    found = {}
-    for label, mode in {"torch.compile": "default", "with CUDA graphs": "reduce-overhead"}.items():
-        torch._dynamo.reset()
-        compiled = torch.compile(model, mode=mode)
-        with torch.inference_mode():
-            found[label] = median_seconds(lambda: compiled(tokens, attention_mask=mask), wait, options.repeats)  # noqa: B023
-    return found
-
-
-def _device(torch: Any) -> tuple[str, Callable[[], None]]:
-    """Returns the device of torch's side, and what waits until it is done."""
-    if torch.cuda.is_available():
-        return "cuda", torch.cuda.synchronize
-    return "cpu", lambda: None
-
-
-SIDES = {
-    ("transformers", "decode"): transformers_decode,
-    ("transformers", "encode"): transformers_encode,
-    ("odelm", "decode"): odelm_decode,
-    ("odelm", "encode"): odelm_encode,
+ODELM = "odelm"
+SIDES: dict[str, dict[str, Callable[[argparse.Namespace], Measure]]] = {
+    "decode": {"generate": transformers_generate, "loop": transformers_loop, ODELM: odelm_decode},
+    "encode": {
+        "compile": partial(transformers_encode, label="torch.compile", mode="default"),
+        "graphs": partial(transformers_encode, label="with CUDA graphs", mode="reduce-overhead"),
+        ODELM: odelm_encode,
+    },
 }
 
 
-def in_turns(options: argparse.Namespace) -> Times:
-    """Runs each side in a process of its own, `rounds` times, and returns the median of what each measured."""
-    given = [f"--{name}={value}" for name, value in vars(options).items() if name not in ("side", "out")]
-    found: dict[str, list[float]] = {}
-    for _ in range(options.rounds):
-        for side in ("transformers", "odelm"):
-            command = [sys.executable, "-m", "benchmarks.inference", f"--side={side}", *given]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                print(f"{side} failed with status {done.returncode}", flush=True)
-                continue
-            for label, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-                found.setdefault(f"{side}: {label}", []).append(seconds)
-    return {label: statistics.median(seconds) for label, seconds in found.items()}
+class Side:
+    """A process that compiles one side of one case, and is timed when it is asked."""
+
+    def __init__(self, name: str, options: argparse.Namespace, shape: str, size: str):
+        batch, length = size.split("x")
+        self.name = name
+        given = {"kind": options.kind, "shape": shape, "batch": batch, "length": length, "repeats": options.repeats}
+        given |= {"side": name, "quantize": options.quantize}
+        command = [sys.executable, "-m", "benchmarks.inference", *(f"--{key}={given[key]}" for key in given)]
+        # The card is shared by processes of which one works at a time.
+        shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=shared)
+
+    def ready(self) -> bool:
+        """Waits until it has compiled; returns whether it could."""
+        return self._answer() is not None
+
+    def times(self) -> Times:
+        """Returns what it measures now; nothing if it has failed."""
+        try:
+            self._process.stdin.write("measure\n")  # pyright: ignore[reportOptionalMemberAccess]
+            self._process.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        except OSError:
+            return {}
+        return self._answer() or {}
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> Times | None:
+        for line in self._process.stdout:  # pyright: ignore[reportOptionalIterable]
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        return None
 
 
-def show(times: Times, options: argparse.Namespace) -> None:
-    """Prints each time, and how many times as fast it is as the peers."""
+def answer(options: argparse.Namespace) -> None:
+    """What the process of a side does: compiles, says so, and measures for each line that it is given."""
+    measure = SIDES[options.kind][options.side](options)
+    print(ANSWER + "{}", flush=True)
+    for _ in sys.stdin:
+        print(ANSWER + json.dumps(measure()), flush=True)
+
+
+def compared(options: argparse.Namespace) -> dict[str, Times]:
+    """Returns the medians of the times of both sides, by case and label."""
+    names = [name for name in SIDES[options.kind] if name != ODELM]
+    cases = list(itertools.product(options.shape.split(","), options.size.split(",")))
+    peers = {case: [Side(name, options, *case) for name in names] for case in cases}
+    for one in itertools.chain(*peers.values()):
+        if not one.ready():
+            print(f"transformers: {one.name} failed", flush=True)
+    results = {}
+    for case in cases:
+        ours = Side(ODELM, options, *case)
+        if not ours.ready():
+            print(f"odelm, {' '.join(case)}, failed", flush=True)
+        found: dict[str, list[float]] = {}
+        for _ in range(options.rounds):
+            for one in (*peers[case], ours):
+                for label, seconds in one.times().items():
+                    found.setdefault(f"{'odelm' if one is ours else 'transformers'}: {label}", []).append(seconds)
+        times = {label: statistics.median(seconds) for label, seconds in found.items()}
+        results[" ".join(case)] = times
+        show(f"{options.kind} {' '.join(case)}, bfloat16, {options.rounds} rounds", times, found)
+        for one in (*peers[case], ours):
+            one.end()
+        if options.out:
+            options.out.write_text(json.dumps({"kind": options.kind, "seconds": results}) + "\n")
+    return results
+
+
+def show(title: str, times: Times, all_rounds: dict[str, list[float]]) -> None:
+    """Prints each time, its smallest and largest of all rounds, and how many times as fast it is as the peers."""
     peers = {label: seconds for label, seconds in times.items() if label.startswith("transformers")}
-    print(f"{options.kind} {options.shape}, batch {options.batch}, length {options.length}, bfloat16")
+    print(title)
     for label, seconds in times.items():
         ratios = "  ".join(f"{peer / seconds:5.2f}x" for peer in peers.values())
-        print(f"  {label:36} {seconds * 1e6:10.1f} us  {ratios}", flush=True)
+        spread = f"{min(all_rounds[label]) * 1e6:.1f} to {max(all_rounds[label]) * 1e6:.1f}"
+        print(f"  {label:36} {seconds * 1e6:10.1f} us ({spread})  {ratios}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("decode", "encode"), default="decode")
-    parser.add_argument("--shape", choices=sorted({*SHAPES, *ENCODERS}), default="small")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--shape", default="small", help="decode: tiny, small, medium; encode: tiny, base, large: A,B")
+    parser.add_argument("--size", default="1x128", help="batch x length, several as A,B")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--side", choices=("transformers", "odelm"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quantize", default="", help="decode: also with matrices of 8 bits, of this kind")
     parser.add_argument("--out", type=Path, help="a file for the seconds, as JSON")
+    for name, kind in (("side", str), ("batch", int), ("length", int)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(SIDES[options.side, options.kind](options)))
+        answer(options)
         return
-    times = in_turns(options)
-    show(times, options)
-    if options.out:
-        options.out.write_text(json.dumps(vars(options) | {"out": None, "seconds": times}) + "\n")
+    compared(options)
 
 
 if __name__ == "__main__":

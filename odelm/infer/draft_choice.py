@@ -14,7 +14,7 @@ from odelm.infer.prompts import Prompts
 from odelm.infer.runner import Runner
 from odelm.models.transformer import DepthPlan
 
-LENGTHS = ((2, 0.0), (4, 0.0), (8, 0.2))
+LENGTHS = ((3, 0.0), (6, 0.0), (8, 0.2))
 """Of drafts, each with the confidence below which one ends: long ones only where they go on being sure."""
 
 

@@ -20,8 +20,8 @@ class Drafting:
 
     plan: DepthPlan
     """The coarse steps."""
-    confidence: jax.Array | float = 0.0
-    """A draft ends after a place whose likeliest token has a smaller probability, in all rows that are continued; 0
+    confidence: jax.Array | float | None = None
+    """A draft ends after a place whose likeliest token has a smaller probability, in all rows that are continued; None
     drafts all. It does not depend on the token that is drawn there, so that it changes no distribution."""
     length: int = dataclasses.field(default=4, metadata=dict(static=True))
     """K, the most tokens of a draft."""
@@ -87,7 +87,7 @@ def make_drafting(plan: DepthPlan, length: int, confidence: float = 0.0) -> Draf
     """Returns how tokens are drafted along a plan; InputError for an invalid length or probability."""
     if not 0 <= confidence <= 1:
         raise InputError(f"draft_confidence is {confidence}, expected a probability, 0 to 1")
-    return Drafting(plan, jnp.float32(confidence), whole("draft_length", length))
+    return Drafting(plan, jnp.float32(confidence) if confidence else None, whole("draft_length", length))
 
 
 def spare_places(length: int) -> int:

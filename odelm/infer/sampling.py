@@ -1,6 +1,8 @@
 """How a token is drawn from logits: temperature, filters and a penalty on repetition."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -28,6 +30,9 @@ class Sampling:
     repetition_penalty: jax.Array | float = 1.0
     """What the logits of tokens that stand before are divided by, or multiplied if they are negative (Keskar et al.
     2019, arXiv 1909.05858)."""
+    greedy: bool | None = dataclasses.field(default=None, metadata=dict(static=True))
+    """Whether the temperature is 0, where that is known as the program is compiled; None finds it out for each token,
+    for which a GPU waits."""
 
 
 def sampling_options(
@@ -55,7 +60,7 @@ def sampling_options(
             raise InputError(f"{name} is {value}, expected {expected}")
     return Sampling(
         jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p),
-        jnp.float32(repetition_penalty),
+        jnp.float32(repetition_penalty), greedy=bool(temperature == 0),
     )  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def draw(logits: jax.Array, sampling: Sampling, key: jax.Array, seen: jax.Array 
         noise = jax.random.gumbel(key, logits.shape, logits.dtype)
         return jnp.argmax(_filtered(logits, sampling) + noise, axis=-1).astype(jnp.int32)
 
-    return jax.lax.cond(_greedy(sampling), lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32), sampled)
+    return _either(sampling, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32), sampled)
 
 
 def log_chances(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = None) -> jax.Array:
@@ -81,7 +86,7 @@ def log_chances(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = 
         chosen = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(chosen, jnp.zeros((), logits.dtype), -jnp.inf)
 
-    return jax.lax.cond(_greedy(sampling), likeliest, lambda: jax.nn.log_softmax(_filtered(logits, sampling), axis=-1))
+    return _either(sampling, likeliest, lambda: jax.nn.log_softmax(_filtered(logits, sampling), axis=-1))
 
 
 def penalised(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
@@ -92,8 +97,11 @@ def penalised(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> 
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def _greedy(sampling: Sampling) -> jax.Array:
-    return jnp.asarray(sampling.temperature) == 0
+def _either(sampling: Sampling, likeliest: Callable[[], jax.Array], drawn: Callable[[], jax.Array]) -> jax.Array:
+    """Returns what the temperature asks for."""
+    if sampling.greedy is None:
+        return jax.lax.cond(jnp.asarray(sampling.temperature) == 0, likeliest, drawn)
+    return likeliest() if sampling.greedy else drawn()
 
 
 def _filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:

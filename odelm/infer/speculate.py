@@ -120,7 +120,11 @@ def _draft(
         logits = model.readout(hidden[:, 0])
         token = draw(logits, sampling, jax.random.fold_in(key, i), draft.seen)
         chances = log_chances(logits, sampling, draft.seen)
-        likeliest = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+        if drafting.confidence is None:
+            sure = draft.sure
+        else:
+            likeliest = jnp.exp(logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+            sure = (active & (likeliest >= drafting.confidence)).any()
         return Draft(
             memory,
             last=token,
@@ -128,13 +132,16 @@ def _draft(
             chances=jax.lax.dynamic_update_slice(draft.chances, chances[:, None], (0, i, 0)),
             count=i + 1,
             seen=None if draft.seen is None else draft.seen.at[jnp.arange(B), token].set(True),
-            sure=(active & (likeliest >= drafting.confidence)).any(),
+            sure=sure,
         )
 
     none = jnp.full((B, K, V), -jnp.inf, jnp.float32)
     empty = Draft(
         state.draft, state.last, jnp.zeros((B, K), jnp.int32), none, jnp.int32(0), state.seen, jnp.array(True)
     )
+    if drafting.confidence is None:
+        # A GPU does not wait to learn whether a loop of known length goes on.
+        return jax.lax.fori_loop(0, K, lambda _, draft: step(draft), empty)
     return jax.lax.while_loop(lambda draft: (draft.count < K) & draft.sure, step, empty)
 
 

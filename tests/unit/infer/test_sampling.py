@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelm.infer.sampling import Sampling, draw, log_chances
+from odelm.infer.sampling import Sampling, draw, log_chances, sampling_options
 
 # Two rows of the same probabilities, none of them in order.
 ORDERS = [3, 0, 4, 1, 2], [1, 4, 2, 0, 3]
@@ -40,6 +40,16 @@ def test_tokens_are_drawn_with_their_probabilities(rule, chances):
         if (expected > 0).sum() > 1:
             # One in a thousand right draws would fail, and the key is fixed.
             assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_program_that_knows_whether_it_is_greedy_has_no_branch_and_gives_the_same(temperature):
+    logits, key = jnp.asarray(LOGITS), jax.random.key(0)
+    known, found_out = sampling_options(temperature=temperature, top_k=3), Sampling(jnp.float32(temperature), top_k=3)
+    for one in (lambda rule: draw(logits, rule, key), lambda rule: log_chances(logits, rule)):
+        np.testing.assert_array_equal(one(known), one(found_out))
+        branches = ["cond[" in str(jax.make_jaxpr(one)(rule)) for rule in (known, found_out)]
+        assert branches == [False, True]
 
 
 def test_what_stands_before_is_penalised():
