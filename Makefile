@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment of its own, .venv, made on first use with PYTHON.
-# `make demo` and `make test` are all that a newcomer needs; `make test-all` and `make lint` are for contributors.
+# `make try`, `make demo` and `make test` are all that a newcomer needs; `make test-all` and `make lint` are for contributors.
 PYTHON ?= python3
 WORKDIR ?= runs/tiny
 BIN := .venv/bin
@@ -10,7 +10,11 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: demo test test-all test-kills test-beam test-wandb test-harness test-interop test-newest test-newest-with lint docs clean
+.PHONY: try demo test test-all test-kills test-beam test-wandb test-harness test-interop test-newest test-newest-with lint docs clean
+
+try: .venv/.installed
+	$(BIN)/python infer.py --model=small-decoder --prompt="The history of the city begins" --steps=10,1
+	$(BIN)/python infer.py --model=small-decoder --length=128 --repeats=10
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)

@@ -1,6 +1,6 @@
 """A bundle: a model in a folder of its own, for inference without the run that it is from.
 
-    model.safetensors   every parameter under its own name
+    model.safetensors   every parameter under its own name, as it is or in 8 bits (`odelm.int8_storage`)
     config.json         the config, as that of a run
     tokenizer.json      if the model has a tokenizer
     profile.json        if what the bundle was made from has one; it is copied as it is
@@ -14,6 +14,7 @@ as a report in `infer/`, are not looked at.
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from odelm import manifest, sharding
+from odelm import int8_storage, manifest, sharding
 from odelm import tokenizer as tokenizers
 from odelm.config import Config, ModelConfig, from_json, to_json
 from odelm.errors import InputError
@@ -39,8 +40,9 @@ from odelm.run_directory import CONFIG, TOKENIZER
 from odelm.version import __version__
 
 ABOUT, PARAMETERS = "bundle.json", "model.safetensors"
-FORMAT = 1
-"""Of `bundle.json`."""
+FORMAT, FORMATS = 1, (1, 2)
+"""Of `bundle.json`, and those that can be read: 2 has parameters of 8 bits."""
+STORAGES = ("full", "int8")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The dtypes that parameters may have, by their names in safetensors."""
 
@@ -88,6 +90,7 @@ def write(
     step: int | None = None,
     profile: Path | None = None,
     artifacts: Iterable[Artifact] = (),
+    storage: str = "full",
 ) -> About:
     """Writes a bundle, whole or not at all, and returns what its `bundle.json` says.
 
@@ -96,19 +99,24 @@ def write(
         step: how many updates it had; None if that is unknown.
         profile: a file that is copied as `profile.json`.
         artifacts: taken one at a time, so that they need not be in memory together.
+        storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), from
+            which float32 ones are made as they are loaded.
 
     Raises InputError if the folder exists, if it cannot be written, for a model that is not a language model or is
     quantised, and for a config that is invalid with that of the model.
     """
     folder = check_new(folder)
     check_model(model)
+    if storage not in STORAGES:
+        raise InputError(f"storage is {storage!r}, expected one of {', '.join(STORAGES)}")
     config = dataclasses.replace(config, model=model.config).validate(saved=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters(model).items()}
     found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     _check_parameters("the model", found, _abstract(model.config))
     try:
         with publish(folder, option="folder") as partial:
-            save_file(arrays, str(partial / PARAMETERS))
+            stored = int8_storage.pack(arrays) if storage == "int8" else arrays
+            save_file(stored, str(partial / PARAMETERS))
             (partial / CONFIG).write_text(to_json(config))
             # safetensors lets only the owner read its file.
             shutil.copymode(partial / CONFIG, partial / PARAMETERS)
@@ -116,7 +124,7 @@ def write(
                 (partial / TOKENIZER).write_text(tokenizer.to_str())
             if profile is not None:
                 (partial / PROFILE).write_bytes(profile.read_bytes())
-            about = _finish(partial, step, artifacts)
+            about = _finish(partial, step, artifacts, FORMAT if stored is arrays else 2)
             seal = (partial / manifest.MANIFEST).read_bytes()
         if not manifest.is_sealed(folder) or (folder / manifest.MANIFEST).read_bytes() != seal:
             raise InputError(f"{folder} exists already: another process has just written it; give a new directory")
@@ -177,8 +185,9 @@ def _parsed(file: Path) -> About:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}); copy the bundle again") from error
     number = about.get("format") if isinstance(about, dict) else None
-    if number != FORMAT or not isinstance(about.get("files"), dict):
-        raise InputError(f"{file} has format {number!r}, but this odelm reads {FORMAT}: update odelm")
+    if number not in FORMATS or not isinstance(about.get("files"), dict):
+        read = " and ".join(map(str, FORMATS))
+        raise InputError(f"{file} has format {number!r}, but this odelm reads {read}: update odelm")
     return about
 
 
@@ -189,14 +198,14 @@ def _config(file: Path) -> Config:
         raise InputError(f"{file}: {error}") from error
 
 
-def _finish(folder: Path, step: int | None, artifacts: Iterable[Artifact]) -> About:
+def _finish(folder: Path, step: int | None, artifacts: Iterable[Artifact], format: int) -> About:
     """Writes the artifacts, `bundle.json` and the manifest of a folder that has all else."""
     described = {}
     for name, data, description in artifacts:
         (folder / name).write_bytes(data)
         described[name] = description
     about = {
-        "format": FORMAT,
+        "format": format,
         "odelm": __version__,
         "step": step,
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
@@ -216,19 +225,38 @@ def _read_parameters(file: Path, abstract: CausalLM | MaskedLM, mesh: Mesh | Non
     graph, shapes = nnx.split(abstract, nnx.Param)
     try:
         with safe_open(str(file), framework="numpy") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            kinds = {name: str(one.get_dtype()) for name, one in slices.items()}
-            found = {n: (DTYPES.get(kinds[n], kinds[n]), tuple(one.get_shape())) for n, one in slices.items()}
+            found = _described(tensors, str(file))
             _check_parameters(str(file), found, abstract)
+            names = set(tensors.keys())
 
             def placed(path: tuple[Any, ...], leaf: Any, layout: Sharding) -> jax.Array:
-                array = tensors.get_tensor(name_of(path))
+                array, scales = tensors.get_tensor(name_of(path)), name_of(path) + int8_storage.SCALES
+                if scales in names:
+                    array = int8_storage.unpacked(array, tensors.get_tensor(scales))
                 return jax.make_array_from_callback(leaf.shape, layout, lambda index: array[index])
 
             params = jax.tree_util.tree_map_with_path(placed, shapes, sharding.placements(shapes, mesh))
     except SafetensorError as error:
         raise InputError(f"{file} is not a whole safetensors file ({error}); copy the bundle again") from error
     return nnx.merge(graph, params)
+
+
+def _described(tensors: Any, place: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Returns the dtype and shape of each parameter of an open file; those of 8 bits become float32.
+
+    Raises InputError for 8 bits whose scales are absent or too many or few.
+    """
+    slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+    kinds = {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}
+    described = {name: (DTYPES.get(kind, kind), shape) for name, (kind, shape) in kinds.items()}
+    for name, (kind, shape) in kinds.items():
+        if kind == "I8":
+            expected = ("float32", (int8_storage.scale_count(math.prod(shape)),))
+            scales = described.pop(name + int8_storage.SCALES, ("absent", ()))
+            if scales != expected:
+                raise InputError(f"the scales of {name} of {place} are {scales}, expected {expected}")
+            described[name] = ("float32", shape)
+    return described
 
 
 def _check_parameters(place: str, found: Mapping[str, tuple[str, tuple[int, ...]]], abstract: nnx.Module) -> None:

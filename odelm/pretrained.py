@@ -1,10 +1,10 @@
-"""Loads a model from a run directory, a bundle or a Hugging Face folder."""
+"""Loads a model from a run directory, a bundle, a Hugging Face folder, or by the name of one that comes with odelm."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import bundle, checkpoint, interop, profile, remote
+from odelm import bundle, checkpoint, interop, profile, remote, shipped
 from odelm.config import Config
 from odelm.errors import InputError
 from odelm.files import is_url
@@ -23,7 +23,8 @@ def load(
     mesh: "Mesh | None" = None,
     with_profile: bool = True,
 ) -> tuple[Model, Config, "Tokenizer | None"]:
-    """Returns (model, config, tokenizer) of a run directory, of a bundle (`odelm.bundle`) or of a Hugging Face folder.
+    """Returns (model, config, tokenizer) of a run directory, of a bundle (`odelm.bundle`), of a Hugging Face folder, or
+    of a model that comes with odelm, by its name, such as "small-decoder" (`odelm.shipped`).
 
     A run directory may be a URL (`odelm.remote`). A `profile.json` in it becomes `model.profile` (`odelm.profile`).
 
@@ -38,7 +39,7 @@ def load(
     """
     if is_url(path):
         path = remote.fetched(str(path), checkpoint.to_stderr)
-    path = Path(path).expanduser()
+    path = shipped.found(path)
     model, config, tokenizer = _loaded(path, step, adjust, mesh)
     if with_profile:
         model.profile = profile.read_for(model, path / profile.PROFILE)

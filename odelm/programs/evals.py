@@ -88,12 +88,10 @@ def _evaluate() -> int:
 
 def _load() -> tuple[Any, int | None]:
     """Returns what `odelm.load` does, and for how many updates the model was trained, if that is known."""
-    from odelm import bundle, checkpoint, interop, pretrained, remote
+    from odelm import bundle, checkpoint, interop, pretrained, remote, shipped
     from odelm.run_directory import read_config
 
-    source = (
-        remote.fetched(FLAGS.model, checkpoint.to_stderr) if is_url(FLAGS.model) else Path(FLAGS.model).expanduser()
-    )
+    source = remote.fetched(FLAGS.model, checkpoint.to_stderr) if is_url(FLAGS.model) else shipped.found(FLAGS.model)
     step = updates = None
     if bundle.is_bundle(source):
         updates = bundle.updates(source)
@@ -118,13 +116,15 @@ def _steps() -> tuple[int, ...] | None:
 
 def _out() -> Path:
     """Returns the directory of the results; InputError if it has some that are not to be replaced."""
-    model = Path(FLAGS.model).expanduser()
+    from odelm import shipped
+
+    model = shipped.found(FLAGS.model)
     if FLAGS.out is None and (is_url(FLAGS.model) or not model.is_dir()):
         raise InputError(
             f"{FLAGS.model} is not a directory here: give a training run, a bundle or a Hugging Face folder, or --out "
             "for the results of a model that is elsewhere"
         )
-    out = Path(FLAGS.out).expanduser() if FLAGS.out else model / "evals"
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else (shipped.reports(model) or model) / "evals"
     file = out / f"{RESULTS}.json"
     if file.exists() and not FLAGS.overwrite:
         raise InputError(f"{file} is there already: give another --out, or --overwrite to replace it")

@@ -3,35 +3,67 @@
 from pathlib import Path
 from typing import Any
 
-from odelm import bundle
+from absl.flags import FlagValues
+
 from odelm.config import Config
-from odelm.infer.export import forward_artifacts
-from odelm.profile import PROFILE
+from odelm.errors import InputError
+
+OTHERS = dict(
+    prompt=None,
+    prompt_file=None,
+    generate=False,
+    baseline=None,
+    quantize=None,
+    adaptive_tolerance=None,
+    early_exit=None,
+    kv_span=None,
+    tensor=1,
+)
+"""Flags that do not go with --export, and what they are unset."""
+
+
+def target(flags: FlagValues) -> Path | None:
+    """Returns the bundle to write, None for another mode; InputError for one that exists, and for flags that do not go
+    with it."""
+    if flags.export is None:
+        if flags["storage"].present:
+            raise InputError("--storage is of --export, which was not given")
+        return None
+    from odelm import bundle
+
+    for name, unset in OTHERS.items():
+        if flags[name].value != unset:
+            raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
+    return bundle.check_new(flags.export)
 
 
 def export(
     loaded: tuple[Any, Config, Any],
     folder: Path,
     steps: tuple[int, ...],
+    flags: FlagValues,
     *,
     source: Path,
     step: int | None,
-    solver: str = "euler",
-    integrator: str = "scan",
-    dtype: str = "auto",
 ) -> None:
     """Writes a bundle of what `odelm.load` returned from `source`, and prints a line with the bytes of each file.
 
     `step` is how many updates the model had, if that is known. Raises InputError as `odelm.bundle.write` and
     `odelm.infer.export.forward_artifacts` do.
     """
+    from odelm import bundle
+    from odelm.infer.export import forward_artifacts
+    from odelm.profile import PROFILE
+
     model, config, tokenizer = loaded
     bundle.check_model(model)
-    artifacts = forward_artifacts(model, steps=steps, solver=solver, integrator=integrator, dtype=dtype)
+    artifacts = forward_artifacts(
+        model, steps=steps, solver=flags.solver, integrator=flags.integrator, dtype=flags.dtype
+    )
     profile = source / PROFILE
     about = bundle.write(
         folder, model, config, tokenizer=tokenizer, step=step, profile=profile if profile.is_file() else None,
-        artifacts=artifacts,
+        artifacts=artifacts, storage=flags.storage,
     )  # fmt: skip
     print(f"wrote {folder}")
     for file in sorted(folder.iterdir()):

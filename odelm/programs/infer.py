@@ -38,7 +38,7 @@ from absl import flags
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
-from odelm.programs import command_line, dial, generation, quantization
+from odelm.programs import command_line, dial, export, generation, quantization
 
 if TYPE_CHECKING:
     from odelm.evals.compare import Comparison
@@ -48,7 +48,7 @@ _string, _integer, _float = (
     partial(define, flag_values=FLAGS) for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
 )
 _string("workdir", None, "Directory of a training run.")
-_string("model", None, "The same, or a bundle or a Hugging Face folder.")
+_string("model", None, "The same, or a bundle, a Hugging Face folder, or the name of a model that comes with odelm.")
 _string("text", None, "Measure the losses on this text (a file, folder or glob) instead.")
 _string("out", None, "Directory of the report; default: infer/ in the run or folder.")
 flags.DEFINE_list(
@@ -117,6 +117,13 @@ _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower
 _string("prompt", None, "Generate a continuation of this text instead.")
 _string("prompt_file", None, "The same, of the text in a file.")
 _string("export", None, "Write the model to this new directory instead, with its forward pass at each of --steps.")
+flags.DEFINE_enum(
+    "storage",
+    "full",
+    ["full", "int8"],
+    "Of --export: parameters as they are, or in 8 bits, which load as float32.",
+    flag_values=FLAGS,
+)
 _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
 _integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
@@ -145,7 +152,7 @@ def _infer() -> int:
     from odelm.run_directory import read_config
 
     limit = dial.max_loss_increase(FLAGS)
-    source, target = _source(), _target()
+    source, target = _source(), export.target(FLAGS)
     bundled = bundle.is_bundle(source)
     step = None
     if not bundled and not interop.is_folder(source):
@@ -161,11 +168,11 @@ def _infer() -> int:
     if bundled:
         step = bundle.updates(source)
     if quantization.one_kind(FLAGS):
-        loaded = quantization.quantized(loaded, FLAGS, _options(), _steps, source=source, step=step)
+        loaded = quantization.quantized(loaded, FLAGS, _options(source), _steps, source=source, step=step)
     if limit is not None:
-        dial.find_profile(loaded, limit, _options(), source=source, step=step, out=_out())
+        dial.find_profile(loaded, limit, _options(source), source=source, step=step, out=_out(source))
     elif target is not None:
-        _export(loaded, _steps(loaded[1]), source, step, target)
+        export.export(loaded, target, _steps(loaded[1]), FLAGS, source=source, step=step)
     elif FLAGS.prompt is not None or FLAGS.prompt_file is not None:
         generation.continue_prompt(loaded, FLAGS, _steps)
     else:
@@ -183,48 +190,20 @@ def _mesh() -> Any:
 
 
 def _source() -> Path:
-    from odelm import checkpoint, remote
+    from odelm import checkpoint, remote, shipped
 
     given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
     if len(given) != 1:
         raise InputError("give one of --workdir and --model: a training run, a bundle or a Hugging Face folder")
     if is_url(given[0]):
         return remote.fetched(given[0], checkpoint.to_stderr)
-    source = Path(given[0]).expanduser()
+    source = shipped.found(given[0])
     if not source.is_dir():
-        raise InputError(f"{source} is not a directory; give a training run, a bundle or a Hugging Face folder")
+        raise InputError(
+            f"{source} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the models "
+            f"that come with odelm, {', '.join(shipped.names())}"
+        )
     return source
-
-
-def _target() -> Path | None:
-    """Returns the bundle to write, None for another mode."""
-    if FLAGS.export is None:
-        return None
-    from odelm import bundle
-
-    for name, unset in dict(
-        prompt=None,
-        prompt_file=None,
-        generate=False,
-        baseline=None,
-        quantize=None,
-        adaptive_tolerance=None,
-        early_exit=None,
-        kv_span=None,
-        tensor=1,
-    ).items():
-        if FLAGS[name].value != unset:
-            raise InputError(f"--export and --{name} were given, which do not go together: leave out one of them")
-    return bundle.check_new(FLAGS.export)
-
-
-def _export(loaded, steps: tuple[int, ...], source: Path, step: int | None, target: Path) -> None:
-    from odelm.programs.export import export
-
-    export(
-        loaded, target, steps, source=source, step=step,
-        solver=FLAGS.solver, integrator=FLAGS.integrator, dtype=FLAGS.dtype,
-    )  # fmt: skip
 
 
 def _with_dtype(config: Config) -> Config:
@@ -237,6 +216,8 @@ def _with_dtype(config: Config) -> Config:
 def _steps(config: Config) -> tuple[int, ...]:
     if FLAGS.steps is None:
         return default_steps(config.model)
+    if FLAGS.export is not None and FLAGS.steps == ["none"]:
+        return ()
     if not FLAGS.steps:
         raise InputError("--steps is empty, expected whole numbers such as 12,6,3")
     try:
@@ -245,7 +226,8 @@ def _steps(config: Config) -> tuple[int, ...]:
         raise InputError(f"--steps is {','.join(FLAGS.steps)}, expected whole numbers such as 12,6,3") from None
 
 
-def _options() -> "Comparison":
+def _options(source: Path) -> "Comparison":
+    from odelm import shipped
     from odelm.evals.compare import Comparison
 
     return Comparison(
@@ -256,14 +238,20 @@ def _options() -> "Comparison":
         length=FLAGS.length,
         repeats=FLAGS.repeats,
         eval_batches=FLAGS.eval_batches,
-        text=FLAGS.text,
+        text=FLAGS.text or shipped.held_out(source),
         early_exits=generation.early_exits(FLAGS),
         kv_spans=generation.kv_spans(FLAGS) if FLAGS.generate else (),
     )
 
 
-def _out() -> Path | None:
-    return Path(FLAGS.out).expanduser() if FLAGS.out else None
+def _out(source: Path) -> Path | None:
+    """Returns where reports go, None for `infer/` in the source."""
+    if FLAGS.out:
+        return Path(FLAGS.out).expanduser()
+    from odelm import shipped
+
+    own = shipped.reports(source)
+    return None if own is None else own / "infer"
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
@@ -272,7 +260,7 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
     from odelm.evals.compare import compare, compare_generation
     from odelm.evals.quantization import compare_quantized
 
-    options, out = _options(), _out()
+    options, out = _options(source), _out(source)
     if FLAGS.generate:
         written = compare_generation(
             loaded, steps, options, source=source, step=step, new_tokens=FLAGS.new_tokens,

@@ -46,6 +46,28 @@ def test_export_writes_a_bundle_and_says_what_is_in_it(call, decoder, tmp_path):
     assert (tmp_path / "b" / "tokenizer.json").read_text() == (decoder / "tokenizer.json").read_text()
 
 
+def test_a_bundle_in_8_bits_without_forward_passes(call, decoder, tmp_path):
+    done = call("infer.py", f"--workdir={decoder}", f"--export={tmp_path / 'b'}", "--steps=none", "--storage=int8")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 6, "a line for each of five files"
+    assert odelm.load(tmp_path / "b")[1] == odelm.load(decoder)[1]
+    done = call("infer.py", f"--workdir={decoder}", "--storage=int8")
+    assert done.returncode == 2 and "--storage is of --export, which was not given" in done.stderr
+
+
+def test_a_model_that_comes_with_odelm_is_found_by_its_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("infer.py", "--model=small-decoder", "--prompt=The history of", "--steps=1", "--new_tokens=4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The history of ")
+    done = call("infer.py", "--model=small-decoder", "--steps=1", "--length=16", "--repeats=1", "--eval_batches=1")
+    assert done.returncode == 0 and "written to runs/shipped/small-decoder/infer" in done.stdout, done.stderr
+    report = json.loads((tmp_path / "runs/shipped/small-decoder/infer/report.json").read_text())
+    assert report["text"]["documents"] == 8 and [row["steps"] for row in report["rows"]] == [10, 1]
+    done = call("infer.py", "--model=small")
+    assert done.returncode == 2 and "come with odelm, small-decoder, small-encoder" in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_the_artifacts_compute_what_the_run_does(kind, request, call, tmp_path):
     workdir = request.getfixturevalue(kind)

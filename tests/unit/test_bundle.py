@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import bundle, manifest
+from odelm import bundle, int8_storage, manifest
 from odelm import profile as profiles
 from odelm.config import Config, TrainConfig
 from odelm.models import Classifier
@@ -88,6 +89,43 @@ def test_a_model_comes_back_to_the_bit(options, make_model, tokens, tmp_path):
     np.testing.assert_array_equal(compiled(model)(tokens, steps=2), compiled(again)(tokens, steps=2))
     assert load_file(tmp_path / "b" / "model.safetensors").keys() == before.keys()
     assert about["files"].keys() == {"config.json", "model.safetensors"}
+
+
+def test_large_parameters_can_be_stored_in_8_bits(make_model, tokens, tmp_path):
+    model = make_model(width=64, vocab_size=96)
+    sizes = {}
+    for storage in ("full", "int8"):
+        about = bundle.write(tmp_path / storage, model, SMALL, storage=storage)
+        sizes[storage] = about["files"]["model.safetensors"]
+    assert sizes["int8"] < 0.34 * sizes["full"]
+    before, again = parameters(model), odelm.load(tmp_path / "int8")[0]
+    for name, array in parameters(again).items():
+        assert array.dtype == jnp.float32 and array.shape == before[name].shape
+        if array.size < int8_storage.SMALLEST:
+            np.testing.assert_array_equal(array, before[name])
+            continue
+        flat, found = (np.pad(np.ravel(a), (0, -a.size % 64)).reshape(-1, 64) for a in (before[name], array))
+        # Half a step of each block, and the rounding of what is computed from it.
+        assert (np.abs(found - flat).max(axis=1) <= np.abs(flat).max(axis=1) / 254 * 1.001).all()
+        assert not np.array_equal(found, flat)
+    bundle.write(tmp_path / "again", again, SMALL, storage="int8")
+    twice = [load_file(tmp_path / folder / "model.safetensors") for folder in ("int8", "again")]
+    for name, array in twice[0].items():
+        np.testing.assert_array_equal(array, twice[1][name])
+    with pytest.raises(odelm.InputError, match="storage is 'int4', expected one of full, int8"):
+        bundle.write(tmp_path / "other", model, SMALL, storage="int4")
+
+
+def test_8_bits_without_their_scales_are_refused(make_model, tmp_path):
+    bundle.write(tmp_path / "b", make_model(width=64, vocab_size=96), SMALL, storage="int8")
+
+    def cut(file):
+        arrays = load_file(file)
+        arrays["embed/tokens:scales"] = arrays["embed/tokens:scales"][:-1]
+        save_file(arrays, str(file))
+
+    sealed_again(tmp_path / "b", "model.safetensors", cut)
+    assert re.search(r"the scales of embed/tokens of .* are \('float32', \(95,\)\), expected", refused(tmp_path / "b"))
 
 
 def test_parameters_keep_their_dtypes(make_model, tmp_path):
@@ -241,7 +279,7 @@ def test_files_that_are_no_such_files_are_refused(whole):
     assert "config.json: the config is not JSON" in refused(whole)
     for text, words in (
         ("{", "cannot be read as JSON"),
-        ('{"format": 2}', "format 2, but this odelm reads 1"),
+        ('{"format": 3}', "format 3, but this odelm reads 1 and 2"),
         ("[]", "None"),
     ):
         sealed_again(whole, "bundle.json", lambda file, text=text: file.write_text(text))

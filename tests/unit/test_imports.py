@@ -36,9 +36,11 @@ ALLOWED = {
     "checkpoint": MODELS | {"run_directory", "manifest", "sharding", "checkpoint_files"},
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
-    "bundle": MODELS | {"manifest", "profile", "run_directory", "sharding", "version"},
+    "int8_storage": set(),
+    "shipped": set(),
+    "bundle": MODELS | {"int8_storage", "manifest", "profile", "run_directory", "sharding", "version"},
     "profile": {"config", "errors", "files", "models", "ode"},
-    "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote"},
+    "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote", "shipped"},
     "train": MODELS
     | DATA
     | {
