@@ -4,7 +4,7 @@
     python infer.py --workdir=runs/shipped_encoder --export=bundles/small-encoder --storage=int8 --steps=
 
 The text is that of `configs/shipped_decoder.py`. On one H200 the 6,300 updates (413 M tokens) took 2 min 36 s, a fifth
-of it waiting for the masks, and with compiling and evaluating 3 min 42 s. Held-out loss, nats per masked token, at 10, 4,
+of it waiting for masks, and with compiling and evaluating 3 min 42 s. Held-out loss, nats per masked token, at 10, 4,
 2 and 1 steps of the core, which are 12, 6, 4 and 3 evaluations in all:
 
     update 2,100    2.752  2.733  2.759  2.786
