@@ -47,7 +47,7 @@ def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, to
     ),
 )
 def test_a_gpu_decodes_what_a_cpu_does(prompts, draft_steps, make_model, monkeypatch):
-    model = make_model(depth=4)
+    model = make_model(depth=2)
 
     def decoded():
         jax.clear_caches()
