@@ -1,0 +1,225 @@
+"""The study of docs/study.md: one row after the other is trained, measured and written down as JSON.
+
+    python -m benchmarks.study --source=TEXT --rows=unshared,random,best [--seeds=3] [--work=DIR] [--out=docs/study]
+    python -m benchmarks.study_report docs/study
+
+A row is a recipe (`ROWS`): a base with some options changed, trained by `odelm`'s own trainer in `--work`, so that a
+call that was stopped goes on where it was. The learning rates of a row are those of the base times a factor of
+`--rates`, the one whose trial of `--trial` updates with the first seed reached the lowest held-out loss, averaged over
+the counts that the row is trained with; every row is tuned, the unshared ones too. `--out` gets a file for each row and
+seed: the options, parameters, the trials, the held-out losses against tokens and against seconds (of training alone,
+without compiling and evaluating), the losses and latencies at each number of evaluations, and what the trained field
+looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import odelm
+from benchmarks.trained_field import field_of
+from odelm.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    StepSamplingConfig,
+    TrainConfig,
+    replace,
+    to_json,
+)
+from odelm.evals.compare import Comparison, compare
+from odelm.files import write_text
+from odelm.models.parameters import parameters
+from odelm.programs.command_line import use_compilation_cache
+from odelm.train.run import train
+
+Options = dict[str, Any]
+Record = dict[str, Any]
+
+FIXED: Options = {"step_sampling.kind": "fixed"}
+UNSHARED: Options = FIXED | {"model.time_modulation": False, "model.groups": -1}
+"""A group for each layer: -1 stands for the depth."""
+BEST: Options = {
+    "model.prelude": 1, "model.coda": 1, "model.wide_modulation": True, "model.parallel_branches": True,
+    "step_sampling.few_first": 0.3,
+}  # fmt: skip
+MASKED: Options = {
+    "model.kind": "encoder", "model.max_length": 128, "train.length": 128, "train.batch_size": 512,
+}  # fmt: skip
+POST: Options = {
+    "model.norm": "layernorm", "model.norm_placement": "post", "model.norm_eps": 1e-12, "model.embed_norm": True,
+    "model.positions": "learned", "model.qk_norm": False, "model.bias": True, "optimizer.kind": "adamw",
+    "optimizer.learning_rate": 5e-4,
+}  # fmt: skip
+LARGE: Options = {"model.width": 1024, "model.heads": 16}
+
+ROWS: dict[str, Options] = {
+    "unshared": UNSHARED,
+    "fixed": FIXED,
+    "random": {},
+    "best": BEST,
+    **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
+    "equal_parameters": {"model.width": 1408, "model.heads": 22},
+    "equal_operations": {"train.updates": 2.0},
+    "large_best": BEST | LARGE,
+    "large_unshared": UNSHARED | LARGE,
+    "distilled": {"train.distill": 0.5, "train.distill_from": 0.7},
+    "encoder_unshared": MASKED | UNSHARED,
+    "encoder_fixed": MASKED | FIXED,
+    "encoder_random": MASKED,
+    "encoder_best": MASKED | BEST,
+    "encoder_post_fixed": MASKED | POST | FIXED,
+    "encoder_post_random": MASKED | POST,
+}
+"""What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
+updates, because those of random counts take about half of the operations of full depth."""
+EVALUATIONS = (12, 8, 6, 4, 3, 2)
+"""Of the blocks, the ends included, at which a row is measured where it can be."""
+SHAPES: dict[str, Options] = {
+    "study": {},
+    "tiny": {"model.width": 32, "model.heads": 2, "model.vocab_size": 300, "model.max_length": 32, "train.length": 32,
+             "train.batch_size": 4, "train.unroll": False, "train.eval_batches": 2},
+}  # fmt: skip
+
+
+def base(source: str, updates: int) -> Config:
+    """Returns what every row starts from."""
+    return Config(
+        model=ModelConfig(kind="decoder", vocab_size=16_384, width=512, heads=8, depth=12, max_length=512),
+        data=DataConfig(corpus="text", source=source, valid_fraction=0.01),
+        step_sampling=StepSamplingConfig(kind="random_count"),
+        optimizer=OptimizerConfig(
+            kind="muon", learning_rate=4e-3, muon_learning_rate=0.02, warmup=100, decay="linear", final_fraction=0.0
+        ),
+        train=TrainConfig(updates=updates, batch_size=128, length=512, eval_batches=16, log_every=50, keep=1),
+    )
+
+
+def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, updates: int) -> Config:
+    """Returns the config of a row at a factor of its rates."""
+    changed = dict(SHAPES[options.shape])
+    if options.shape == "study":
+        changed |= ROWS[row]
+    else:
+        sizes = ("width", "heads", "length", "batch_size")
+        changed |= {name: value for name, value in ROWS[row].items() if not name.endswith(sizes)}
+    config = base(options.source, updates)
+    if changed.get("model.groups") == -1:
+        changed["model.groups"] = config.model.depth
+    changed["train.updates"] = round(updates * changed.get("train.updates", 1))
+    config = replace(config, changed | {"train.seed": seed})
+    if options.data_dir:
+        config = replace(config, {"data.data_dir": options.data_dir})
+    optimizer = dataclasses.replace(
+        config.optimizer,
+        learning_rate=rate * config.optimizer.learning_rate,
+        muon_learning_rate=rate * config.optimizer.muon_learning_rate,
+        warmup=min(config.optimizer.warmup, config.train.updates // 5),
+    )
+    every = max(config.train.updates // 10, 1)
+    run = dataclasses.replace(config.train, eval_every=every, checkpoint_every=5 * every)
+    return dataclasses.replace(config, optimizer=optimizer, train=run).validate()
+
+
+def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
+    """Returns the best factor of the rates, and the loss that each reached in a short trial with the first seed."""
+    losses = {}
+    for rate in options.rates:
+        config = config_of(row, options, rate=rate, seed=0, updates=options.trial)
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, eval_every=options.trial, checkpoint_every=options.trial)
+        )
+        result = train(config, options.work / f"{row}_trial_{rate:g}")
+        trained = [result.losses[count] for count in config.trained_counts if count in result.losses]
+        losses[f"{rate:g}"] = sum(trained) / len(trained)
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    return float(min(finite, key=lambda rate: finite[rate])), losses
+
+
+def curve_of(workdir: Path) -> list[Record]:
+    """Returns the held-out losses of a run against its updates, tokens and seconds of training."""
+    seconds, tokens, curve = 0.0, 0, []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "tokens_per_s" in record:
+            seconds += (record["tokens"] - tokens) / record["tokens_per_s"]
+            tokens = record["tokens"]
+        if "eval_loss" in record:
+            curve.append(
+                {"update": record["step"], "tokens": tokens, "seconds": seconds, "losses": record["eval_loss"]}
+            )
+    return curve
+
+
+def measured(workdir: Path, config: Config, step: int) -> list[Record]:
+    """Returns the losses and latencies at each number of evaluations that the model can take."""
+    model, core = config.model, config.model.core
+    counts = [n - model.ends for n in EVALUATIONS]
+    steps = tuple(n for n in counts if 0 < n <= core and n % model.groups == 0)
+    loaded = odelm.load(workdir, step=step)
+    options = Comparison(batch=32, length=config.train.length, repeats=15)
+    out = compare(loaded, steps, options, source=workdir, step=step)
+    return json.loads((out / "report.json").read_text())["rows"]
+
+
+def run_row(row: str, seed: int, rate: float, trials: dict[str, float], options: argparse.Namespace) -> Record:
+    """Trains a row with one seed and returns what docs/study.md says of it."""
+    config = config_of(row, options, rate=rate, seed=seed, updates=options.updates)
+    workdir = options.work / f"{row}_{seed}"
+    result = train(config, workdir)
+    if result.interrupted:
+        raise SystemExit(128 + result.signal)
+    model = odelm.load(workdir)[0]
+    return {
+        "row": row,
+        "seed": seed,
+        "options": ROWS[row],
+        "rate": rate,
+        "trials": trials,
+        "parameters": sum(array.size for array in parameters(model).values()),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "curve": curve_of(workdir),
+        "evaluations": measured(workdir, config, result.step),
+        "field": field_of(workdir),
+        "config": json.loads(to_json(config)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="text: a file, folder or glob, as of data.corpus=text")
+    parser.add_argument("--rows", required=True, help=f"several as A,B, of {', '.join(ROWS)}")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=lambda text: [float(rate) for rate in text.split(",")])
+    parser.add_argument("--updates", type=int, default=3052, help="of 65,536 tokens: 200 M of them")
+    parser.add_argument("--trial", type=int, default=300, help="updates of a trial of a rate")
+    parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
+    parser.add_argument("--data_dir", default="", help="where prepared text is kept, in place of the usual place")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"))
+    parser.add_argument("--out", type=Path, default=Path("docs/study"))
+    options = parser.parse_args()
+    use_compilation_cache("~/.cache/odelm/compiled")
+    unknown = [row for row in options.rows.split(",") if row not in ROWS]
+    if unknown:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for row in options.rows.split(","):
+        missing = [seed for seed in range(options.seeds) if not (options.out / f"{row}_{seed}.json").exists()]
+        if not missing:
+            continue
+        rate, trials = tuned_rate(row, options)
+        for seed in missing:
+            found = run_row(row, seed, rate, trials, options)
+            write_text(options.out / f"{row}_{seed}.json", json.dumps(found, indent=1) + "\n")
+            print(f"{row}, seed {seed}: {found['curve'][-1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The tables of docs/study.md, from the files that `benchmarks.study` wrote.
+
+    python -m benchmarks.study_report docs/study [--against=unshared]
+
+Held-out losses at each number of evaluations, the mean over the seeds and half their range; parameters, and what a pass
+takes against that of `--against` at full depth. Then the losses at equal time and at equal tokens: each row's last
+evaluation that comes no later than the end of the shortest row of those compared, read from the same curves, in which
+the learning rate is still falling for the rows that take longer.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Runs = dict[str, list[Record]]
+
+
+def read(folder: Path) -> Runs:
+    """Returns the records of each row."""
+    found: Runs = defaultdict(list)
+    for file in sorted(folder.glob("*_[0-9]*.json")):
+        record = json.loads(file.read_text())
+        found[record["row"]].append(record)
+    return dict(found)
+
+
+def spread(values: list[float]) -> str:
+    """Returns the mean, and half the range if there are several."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
+
+
+def losses_table(runs: Runs, against: str) -> list[str]:
+    """Returns the lines of the losses and times at each number of evaluations."""
+    counts = sorted({e["evaluations"] for records in runs.values() for r in records for e in r["evaluations"]})[::-1]
+    lines = [
+        "| row | parameters | rate | " + " | ".join(map(str, counts)) + " |",
+        "|---|---|---|" + "---|" * len(counts),
+    ]
+    slowest = _latencies(runs[against][0]) if against in runs else {}
+    for row, records in runs.items():
+        cells = []
+        for count in counts:
+            losses = [e["loss"] for r in records for e in r["evaluations"] if e["evaluations"] == count]
+            times = _latencies(records[0])
+            time = f" ({times[count] / max(slowest.values()):.2f})" if losses and slowest else ""
+            cells.append(spread(losses) + time if losses else "")
+        parameters = f"{records[0]['parameters'] / 1e6:.1f} M"
+        lines.append(f"| {row} | {parameters} | {records[0]['rate']:g}x | " + " | ".join(cells) + " |")
+    return lines
+
+
+def equal_table(runs: Runs, by: str) -> list[str]:
+    """Returns the lines of the losses at the end of the shortest row, by "seconds" or "tokens"."""
+    end = min(records[0]["curve"][-1][by] for records in runs.values())
+    lines = [f"At {end:,.0f} {by}:", "", f"| row | {by} | full depth | fewest steps |", "|---|---|---|---|"]
+    for row, records in runs.items():
+        reached = [[point for point in r["curve"] if point[by] <= end * 1.001][-1:] for r in records]
+        points = [found[0] for found in reached if found]
+        if not points:
+            lines.append(f"| {row} | | not evaluated before | |")
+            continue
+        losses = [list(point["losses"].values()) for point in points]
+        first, last = spread([found[0] for found in losses]), spread([found[-1] for found in losses])
+        lines.append(f"| {row} | {points[0][by]:,.0f} | {first} | {last} |")
+    return lines
+
+
+def field_table(runs: Runs) -> list[str]:
+    """Returns the lines of what the trained fields look like."""
+    lines = [
+        "| row | field's norm, first and last unit | second difference, largest | order: Euler | Heun |",
+        "|---|---|---|---|---|",
+    ]
+    for row, records in runs.items():
+        field = records[0]["field"]
+        orders, turns = field.get("observed_orders", {}), field.get("second_differences", [])
+        norms = field.get("field_norms", [])
+        cells = [
+            f"{norms[0]:.2f}, {norms[-1]:.2f}" if norms else "",
+            f"{max(turns):.2f}" if turns else "",
+            *(f"{orders[name]:.2f}" if name in orders else "" for name in ("euler", "heun")),
+        ]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _latencies(record: Record) -> dict[int, float]:
+    return {e["evaluations"]: e["latency_ms"]["median"] for e in record["evaluations"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--against", default="unshared", help="the row whose pass at full depth counts as 1")
+    options = parser.parse_args()
+    runs = read(options.folder)
+    if not runs:
+        parser.error(f"{options.folder} has no results of benchmarks.study")
+    parts = (losses_table(runs, options.against), equal_table(runs, "seconds"), equal_table(runs, "tokens"))
+    for part in (*parts, field_table(runs)):
+        print("\n".join(part) + "\n")
+
+
+if __name__ == "__main__":
+    main()
