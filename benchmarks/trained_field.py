@@ -5,8 +5,8 @@
 Of held-out rows of a run, at full depth: the norm of the state and of the field; how much the field changes from one
 unit of the core to the next (the second difference of the state, as a share of the field); and the loss if the core
 ended after so many units (the logit lens, nostalgebraist 2020). Then the distance between the final state of n equal
-steps and that of eight times full depth, relative to the latter, for Euler's method and Heun's: its fall from twice full
-depth to four times gives the observed order. Prelude and coda are part of the path, but only the core is refined.
+steps and that of eight times full depth, relative to the latter, for Euler's method and Heun's: its fall from twice
+full depth to four times gives the observed order. Prelude and coda are part of the path, but only the core is refined.
 """
 
 import argparse

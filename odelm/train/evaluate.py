@@ -132,7 +132,9 @@ def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: 
     grids = {steps: grid.equal(config.model.core, steps) for steps in config.eval_steps}
     # The first call at each count compiles.
     firsts = side_by_side(lambda times: jax.block_until_ready(loss(params, batches[0], times)), grids.values())
+    # With several processes one at a time: programs in flight that wait for other processes could wait for each other.
+    ready = jax.device_get if jax.process_count() > 1 else lambda sums: sums
     return {
-        steps: mean_loss([first, *(loss(params, batch, times) for batch in batches[1:])])
+        steps: mean_loss([first, *(ready(loss(params, batch, times)) for batch in batches[1:])])
         for (steps, times), first in zip(grids.items(), firsts, strict=True)
     }
