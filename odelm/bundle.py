@@ -33,7 +33,7 @@ from odelm import tokenizer as tokenizers
 from odelm.config import Config, ModelConfig, from_json, to_json
 from odelm.errors import InputError
 from odelm.files import publish
-from odelm.models import CausalLM, MaskedLM, create
+from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of, parameters
 from odelm.profile import PROFILE
 from odelm.run_directory import CONFIG, TOKENIZER
@@ -69,10 +69,11 @@ def check_new(folder: str | Path) -> Path:
 
 
 def check_model(model: nnx.Module) -> None:
-    """Raises InputError for a model that a bundle cannot hold: one that is not a language model, or is quantised."""
-    if not isinstance(model, CausalLM | MaskedLM):
+    """Raises InputError for a model that a bundle cannot hold: an encoder without a head, or one that is quantised."""
+    if not isinstance(model, CausalLM | MaskedLM | Classifier):
         raise InputError(
-            f"the model is a {type(model).__name__}, but a bundle holds a language model: give one that has its head"
+            f"the model is a {type(model).__name__}, but a bundle holds a language model or a classifier: give one "
+            "that has its head"
         )
     if model.quantization is not None:
         raise InputError(
@@ -83,7 +84,7 @@ def check_model(model: nnx.Module) -> None:
 
 def write(
     folder: str | Path,
-    model: CausalLM | MaskedLM,
+    model: CausalLM | MaskedLM | Classifier,
     config: Config,
     *,
     tokenizer: Tokenizer | None = None,
@@ -102,7 +103,7 @@ def write(
         storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), from
             which float32 ones are made as they are loaded.
 
-    Raises InputError if the folder exists, if it cannot be written, for a model that is not a language model or is
+    Raises InputError if the folder exists, if it cannot be written, for a model without a head or one that is
     quantised, and for a config that is invalid with that of the model.
     """
     folder = check_new(folder)
@@ -135,7 +136,7 @@ def write(
 
 def load(
     path: str | Path, *, adjust: Callable[[Config], Config] | None = None, mesh: Mesh | None = None
-) -> tuple[CausalLM | MaskedLM, Config, Tokenizer | None]:
+) -> tuple[CausalLM | MaskedLM | Classifier, Config, Tokenizer | None]:
     """Returns (model, config, tokenizer) of a bundle, after every byte of it has been checked.
 
     `adjust` may change the config before the model is made. The parameters go to the first device, or are cut over the
@@ -216,11 +217,13 @@ def _finish(folder: Path, step: int | None, artifacts: Iterable[Artifact], forma
     return about
 
 
-def _abstract(config: ModelConfig) -> CausalLM | MaskedLM:
+def _abstract(config: ModelConfig) -> CausalLM | MaskedLM | Classifier:
     return nnx.eval_shape(lambda: create(config, rngs=nnx.Rngs(0)))
 
 
-def _read_parameters(file: Path, abstract: CausalLM | MaskedLM, mesh: Mesh | None) -> CausalLM | MaskedLM:
+def _read_parameters(
+    file: Path, abstract: CausalLM | MaskedLM | Classifier, mesh: Mesh | None
+) -> CausalLM | MaskedLM | Classifier:
     """Returns the model with the parameters of a file, read one after the other to where the mesh has them."""
     graph, shapes = nnx.split(abstract, nnx.Param)
     try:

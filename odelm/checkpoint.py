@@ -24,7 +24,7 @@ from odelm import tokenizer as tokenizers
 from odelm.checkpoint_files import SEALED, CheckpointFiles, Meta
 from odelm.config import Config, TrainConfig
 from odelm.errors import InputError, RunFailure
-from odelm.models import CausalLM, MaskedLM, create
+from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of
 from odelm.run_directory import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 
@@ -276,7 +276,7 @@ def load(
     step: int | None = None,
     adjust: Callable[[Config], Config] | None = None,
     mesh: Mesh | None = None,
-) -> tuple[CausalLM | MaskedLM, Config, Tokenizer]:
+) -> tuple[CausalLM | MaskedLM | Classifier, Config, Tokenizer]:
     """Returns (model, config, tokenizer) of a training directory, at its newest checkpoint that is whole or at `step`.
 
     `adjust` may change the config before the model is made, such as its dtype. The parameters go to the first device,

@@ -69,8 +69,9 @@ class RunDirectory:
             )
         tokens = self.path / TOKENS
         if tokens.exists() and tokens.read_text().strip() != digest:
+            text = f"task {data.task!r}" if data.task else f"corpus {data.corpus!r}"
             raise InputError(
-                f"the text of corpus {data.corpus!r} has changed since the run in {self.path} began; "
+                f"the text of {text} has changed since the run in {self.path} began; "
                 "restore it to resume, or give another --workdir to start a new run"
             )
 

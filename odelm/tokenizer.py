@@ -137,6 +137,13 @@ def encode(
         yield np.concatenate([part for pair in parts for part in pair])
 
 
+def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
+    """Returns the token ids of each text, without special tokens; text that spells a special token is text."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.encode_special_tokens = True
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
 def cuts_at_words(tokenizer: Tokenizer) -> bool:
     """Returns whether text may be cut between a word and the space after it, and each part encoded on its own.
 

@@ -13,6 +13,7 @@ from odelm.config.parse import parse_value
 from odelm.config.recipe import Config
 from odelm.config.serialize import changed_options, check_option, from_dict, from_json, options, replace, to_json
 from odelm.config.step_sampling import SAMPLINGS, StepSamplingConfig, annealed_steps, default_steps
+from odelm.config.tasks import TASKS, Task
 from odelm.config.training import REMAT_POLICIES, MeshConfig, TrainConfig
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "SAMPLINGS",
     "SPLITS",
     "StepSamplingConfig",
+    "TASKS",
+    "Task",
     "TrainConfig",
     "annealed_steps",
     "changed_options",

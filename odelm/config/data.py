@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from odelm.config.checks import check_types, choice, freeze_lists, positive
 from odelm.config.describe import described
+from odelm.config.tasks import TASKS
 from odelm.errors import InputError
 
 CORPORA = ("python_source", "text", "openwebtext", "pile")
@@ -25,6 +26,13 @@ class DataConfig:
     """A file, folder or glob. For `text`: .txt, .jsonl and .ndjson, each plain, .gz, .xz or .zst, .json of lines if it
     is compressed, and .parquet; what is hidden is passed over, and links are followed. For `openwebtext`: its archive,
     unpacked or not, or .jsonl. For `pile`: its .jsonl.zst shards. For `tfds:NAME`: the folder of TFDS."""
+    task: str = ""
+    """A task of GLUE to fine-tune an encoder on, in place of a corpus: a name of `odelm.config.TASKS`. `source` is then
+    the folder of its TSV files, or the folder that holds the folders of the tasks; of the other options here only
+    `data_dir`, `tokenizer`, `vocab_size`, `tokenizer_bytes` and `workers` apply."""
+    train_share: float = 0.0
+    """Of a task whose files include no train.tsv (some copies of QNLI): the share of dev.tsv to train on, such as 0.8,
+    drawn once for all seeds; the rest is evaluated. 0 reads train.tsv."""
     components: tuple[str, ...] = ()
     """The parts of the corpus to use, by name: for `pile` its sets, for `text` the names of the .jsonl files and of
     the folders of .txt files. Empty is all."""
@@ -70,9 +78,10 @@ class DataConfig:
 
     def validate(self) -> "DataConfig":
         check_types(self, "data")
+        self._validate_task()
         if not self.corpus.startswith("tfds:"):
             choice("data.corpus", self.corpus, CORPORA)
-            if self.corpus != "python_source" and not self.source:
+            if self.corpus != "python_source" and not self.source and not self.task:
                 raise InputError(
                     f"data.corpus is {self.corpus!r}, but data.source is empty: give a file, a folder or a glob"
                 )
@@ -90,6 +99,21 @@ class DataConfig:
         if self.workers < 0:
             raise InputError(f"data.workers is {self.workers}, expected 0 or more")
         return self
+
+    def _validate_task(self) -> None:
+        if self.task:
+            choice("data.task", self.task, TASKS)
+            if not self.source:
+                raise InputError(
+                    f"data.task is {self.task!r}, but data.source is empty: give the folder of its files "
+                    "(train.tsv, dev.tsv), or the folder that holds the folders of the tasks"
+                )
+        if not 0.0 <= self.train_share < 1.0:
+            raise InputError(
+                f"data.train_share is {self.train_share}, expected a share of dev.tsv below 1, such as 0.8, or 0"
+            )
+        if self.train_share and not self.task:
+            raise InputError("data.train_share divides the dev.tsv of a task, but data.task is empty: name one")
 
     def _validate_components(self) -> None:
         named = self.components + self.exclude

@@ -97,6 +97,9 @@ class ModelConfig:
     """Number of token-type (segment) embeddings; 0 is none."""
     sentence_order: bool = False
     """Encoder only: a head that predicts whether two segments are in order (ALBERT's second objective)."""
+    outputs: int = 0
+    """Encoder only: how many numbers a classifier reads from the first token: one for each class, or 1 for a
+    regression; 0 is a language model. `data.task` sets it."""
     dropout: float = 0.0
     """Rate on the embeddings and on both branches' outputs, applied only where a key is given."""
     attention: str = "auto"
@@ -171,7 +174,7 @@ class ModelConfig:
         for name, usual in (("norm_eps", "1e-6"), ("rotary_base", "10000")):
             if getattr(self, name) <= 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}, expected a positive number such as {usual}")
-        for name in ("token_types", "layer_rank"):
+        for name in ("token_types", "layer_rank", "outputs"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name} is {getattr(self, name)}, expected 0 or more")
         self._check_combinations()
@@ -200,3 +203,9 @@ class ModelConfig:
             raise InputError(f"sinusoidal positions come in pairs, but the embedding size is {self.embed_size} (odd)")
         if self.sentence_order and self.kind != "encoder":
             raise InputError("model.sentence_order is True, but only model.kind='encoder' has that head")
+        if self.outputs and (self.kind != "encoder" or self.sentence_order):
+            wrong = "model.sentence_order is True" if self.sentence_order else f"model.kind is {self.kind!r}"
+            raise InputError(
+                f"model.outputs is {self.outputs}, but {wrong}: a classifier is an encoder with one head; set "
+                "model.kind='encoder' and model.sentence_order=False"
+            )

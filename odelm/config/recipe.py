@@ -8,6 +8,7 @@ from odelm.config.init import InitConfig
 from odelm.config.model import ModelConfig
 from odelm.config.optimizer import OptimizerConfig
 from odelm.config.step_sampling import StepSamplingConfig, default_steps
+from odelm.config.tasks import TASKS
 from odelm.config.training import MeshConfig, TrainConfig
 from odelm.errors import InputError
 
@@ -46,7 +47,22 @@ class Config:
             raise InputError(
                 f"data.vocab_size is {self.data.vocab_size}, more than model.vocab_size {self.model.vocab_size}"
             )
+        self._check_task()
         return self
+
+    def _check_task(self) -> None:
+        """Checks that the model is one for the task."""
+        if not self.data.task:
+            return
+        if self.model.kind != "encoder":
+            raise InputError(
+                f"data.task is {self.data.task!r}, but model.kind is {self.model.kind!r}: fine-tuning takes an encoder"
+            )
+        outputs = TASKS[self.data.task].outputs
+        if self.model.outputs not in (0, outputs):
+            raise InputError(
+                f"model.outputs is {self.model.outputs}, but the task {self.data.task!r} has {outputs}: leave it out"
+            )
 
     @property
     def packing(self) -> str:

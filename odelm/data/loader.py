@@ -11,6 +11,7 @@ from absl.flags import FLAGS
 
 from odelm import rng
 from odelm.config import Config
+from odelm.data.examples import TaskData
 from odelm.data.masking import MaskedRows, masked_rows
 from odelm.data.tokens import Prepared, Split, Stream
 from odelm.data.windows import DocumentWindows, JoinedWindows, Spans, StreamWindows, Windows, joined
@@ -115,7 +116,7 @@ class BatchIterator(grain.DatasetIterator):
 
 
 def train_batches(
-    prepared: Prepared, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
+    prepared: Prepared | TaskData, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
 ) -> BatchIterator:
     """Returns the endless training batches from update `start` on, this process's rows of each.
 
@@ -126,7 +127,7 @@ def train_batches(
 
     Decoder: `tokens`, `targets` int32 (B, L), `weights` float32 (B, L), with L = train.length. Encoder: see
     `odelm.data.masking.MaskedRows.batch`; masks are new every epoch. With `data.packing` "segments" also `segments`
-    int32 (B, L), which documents the tokens are of.
+    int32 (B, L), which documents the tokens are of. Of a task: see `odelm.data.examples.Examples.batch`.
 
     Raises InputError if B does not divide over the processes, or the split holds less than one window.
     """
@@ -134,7 +135,7 @@ def train_batches(
 
 
 def train_dataset(
-    prepared: Prepared, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
+    prepared: Prepared | TaskData, config: Config, *, start: int = 0, process_index: int = 0, process_count: int = 1
 ) -> TrainBatches:
     """Returns the Grain dataset that `train_batches` iterates over."""
     size, rest = divmod(config.train.batch_size, process_count)
@@ -142,11 +143,7 @@ def train_dataset(
         raise InputError(
             f"train.batch_size is {config.train.batch_size}, expected a multiple of the {process_count} processes"
         )
-    rows = _rows(prepared, config, length=config.train.length, stream="mask")
-    _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
-    windows, order = _order(prepared.train, rows, config)
-    # Whole batches are made at once: Python work for each row would keep the accelerator waiting.
-    batches = order.batch(size).map_with_index(partial(_batch, windows=windows, rows=rows))
+    batches = (_example_batches if isinstance(prepared, TaskData) else _text_batches)(prepared, config, size)
     return TrainBatches(
         batches,
         start=start,
@@ -154,6 +151,19 @@ def train_dataset(
         process_count=process_count,
         workers=config.data.workers,
     )
+
+
+def _text_batches(prepared: Prepared, config: Config, size: int) -> grain.MapDataset:
+    rows = _rows(prepared, config, length=config.train.length, stream="mask")
+    _check_enough(prepared.train, rows.size if config.packing != "documents" else 2, "training")
+    windows, order = _order(prepared.train, rows, config)
+    # Whole batches are made at once: Python work for each row would keep the accelerator waiting.
+    return order.batch(size).map_with_index(partial(_batch, windows=windows, rows=rows))
+
+
+def _example_batches(prepared: TaskData, config: Config, size: int) -> grain.MapDataset:
+    order = _epochs(range(len(prepared.train)), "the task", config.train.seed)
+    return order.batch(size).map(prepared.train.batch)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ def prepare(
     Raises InputError for a source or tokenizer that is missing or invalid, and for a tokenizer with more tokens than
     `config.model.vocab_size`.
     """
+    if config.data.task:
+        raise InputError(f"data.task is {config.data.task!r}: the examples of a task are not prepared ahead of a run")
     since = time.perf_counter()
     corpus = find_corpus(config.data, beam=beam)
     path = tokenizer_file or config.data.tokenizer

@@ -12,17 +12,20 @@ from tokenizers import Tokenizer
 from odelm import pretrained
 from odelm import tokenizer as tokenizers
 from odelm.config import Config, DataConfig, TrainConfig
+from odelm.config import replace as with_options
+from odelm.data.examples import HeldOutExamples, read_task_data
 from odelm.data.loader import HeldOutRows, held_out_rows
 from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
 from odelm.evals.candidates import crossing
+from odelm.evals.examples import add_scores
 from odelm.evals.generation import compare_ways, ways
 from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.evals.report import make_report, publish
 from odelm.evals.sweep import settings, sweep
 from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner
-from odelm.models import CausalLM, MaskedLM
+from odelm.models import CausalLM, Classifier, MaskedLM
 from odelm.models.early_exit import EarlyExit
 from odelm.models.loss import Batch
 from odelm.run_directory import TOKENIZER
@@ -102,6 +105,8 @@ def compare(
     )
     for setting, row in zip(chosen, measured, strict=True):
         row["chosen"] = setting == own
+    if isinstance(rows, HeldOutExamples):
+        add_scores(runner, chosen, measured, rows, batches)
     out = source / "infer" if out is None else out
     text = None if rows is None else text_of(rows, batches, config, options)
     trained = (config.model.core,) if step is None else config.trained_counts
@@ -149,7 +154,7 @@ def compare_generation(
 
 def batches_of(
     loaded: Loaded, options: Comparison, *, source: Path, step: int | None
-) -> tuple[HeldOutRows | None, list[Batch]]:
+) -> tuple[HeldOutRows | HeldOutExamples | None, list[Batch]]:
     """Returns the rows to measure losses on, and their batches: None and none if there is no text."""
     length = length_of(loaded[1], options, run=step is not None)
     rows = _held_out_or_why(loaded, options, None if step is None else source / TOKENIZER)
@@ -172,22 +177,32 @@ def batch_size(rows: int, length: int) -> int:
     return next((size for size in sizes if rows % size == 0 and size * 4 > sizes[0]), sizes[0])
 
 
-def text_of(rows: HeldOutRows, batches: Sequence[Batch], config: Config, options: Comparison) -> dict[str, Any]:
+def text_of(
+    rows: HeldOutRows | HeldOutExamples, batches: Sequence[Batch], config: Config, options: Comparison
+) -> dict[str, Any]:
     """Returns what is said of the text in a report."""
     source = options.text or config.data.valid_source or config.data.source or config.data.corpus
     tokens = int(sum(batch["weights"].sum() for batch in batches))
-    return {"source": source, "tokens": tokens, "documents": rows.documents}
+    said = {"source": source, "tokens": tokens, "documents": rows.documents}
+    if isinstance(rows, HeldOutExamples):
+        said |= {"task": config.data.task, "majority": rows.majority()}
+    return said
 
 
 class NoText(InputError):
     """There is no text to measure losses on, or the model has none."""
 
 
-def _held_out_or_why(loaded: Loaded, options: Comparison, tokenizer_file: Path | None) -> HeldOutRows | None:
-    """Returns what `held_out` does; None, and a line on standard error says why, if there is nothing."""
+def _held_out_or_why(
+    loaded: Loaded, options: Comparison, tokenizer_file: Path | None
+) -> HeldOutRows | HeldOutExamples | None:
+    """Returns what `held_out` does, or the held-out examples of a classifier; None, and a line on standard error says
+    why, if there is nothing."""
     if options.eval_batches == 0:
         return None
     try:
+        if isinstance(loaded[0], Classifier):
+            return held_out_examples(loaded, options, tokenizer_file=tokenizer_file)
         return held_out(loaded, options, tokenizer_file=tokenizer_file)
     except NoText as error:
         print(f"no losses: {error}", file=sys.stderr)
@@ -215,19 +230,35 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
             raise NoText(f"the run's text cannot be read ({error}); --text=FILE measures them on another") from error
     else:
         raise NoText("give --text=FILE to measure them")
-    own = options.eval_batches is None and options.text is None
-    limit = (
-        config.train.eval_batches * config.train.batch_size
-        if own
-        else EVAL_SEQUENCES * (options.eval_batches or EVAL_BATCHES)
-    )
     length = length_of(config, options, run=tokenizer_file is not None)
-    return held_out_rows(prepared, config, length=length, limit=limit)
+    return held_out_rows(prepared, config, length=length, limit=_limit(config, options))
+
+
+def held_out_examples(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutExamples:
+    """Returns the examples to measure a classifier on: those of the task of a run whose tokenizer is given.
+
+    Raises NoText for a classifier that is no run, for a text, and for a task whose files cannot be read.
+    """
+    _, config, _ = loaded
+    if not config.data.task or tokenizer_file is None or options.text is not None:
+        raise NoText("a classifier is measured on the examples of the task that a run was trained on, and on no --text")
+    config = with_options(config, {"train.length": length_of(config, options, run=True)})
+    try:
+        return read_task_data(config, tokenizer_file=tokenizer_file).held_out(_limit(config, options))
+    except InputError as error:
+        raise NoText(f"the run's examples cannot be read ({error})") from error
+
+
+def _limit(config: Config, options: Comparison) -> int:
+    """Returns how many rows to measure at most: as many as a run evaluated, unless something else is asked for."""
+    if options.eval_batches is None and options.text is None:
+        return config.train.eval_batches * config.train.batch_size
+    return EVAL_SEQUENCES * (options.eval_batches or EVAL_BATCHES)
 
 
 def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> CausalLM | MaskedLM | None:
     """Returns the model that a run was adapted from; None if there was none, or it is not where it was."""
-    if not config.init.from_pretrained:
+    if not config.init.from_pretrained or config.data.task:
         return None
     try:
         model = pretrained.load(config.init.from_pretrained, adjust=adjust, with_profile=False)[0]

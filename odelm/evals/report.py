@@ -64,7 +64,9 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     adapted = ("before",) if "loss_before" in first else ()
     bounds = ("at most",) if "loss_increase_bound" in first else ()
     kinds = ("8 bits", "MB") if "quantize" in first else ()
+    metrics = tuple(first.get("metrics", ()))
     columns = ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted)
+    columns += metrics
     for name in (*kinds, *columns):
         table.add_column(name, justify="right")
     grids = ("times",) if any(row["grid"] for row in report["rows"]) else ()
@@ -84,12 +86,16 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             number(row["loss_increase"], "+.2%"),
             *(number(row["loss_increase_bound"], "+.2%") for _ in bounds),
             *(number(row["loss_before"], ".4f") for _ in adapted),
+            *(number(row["metrics"][name], ".4f") for name in metrics),
             *(_times(row) for _ in grids),
         )
     console.print(table)
     text = report["text"]
     if text is not None and first["loss_stderr"] is not None:
         of = f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
+        if metrics:
+            majority = ", ".join(f"{name} {text['majority'][name]:.4f}" for name in metrics)
+            of = f"{text['documents']:,} examples of {text['task']}, whose most frequent class scores {majority}"
         console.print(f"losses on {of}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True)
     if any(row["chosen"] for row in report["rows"]):
         console.print("> the way to cross the depth that profile.json has", soft_wrap=True)

@@ -25,7 +25,7 @@ from odelm.infer.slots import make_leaving
 from odelm.models import stretches
 from odelm.models.early_exit import EarlyExit, check_exits, counts_that_save
 from odelm.models.exit_pass import encode_with_exits
-from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss, sums_from_hidden
+from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, mean_loss, sums_from_hidden
 from odelm.models.transformer import DepthPlan
 
 Row = dict[str, Any]
@@ -109,9 +109,8 @@ def sweep(
     """Returns a row for each setting; the first is the one that the others are compared with.
 
     Latency is of one forward pass from tokens (batch, length) to all logits, with early exits of tokens of the held-out
-    text, if there is some. `held_out` may be empty: then
-    the losses are None. `before` is the model that this one was adapted from: rows then have `loss_before` too, None
-    for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
+    text, if there is some. `held_out` may be empty: then the losses are None. `before` is the model that this one was
+    adapted from: rows then have `loss_before` too, None for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
     """
     calls = make_calls(runner, chosen, batch=batch, length=length, held_out=held_out)
     with _within_budget():
@@ -260,13 +259,19 @@ def _losses(
     graph: nnx.GraphDef, adaptive: Setting | None, params: Any, plan: Any, rule: EarlyExit | None, data: Batch
 ) -> tuple[LossSums, jax.Array]:
     model = nnx.merge(graph, params)
-    if rule is not None:
-        hidden, evaluations = encode_with_exits(model, inputs_of(data), plan, rule)
-        return sums_from_hidden(model, hidden, data), evaluations
-    if adaptive is None:
-        return loss_sums(model, data, plan=plan), jnp.int32(0)
-    hidden, evaluations = model.encode_adaptive(inputs_of(data), tolerance=_tolerance(adaptive), solver=adaptive.solver)
+    hidden, evaluations = hidden_of(model, adaptive, plan, rule, data)
     return sums_from_hidden(model, hidden, data), evaluations
+
+
+def hidden_of(
+    model: Any, adaptive: Setting | None, plan: Any, rule: EarlyExit | None, data: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the hidden states (B, L, D) of a batch, and the evaluations of an `adaptive` setting or of early exits."""
+    if rule is not None:
+        return encode_with_exits(model, inputs_of(data), plan, rule)
+    if adaptive is None:
+        return model.run(inputs_of(data), plan)[0], jnp.int32(0)
+    return model.encode_adaptive(inputs_of(data), tolerance=_tolerance(adaptive), solver=adaptive.solver)
 
 
 def make_row(setting: Setting, measured: Measured, full: Measured, batch: int, length: int) -> Row:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export
@@ -23,7 +22,7 @@ from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.files import fingerprint
 from odelm.infer.runner import Runner, with_dtype
-from odelm.models import CausalLM, MaskedLM
+from odelm.models import CausalLM, Classifier, MaskedLM
 from odelm.models.transformer import DepthPlan, Grid
 
 SUFFIX = ".jaxexport"
@@ -43,7 +42,7 @@ class Artifact(NamedTuple):
 
 
 def forward_artifacts(
-    model: CausalLM | MaskedLM,
+    model: CausalLM | MaskedLM | Classifier,
     *,
     steps: Sequence[int] = (),
     grids: Sequence[Grid] = (),
@@ -54,8 +53,9 @@ def forward_artifacts(
     """Returns an artifact for each step count and for each grid, made when it is asked for.
 
     Its arguments are `tokens`, int32 (batch, length), and for an encoder `mask`, bool (batch, length), True at real
-    tokens; its result is float32 logits (batch, length, vocabulary). A token that has no embedding makes logits of its
-    row NaN. Token types are 0.
+    tokens; its result is float32 logits (batch, length, vocabulary), of a classifier (batch, outputs). A token that has
+    no embedding makes logits of its row NaN. Token types are 0, but a classifier whose model has them takes
+    `token_types`, int32 (batch, length), as a third argument.
 
     Args:
         steps, grids, solver: as in `model.plan`.
@@ -80,7 +80,7 @@ def forward_artifacts(
     return (_artifact(runner, plan, *way, name) for plan, way in zip(plans, ways, strict=True))
 
 
-def _for_export(model: CausalLM | MaskedLM, dtype: str) -> CausalLM | MaskedLM:
+def _for_export(model: CausalLM | MaskedLM | Classifier, dtype: str) -> CausalLM | MaskedLM | Classifier:
     """Returns the model with attention that every platform has, and the dtype to compute in."""
     return with_dtype(model, "float32" if dtype == "auto" else dtype, attention="xla")
 
@@ -102,8 +102,8 @@ def _artifact(runner: Runner, plan: DepthPlan, steps: int | None, grid: Grid | N
         "solver": solver,
         "evaluations": sum(part.evaluations for part in plan),
         "dtype": config.dtype,
-        "arguments": ["tokens int32 (batch, length)", "mask bool (batch, length)"][: 2 if _masked(config) else 1],
-        "result": f"logits float32 (batch, length, {config.vocab_size})",
+        "arguments": [f"{name} {dtype.__name__} (batch, length)" for name, dtype in _arguments(config).items()],
+        "result": f"logits float32 (batch, {config.outputs or f'length, {config.vocab_size}'})",
         "max_length": config.max_length,
         "platforms": list(exported.platforms),
         "jax": jax.__version__,
@@ -116,13 +116,11 @@ def _exported(runner: Runner, plan: DepthPlan) -> export.Exported:
     config = runner.model.config
 
     @jax.jit
-    def forward(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return nnx.merge(runner.graph, runner.params)(tokens, mask=mask, plan=plan)
+    def forward(tokens: jax.Array, mask: jax.Array | None = None, token_types: jax.Array | None = None) -> jax.Array:
+        return nnx.merge(runner.graph, runner.params)(tokens, mask=mask, token_types=token_types, plan=plan)
 
     shape = export.symbolic_shape("batch, length", constraints=[f"length <= {config.max_length}"])
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.int32)]
-    if _masked(config):
-        arguments.append(jax.ShapeDtypeStruct(shape, jnp.bool_))
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for dtype in _arguments(config).values()]
     platforms = PLATFORMS
     if config.dtype == "float16" and jax.default_backend() != "cpu":
         # On a CPU some products of float16 are computed in float32, which is decided where the function is traced.
@@ -134,5 +132,11 @@ def _exported(runner: Runner, plan: DepthPlan) -> export.Exported:
         return export.export(forward)(*arguments)
 
 
-def _masked(config: ModelConfig) -> bool:
-    return config.kind == "encoder"
+def _arguments(config: ModelConfig) -> dict[str, type]:
+    """Returns the dtype of each argument (batch, length) by its name, in their order."""
+    arguments: dict[str, type] = {"tokens": np.int32}
+    if config.kind == "encoder":
+        arguments["mask"] = bool
+    if config.outputs and config.token_types > 1:
+        arguments["token_types"] = np.int32
+    return arguments

@@ -1,5 +1,7 @@
 """The models people hold: causal and masked language models, and a classifier on the encoder."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -44,28 +46,38 @@ class MaskedLM(SharedTransformer):
         return self.order(hidden)
 
 
+HEAD_KEY = 2**30
+"""What a classifier's key is folded with for the dropout of its head: larger than any number of a block."""
+
+
 class Classifier(SharedTransformer):
-    """Reads `outputs` numbers off the first position of an encoder: class logits, or with 1 a regression."""
+    """Reads `outputs` numbers off the first position of an encoder: class logits, or with 1 a regression.
+
+    Its config has them as `model.outputs`. The head is BERT's: `tanh(W h_0 + b)`, dropout, and a linear map.
+    """
 
     def __init__(self, config: ModelConfig, *, outputs: int, rngs: nnx.Rngs):
         _expect_kind(config, "encoder", "Classifier")
         if outputs < 1:
             raise InputError(f"outputs is {outputs}, expected the number of classes, or 1 for a regression")
-        super().__init__(config, rngs=rngs)
+        super().__init__(dataclasses.replace(config, outputs=outputs, sentence_order=False), rngs=rngs)
         self.head = Pooled(self.config, outputs, rngs=rngs)
 
     @classmethod
     def from_encoder(cls, encoder: SharedTransformer, *, outputs: int, rngs: nnx.Rngs) -> "Classifier":
-        """Returns a classifier with a copy of a pre-trained encoder's body and a new head."""
+        """Returns a classifier with a copy of a pre-trained encoder's body, and of its pooler if it has one; the rest
+        of the head is new."""
         model = cls(encoder.config, outputs=outputs, rngs=rngs)
         body = nnx.clone(encoder)
         model.embed, model.final_norm = body.embed, body.final_norm
         model.prelude, model.blocks, model.coda = body.prelude, body.blocks, body.coda
+        if (pool := _pooler_of(body)) is not None:
+            model.head.pool = pool
         return model
 
-    def readout(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 (B, outputs) of hidden states (B, L, D)."""
-        return self.head(hidden)
+    def readout(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns float32 (B, outputs) of hidden states (B, L, D); `key` turns the head's dropout on."""
+        return self.head(hidden, None if key is None else jax.random.fold_in(key, HEAD_KEY))
 
 
 class Encoder(SharedTransformer):
@@ -86,15 +98,16 @@ class Encoder(SharedTransformer):
 
 
 class Pooled(nnx.Module):
-    """BERT's pooler, `tanh(W h_0)`, and a linear map of it; float32."""
+    """BERT's pooler, `tanh(W h_0 + b)`, dropout, and a linear map of it; float32."""
 
     def __init__(self, config: ModelConfig, outputs: int, *, rngs: nnx.Rngs):
         self.pool = pooler(config, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
         self.out = nnx.Linear(config.width, outputs, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 (B, outputs) of hidden states (B, L, D)."""
-        return self.out(pool(self.pool, hidden))
+    def __call__(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns float32 (B, outputs) of hidden states (B, L, D); `key` turns dropout on."""
+        return self.out(self.dropout(pool(self.pool, hidden), deterministic=key is None, rngs=key))
 
 
 def pooler(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
@@ -107,8 +120,20 @@ def pool(linear: nnx.Linear, hidden: jax.Array) -> jax.Array:
     return jnp.tanh(linear(hidden[:, 0].astype(jnp.float32)))
 
 
-def create(config: ModelConfig, *, rngs: nnx.Rngs) -> CausalLM | MaskedLM:
-    """Returns the language model that the config describes, newly initialised."""
+def _pooler_of(encoder: SharedTransformer) -> nnx.Linear | None:
+    """Returns the pooler that an encoder was trained with, None if it has none."""
+    if isinstance(encoder, Classifier):
+        return encoder.head.pool
+    if isinstance(encoder, MaskedLM):
+        return None if encoder.order is None else encoder.order.pool
+    return encoder.pool if isinstance(encoder, Encoder) else None
+
+
+def create(config: ModelConfig, *, rngs: nnx.Rngs) -> CausalLM | MaskedLM | Classifier:
+    """Returns the model that the config describes, newly initialised: a classifier if it has `outputs`, else a language
+    model."""
+    if config.outputs:
+        return Classifier(config, outputs=config.outputs, rngs=rngs)
     return (CausalLM if config.kind == "decoder" else MaskedLM)(config, rngs=rngs)
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of next tokens or masked tokens, as sums, so that batches and devices add up exactly."""
+"""Losses of next tokens, masked tokens or examples, as sums, so that batches and devices add up exactly."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,9 @@ import numpy as np
 
 from odelm.models.arrays import pick
 from odelm.models.cross_entropy import Teacher, cross_entropy, summed_cross_entropy
+from odelm.models.example_loss import example_losses
 from odelm.models.inputs import Inputs
-from odelm.models.lm import CausalLM, MaskedLM
+from odelm.models.lm import CausalLM, Classifier, MaskedLM
 from odelm.models.transformer import DepthPlan
 
 Batch = Mapping[str, jax.Array | np.ndarray]
@@ -20,7 +21,10 @@ Batch = Mapping[str, jax.Array | np.ndarray]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossSums:
-    """float32 scalars: nats summed over predicted tokens, and how many there were; the same for sentence order."""
+    """float32 scalars: nats summed over predicted tokens, and how many there were; the same for sentence order.
+
+    Of a classifier each example counts as one token, and the squared errors of a regression as nats.
+    """
 
     nats: jax.Array
     tokens: jax.Array
@@ -80,7 +84,7 @@ def _mean_loss(nats: float, tokens: float, squares: np.ndarray) -> MeanLoss:
 
 
 def loss_sums(
-    model: CausalLM | MaskedLM,
+    model: CausalLM | MaskedLM | Classifier,
     batch: Batch,
     *,
     plan: DepthPlan | None = None,
@@ -94,15 +98,24 @@ def loss_sums(
     """
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), model.plan() if plan is None else plan, key=key)
-    return sums_from_hidden(model, hidden, data, z_loss=z_loss, taught_by=taught_by)
+    return sums_from_hidden(model, hidden, data, key=key, z_loss=z_loss, taught_by=taught_by)
 
 
-def row_losses(model: CausalLM | MaskedLM, batch: Batch, *, plan: DepthPlan) -> tuple[jax.Array, jax.Array]:
+def scored_examples(model: Classifier, batch: Batch, *, plan: DepthPlan) -> tuple[LossSums, jax.Array]:
+    """Returns the summed loss of a batch of examples, and what the model gives for each, float32 (B, outputs)."""
+    data = {name: jnp.asarray(array) for name, array in batch.items()}
+    hidden, _ = model.run(inputs_of(data), plan)
+    return sums_from_hidden(model, hidden, data), model.readout(hidden)
+
+
+def row_losses(
+    model: CausalLM | MaskedLM | Classifier, batch: Batch, *, plan: DepthPlan
+) -> tuple[jax.Array, jax.Array]:
     """Returns the nats of each row of a batch, summed over its predicted tokens, and how many these are, float32 (B,)
     each."""
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), plan)
-    _, nats = summed_cross_entropy(*_readout_of(model, hidden, data), data["targets"], data["weights"])
+    _, nats = _losses(model, hidden, data)
     return nats.sum(axis=1), data["weights"].sum(axis=1)
 
 
@@ -129,24 +142,23 @@ def inputs_of(batch: Batch) -> Inputs:
 
 
 def sums_from_hidden(
-    model: CausalLM | MaskedLM,
+    model: CausalLM | MaskedLM | Classifier,
     hidden: jax.Array,
     batch: Batch,
     *,
+    key: jax.Array | None = None,
     z_loss: float = 0.0,
     taught_by: Teacher | None = None,
 ) -> LossSums:
     """Returns the summed loss given the hidden states (B, L, D) of the batch.
 
+    `key` turns the dropout of a classifier's head on.
     `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text.
     """
     weights = jnp.asarray(batch["weights"])
-    teacher = None if taught_by is None else Teacher(_readout_of(model, taught_by.x, batch)[0], taught_by.share)
-    total, nats = summed_cross_entropy(
-        *_readout_of(model, hidden, batch), jnp.asarray(batch["targets"]), weights, z_loss=z_loss, teacher=teacher
-    )
+    total, nats = _losses(model, hidden, batch, key=key, z_loss=z_loss, taught_by=taught_by)
     # The nats have no gradient of their own: with a penalty, that of both is the penalty's.
-    penalty = jnp.zeros(()) if not z_loss and teacher is None else total - nats.sum()
+    penalty = jnp.zeros(()) if not z_loss and taught_by is None else total - nats.sum()
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
     if "order" in batch and isinstance(model, MaskedLM):
@@ -156,3 +168,22 @@ def sums_from_hidden(
         orders = rows.sum()
     nats_sum = total - penalty
     return LossSums(nats_sum, weights.sum(), order_nats, orders, _squares(nats, weights), penalty)
+
+
+def _losses(
+    model: CausalLM | MaskedLM | Classifier,
+    hidden: jax.Array,
+    batch: Batch,
+    *,
+    key: jax.Array | None = None,
+    z_loss: float = 0.0,
+    taught_by: Teacher | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of what is minimised, and the nats of each prediction, float32 (B, P), without a gradient."""
+    targets, weights = jnp.asarray(batch["targets"]), jnp.asarray(batch["weights"])
+    if isinstance(model, Classifier):
+        total, nats = example_losses(model, hidden, targets, weights, key=key, z_loss=z_loss, teacher=taught_by)
+        return total, jax.lax.stop_gradient(nats)
+    teacher = None if taught_by is None else Teacher(_readout_of(model, taught_by.x, batch)[0], taught_by.share)
+    parts = _readout_of(model, hidden, batch)
+    return summed_cross_entropy(*parts, targets, weights, z_loss=z_loss, teacher=teacher)

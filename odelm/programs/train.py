@@ -2,8 +2,11 @@
 
     python train.py --config=configs/tiny.py --workdir=runs/tiny [--config.FIELD=VALUE ...]
     python train.py --workdir=runs/tiny
+    python train.py --config=configs/glue.py --workdir=runs/sst2 --seeds=5 [--config.FIELD=VALUE ...]
 
-The first starts a run, or resumes it if it was interrupted; the second resumes one by its own `config.json`. A recipe
+The first starts a run, or resumes it if it was interrupted; the second resumes one by its own `config.json`. The third
+trains five seeds, from `train.seed` on, each in a directory of its own in the workdir (`seed-0`, ...), and writes the
+mean and the spread of what they reach to `results.json` and `results.png` in it. A recipe
 is a file or one of the project's by its name, such as `--config=tiny`. Every option of a recipe can be overridden by
 its path, such as `--config.train.updates=1000` or `--config.data.corpus=text --config.data.source=my_texts`.
 
@@ -14,10 +17,11 @@ it at once.
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from absl import flags
 
-from odelm.config import Config, load_recipe
+from odelm.config import Config, load_recipe, replace
 from odelm.config.describe import as_help
 from odelm.errors import InputError
 from odelm.files import is_url
@@ -40,6 +44,14 @@ flags.DEFINE_string(
     None,
     help="Directory of the run: metrics, checkpoints, tokenizer; or a URL that fsspec knows, such as s3://bucket/run, "
     "to which they are copied.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "seeds",
+    None,
+    "Train so many seeds, from train.seed on, one after the other, each in a directory of its own in the workdir, and "
+    "report their mean and spread.",
+    lower_bound=1,
     flag_values=FLAGS,
 )
 flags.DEFINE_bool(
@@ -90,12 +102,44 @@ def _train() -> int:
     if FLAGS.workdir is None:
         raise InputError("--workdir is missing: give a directory for the run, such as --workdir=runs/tiny")
     workdir = FLAGS.workdir if is_url(FLAGS.workdir) else os.path.expanduser(FLAGS.workdir)
+    if FLAGS.seeds is not None:
+        return _train_seeds(workdir)
     config = command_line.overridden(_config(workdir), FLAGS.override)
     from odelm.train.run import train
 
     with _joined():
         result = train(config, workdir, profile=FLAGS.profile, wandb=FLAGS.wandb)
     return status_of(result.signal) if result.interrupted else 0
+
+
+def _train_seeds(workdir: str) -> int:
+    """Trains each seed to its end, one after the other, and reports all of them."""
+    from odelm.evals.seeds import report_seeds, seed_folder, seeds_in
+    from odelm.run_directory import CONFIG
+
+    folder = Path(workdir)
+    if is_url(workdir) or (folder / CONFIG).exists():
+        what = "is a URL" if is_url(workdir) else "holds a run of one seed"
+        raise InputError(
+            f"--workdir={workdir} {what}, expected with --seeds a directory that holds a run for each seed"
+        )
+    begun = seeds_in(folder)
+    config = _config(str(seed_folder(folder, begun[0])) if begun else workdir)
+    config = command_line.overridden(config, FLAGS.override)
+    seeds = range(config.train.seed, config.train.seed + FLAGS.seeds)
+    from odelm.train.run import train
+
+    with _joined():
+        for seed in seeds:
+            own = seed_folder(folder, seed)
+            print(f"seed {seed}, {seed - seeds[0] + 1} of {len(seeds)}, in {own}")
+            of_seed = replace(config, {"train.seed": seed})
+            result = train(of_seed, own, profile=FLAGS.profile, wandb=FLAGS.wandb)
+            if result.interrupted:
+                return status_of(result.signal)
+        if not FLAGS.distributed or FLAGS.process_id in (None, 0):
+            print(f"written to {report_seeds(folder, seeds)}")
+    return 0
 
 
 def _tell_needs(topology: str) -> int:

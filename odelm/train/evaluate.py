@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from odelm import sharding
 from odelm.compiling import side_by_side
 from odelm.config import Config
+from odelm.data.examples import HeldOutExamples, TaskData
 from odelm.data.loader import HeldOutRows, held_out_rows
+from odelm.data.scores import TaskScores
 from odelm.data.tokens import Prepared
 from odelm.models.along_depth import norms_along_depth
 from odelm.models.loss import Batch, LossSums, MeanLoss, inputs_of, loss_sums, mean_loss
@@ -27,13 +29,17 @@ LossFunction = Callable[[Any, Batch, Any], LossSums]
 class HeldOut:
     """The held-out batches of a run, the loss on them, and the losses that the run recorded before."""
 
-    def __init__(self, config: Config, graph: nnx.GraphDef, prepared: Prepared, mesh: Mesh, log: Log):
+    def __init__(self, config: Config, graph: nnx.GraphDef, prepared: Prepared | TaskData, mesh: Mesh, log: Log):
         self._config, self._prepared, self._mesh, self._log = config, prepared, mesh, log
         self._graph, self._loss = graph, make_loss(graph)
 
     def evaluate(self, step: int, params: Any) -> dict[int, float]:
         """Returns the losses after update `step` by number of steps, full depth first, and records them."""
         losses = evaluate(self._loss, params, self._batches, self._config)
+        self._record(step, params, losses)
+        return {steps: mean.loss for steps, mean in losses.items()}
+
+    def _record(self, step: int, params: Any, losses: dict[int, MeanLoss], scores: TaskScores | None = None) -> None:
         watch = self._config.train.watch
         self._log.evaluation(
             step,
@@ -42,8 +48,8 @@ class HeldOut:
             documents=self._rows.documents,
             norms=self._norms(params) if watch else None,
             components=self._by_component(params) if watch else None,
+            scores=scores,
         )
-        return {steps: mean.loss for steps, mean in losses.items()}
 
     def recorded(self, step: int) -> dict[int, float]:
         """Returns the losses after update `step` if all were recorded before, else {}: the same on every process."""
@@ -88,6 +94,7 @@ class HeldOut:
     def _components(self) -> dict[str, list[Batch]]:
         """The batches of each component that has tokens to predict, as many of each as the evaluation has in all."""
         found = {}
+        assert isinstance(self._prepared, Prepared)
         for name, stream in self._prepared.validation.items():
             if len(stream.tokens) > 1:
                 alone = dataclasses.replace(self._prepared, validation={name: stream})
@@ -95,7 +102,8 @@ class HeldOut:
         return found
 
     @cached_property
-    def _rows(self) -> HeldOutRows:
+    def _rows(self) -> HeldOutRows | HeldOutExamples:
+        assert isinstance(self._prepared, Prepared)
         return held_out_rows(self._prepared, self._config, limit=self._limit)
 
     @property
@@ -106,7 +114,7 @@ class HeldOut:
     def _batches(self) -> list[Batch]:
         return self._placed(self._rows)
 
-    def _placed(self, held_out: HeldOutRows) -> list[Batch]:
+    def _placed(self, held_out: HeldOutRows | HeldOutExamples) -> list[Batch]:
         """Returns the batches of some rows, split over the processes like those of training."""
         share, shares = sharding.batch_share(self._mesh)
         rows = self._config.train.batch_size // shares

@@ -30,6 +30,13 @@ def training_flops(model: ModelConfig, *, steps: float, length: int, predicted: 
     return 3 * (layer * model.inner_blocks * (model.ends + steps) + project + predicted * readout)
 
 
+def predicted_share(config: Config) -> float:
+    """Returns the share of the tokens that a model reads out: all, those that are masked, or none for a classifier."""
+    if config.model.outputs:
+        return 0.0
+    return 1.0 if config.model.kind == "decoder" else config.data.mask_rate
+
+
 def cost_of(config: Config, updates: int) -> str:
     """Returns a sentence: what the steps that were drawn cost against full depth."""
     drawn = np.mean([len(draw_grid(config, update)) - 1 for update in range(0, updates, max(updates // 1000, 1))])

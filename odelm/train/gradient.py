@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from odelm import rng
 from odelm.config import Config
 from odelm.models.cross_entropy import Teacher
-from odelm.models.lm import CausalLM, MaskedLM
+from odelm.models.lm import CausalLM, Classifier, MaskedLM
 from odelm.models.loss import Batch, inputs_of, loss_sums
 from odelm.models.transformer import Grid
 
@@ -92,7 +92,7 @@ def _teacher(
     """
     if not config.train.distill or steps == config.model.core:
         return None
-    model: CausalLM | MaskedLM = nnx.merge(graph, jax.lax.stop_gradient(params))
+    model: CausalLM | MaskedLM | Classifier = nnx.merge(graph, jax.lax.stop_gradient(params))
     inputs, plan = inputs_of(batch), model.plan(unroll=config.train.unroll)
     shape = jax.eval_shape(lambda: model.run(inputs, plan)[0])
     begun = step >= round(config.train.distill_from * config.train.updates)

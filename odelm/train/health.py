@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from odelm.data.examples import TaskData
 from odelm.data.tokens import Prepared
 
 RECORDS = 10
@@ -46,8 +47,11 @@ def collapsed(losses: Mapping[int, float], entropy: float) -> str | None:
     )
 
 
-def token_entropy(prepared: Prepared) -> float:
-    """Returns the entropy of token frequencies, in nats, of the first tokens of each component of a corpus."""
+def token_entropy(prepared: Prepared | TaskData) -> float:
+    """Returns the entropy of token frequencies, in nats, of the first tokens of each component of a corpus; infinity
+    for a task, whose model predicts no tokens."""
+    if isinstance(prepared, TaskData):
+        return math.inf
     streams = list(prepared.train.values())
     parts = [stream.tokens[: max(SAMPLE // len(streams), 1)] for stream in streams]
     counts = np.bincount(np.concatenate([np.asarray(part) for part in parts]))

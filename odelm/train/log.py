@@ -4,13 +4,14 @@ the first process writes."""
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from odelm.data.scores import TaskScores
 from odelm.errors import InputError, RunFailure
 from odelm.files import fingerprint, write_text
 from odelm.models.loss import MeanLoss
@@ -114,16 +115,20 @@ class Log:
         documents: int,
         norms: Mapping[str, list[float]] | None = None,
         components: Mapping[str, float] | None = None,
+        scores: TaskScores | None = None,
     ) -> None:
         """Records held-out losses by number of depth steps, over so many batches (0: the whole split).
 
         What `train.watch` asks for goes with them: `norms` along the depth, the losses of `components`, and an image of
-        the losses over steps.
+        the losses over steps. `scores` are the metrics of a task.
         """
         full, norms, components = next(iter(losses.values())), norms or {}, components or {}
         shown = "  ".join(f"{steps} steps {mean.loss:.4f}" for steps, mean in losses.items())
-        of = f"± {full.stderr:.4f} on {full.tokens:,} tokens of {documents:,} documents"
+        text = f"{full.tokens:,} tokens of {documents:,} documents"
+        of = f"± {full.stderr:.4f} on {text if scores is None else f'{documents:,} examples'}"
         self.print(f"update {step}: held-out loss  {shown}  ({of})")
+        for line in _scores_lines(scores) if scores else ():
+            self.print(f"update {step}: {line}")
         if components:
             by_name = "  ".join(f"{name} {loss:.4f}" for name, loss in components.items())
             self.print(f"update {step}: held-out loss at full depth  {by_name}")
@@ -134,10 +139,13 @@ class Log:
             "eval_batches": batches,
             "eval_tokens": full.tokens,
             "eval_documents": documents,
+            **(_scores_record(scores) if scores else {}),
             **({"eval_loss_by_component": {n: _finite(loss) for n, loss in components.items()}} if components else {}),
             **{f"{name}_norms": [_finite(value) for value in values] for name, values in norms.items()},
         }
         scalars = {f"eval/loss_{steps}_steps": mean.loss for steps, mean in losses.items()}
+        for steps, found in scores.by_steps.items() if scores else ():
+            scalars |= {f"eval/{name}_{steps}_steps": value for name, value in found.items()}
         scalars |= {f"eval/loss_of_{name}": loss for name, loss in components.items()}
         scalars |= {f"depth/{name}_norm_{unit:02}": value for name, values in norms.items()
                     for unit, value in enumerate(values)}  # fmt: skip
@@ -202,6 +210,20 @@ def _wandb_run(project: str, workdir: Path, options: Mapping[str, Any]) -> Any:
         raise InputError(
             f"--wandb={project} cannot be opened ({error}); log in with `wandb login`, or set WANDB_MODE=offline"
         ) from error
+
+
+def _scores_lines(scores: TaskScores) -> Iterator[str]:
+    for name, majority in scores.majority.items():
+        shown = "  ".join(f"{steps} steps {found[name]:.4f}" for steps, found in scores.by_steps.items())
+        yield f"{name}  {shown}  (majority {majority:.4f})"
+
+
+def _scores_record(scores: TaskScores) -> Record:
+    by_steps = {
+        str(steps): {name: _finite(value) for name, value in of_steps.items()}
+        for steps, of_steps in scores.by_steps.items()
+    }
+    return {"eval_metrics": by_steps, "eval_majority": scores.majority, "eval_examples": scores.examples}
 
 
 def _finite(value: float) -> float | None:

@@ -16,7 +16,7 @@ from odelm.train.agreement import Agreement
 from odelm.train.behaviour import Behaviour
 from odelm.train.draws import draw_grid
 from odelm.train.evaluate import HeldOut
-from odelm.train.flops import cost_of, peak_flops, training_flops
+from odelm.train.flops import cost_of, peak_flops, predicted_share, training_flops
 from odelm.train.health import Losses, collapsed
 from odelm.train.log import Log
 from odelm.train.optimizer import schedule
@@ -165,10 +165,9 @@ class Loop:
         rate = schedule(self.config.optimizer, options.updates)(step - 1)
         measured = window.close(tokens=tokens, waited=self.batches.waited())
         if measured["mean_steps"] is not None and (peak := peak_flops()) is not None:
-            # A masked model reads out the masked positions only.
             needed = training_flops(
                 self.config.model, steps=measured["mean_steps"], length=options.length,
-                predicted=1.0 if self.config.model.kind == "decoder" else self.config.data.mask_rate,
+                predicted=predicted_share(self.config),
             )  # fmt: skip
             measured["model_flops_utilisation"] = needed * measured["tokens_per_s"] / (peak * self.mesh.size)
         own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from odelm import sharding
 from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config, ModelConfig
+from odelm.data.examples import TaskData, read_task_data
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
 from odelm.data.tokens import Prepared
@@ -23,7 +24,6 @@ from odelm.errors import InputError
 from odelm.files import is_url
 from odelm.remote import Remote, local_copy
 from odelm.run_directory import RunDirectory
-from odelm.train.evaluate import HeldOut
 from odelm.train.health import token_entropy
 from odelm.train.log import Log, check_wandb
 from odelm.train.loop import Loop, Result
@@ -32,6 +32,7 @@ from odelm.train.prefetch import Prefetch
 from odelm.train.profile import Profile
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
+from odelm.train.task import make_held_out
 from odelm.version import __version__
 
 
@@ -58,7 +59,7 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
     directory.check_config(config)
     with directory.locked() if jax.process_index() == 0 else contextlib.nullcontext():
-        prepared = prepare(config, tokenizer_file=start.tokenizer)
+        prepared = (read_task_data if config.data.task else prepare)(config, tokenizer_file=start.tokenizer)
         directory.check_data(config.data, prepared.tokenizer, prepared.digest)
         _check_batches(config, prepared, mesh)
         if jax.process_index() == 0:
@@ -94,10 +95,11 @@ def check_trainable(model: ModelConfig) -> None:
             )
 
 
-def _check_batches(config: Config, prepared: Prepared, mesh: Mesh) -> None:
+def _check_batches(config: Config, prepared: Prepared | TaskData, mesh: Mesh) -> None:
     """Raises InputError for batches that cannot be made: builds the loaders once, before the run is written."""
     train_batches(prepared, config, process_count=sharding.batch_share(mesh)[1])
-    eval_batches(prepared, config)
+    if isinstance(prepared, Prepared):
+        eval_batches(prepared, config)
 
 
 def _initial_state(start: Start, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -108,7 +110,7 @@ def _initial_state(start: Start, optimizer: optax.GradientTransformation, mesh: 
 def _run(
     config: Config,
     directory: RunDirectory,
-    prepared: Prepared,
+    prepared: Prepared | TaskData,
     mesh: Mesh,
     optimizer: optax.GradientTransformation,
     state: TrainState,
@@ -136,7 +138,7 @@ def _run(
             _print_new_schedule(log, config, directory.config, start)
             share, shares = sharding.batch_share(mesh)
             rows = train_batches(prepared, config, start=start, process_index=share, process_count=shares)
-            held_out = HeldOut(config, graph, prepared, mesh, log)
+            held_out = make_held_out(config, graph, prepared, mesh, log)
             loop = Loop(
                 config=config,
                 mesh=mesh,
@@ -177,7 +179,7 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, 
     return TrainState(scalar(found.step), found.params, found.optimizer, skipped, found.average), found.meta
 
 
-def _facts(prepared: Prepared) -> Meta:
+def _facts(prepared: Prepared | TaskData) -> Meta:
     """Returns what each checkpoint says of what made it."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
     tokenizer = hashlib.sha256(prepared.tokenizer.to_str().encode()).hexdigest()
@@ -185,7 +187,7 @@ def _facts(prepared: Prepared) -> Meta:
 
 
 def _print_summary(
-    log: Log, config: Config, state: TrainState, prepared: Prepared, mesh: Mesh, summary: str | None
+    log: Log, config: Config, state: TrainState, prepared: Prepared | TaskData, mesh: Mesh, summary: str | None
 ) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     model = config.model
@@ -197,7 +199,8 @@ def _print_summary(
         log.print("mesh: " + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()))
         for line in sharding.summary(state.params, mesh):
             log.print(line)
-    log.print(f"{prepared.train_tokens:,} training tokens; depth steps drawn: {config.step_sampling.kind}")
+    amount = prepared.summary if isinstance(prepared, TaskData) else f"{prepared.train_tokens:,} training tokens"
+    log.print(f"{amount}; depth steps drawn: {config.step_sampling.kind}")
     if model.core not in config.trained_counts:
         log.print(f"full depth, {model.core} steps, is never drawn: the model will not be trained at it")
     if int(state.step):

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from odelm import checkpoint, interop, pretrained, rng
-from odelm.config import OVERRIDABLE, Config, InitConfig, ModelConfig
+from odelm.config import OVERRIDABLE, TASKS, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
-from odelm.models import CausalLM, MaskedLM
+from odelm.interop.family import Model
+from odelm.models import CausalLM, Classifier, MaskedLM
 from odelm.models.parameters import like, load_parameters, parameters
 from odelm.run_directory import TOKENIZER, RunDirectory
 
@@ -20,7 +21,7 @@ from odelm.run_directory import TOKENIZER, RunDirectory
 class Pretrained:
     """A model, made ready to be trained further."""
 
-    model: CausalLM | MaskedLM
+    model: CausalLM | MaskedLM | Classifier
     tokenizer: Path | None
     """The tokenizer.json beside it."""
     end_token: str
@@ -46,6 +47,7 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
     Raises InputError for an invalid config, and for a pretrained model that cannot be read or trained, or has no
     tokenizer.
     """
+    config = _for_task(config)
     if not config.init.from_pretrained:
         return Start(config.validate(saved=directory.config is not None))
     saved, found = directory.config, None
@@ -59,6 +61,22 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
         config = _with_end_token(config, found.end_token)
     config.validate(saved=saved is not None)
     return Start(config, found, _tokenizer(config, found, directory))
+
+
+def _for_task(config: Config) -> Config:
+    """Returns the config with a classifier of the task's outputs as its model; without a task it stays as it is.
+
+    Raises InputError for a classifier without a task.
+    """
+    if not config.data.task:
+        if config.model.outputs:
+            raise InputError(f"model.outputs is {config.model.outputs}, but a classifier is trained on a data.task")
+        return config
+    config.data.validate()
+    if config.model.kind != "encoder" or config.model.outputs:
+        return config  # What is wrong with it, `Config.validate` says, if the model is not another one.
+    model = dataclasses.replace(config.model, outputs=TASKS[config.data.task].outputs, sentence_order=False)
+    return dataclasses.replace(config, model=model)
 
 
 def _with_end_token(config: Config, name: str) -> Config:
@@ -91,15 +109,12 @@ def init_from_pretrained(config: Config) -> Pretrained:
     `config.model` says.
 
     Newly added parameters (time modulation) are initialised so that the logits are the source's until the model is
-    trained. Raises InputError for a source that cannot be read or is not a language model.
+    trained. For a task its head becomes that of a classifier. Raises InputError for a source that cannot be read, is
+    not a language model, or is no encoder although there is a task.
     """
     init = config.init
     source, described, _ = pretrained.load(init.from_pretrained, with_profile=False)
-    if not isinstance(source, CausalLM | MaskedLM):
-        raise InputError(
-            f"{init.from_pretrained} is a {type(source).__name__}, which lacks the head of a language model, so its "
-            "training cannot be continued; give a folder of the language model"
-        )
+    _check_source(source, config)
     rngs = nnx.Rngs(rng.key(config.train.seed, "init"))
     model, shared = source, ""
     if _shares(init, source.config):
@@ -113,12 +128,39 @@ def init_from_pretrained(config: Config) -> Pretrained:
         )
     options = dataclasses.replace(options, max_length=init.max_length or options.max_length)
     model = load_parameters(like(model, options, rngs=rngs), _with_length(parameters(model), options.max_length))
+    model = _as_trained(model, config, rngs)
     file = Path(init.from_pretrained).expanduser() / TOKENIZER
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
-    if options.sentence_order:
+    if config.data.task:
+        kind += f", as a classifier of {config.data.task}"
+    elif options.sentence_order:
         kind += ", its second head trained on the order of segments"
     summary = f"starts from {init.from_pretrained} ({kind}{shared})"
     return Pretrained(model, file if file.is_file() else None, described.data.end_token, summary)
+
+
+def _check_source(source: Model, config: Config) -> None:
+    """Raises InputError for a model that cannot be trained as the config says."""
+    name = type(source).__name__
+    if config.data.task and source.config.kind != "encoder":
+        raise InputError(
+            f"{config.init.from_pretrained} is a decoder ({name}), but data.task is {config.data.task!r}: fine-tuning "
+            "takes an encoder"
+        )
+    if not config.data.task and not isinstance(source, CausalLM | MaskedLM):
+        raise InputError(
+            f"{config.init.from_pretrained} is a {name}, which lacks the head of a language model, so its "
+            "training cannot be continued; give a folder of the language model"
+        )
+
+
+def _as_trained(model: Model, config: Config, rngs: nnx.Rngs) -> CausalLM | MaskedLM | Classifier:
+    """Returns the model with the head that is trained: for a task that of a classifier, newly initialised but for the
+    pooler, if it has one."""
+    if config.data.task:
+        return Classifier.from_encoder(model, outputs=TASKS[config.data.task].outputs, rngs=rngs)
+    assert isinstance(model, CausalLM | MaskedLM)
+    return model
 
 
 def _with_length(arrays: dict[str, jax.Array], length: int) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ RECIPES = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_gives_a_config_that_can_be(path):
     config = load_recipe(str(path))
-    if config.data.corpus == "text":
+    if config.data.corpus == "text" or config.data.task:
         config = replace(config, {"data.source": "texts"})
     assert config.validate() is config
     assert f"--config=configs/{path.name}" in path.read_text(), "the docstring has the command"
