@@ -143,7 +143,10 @@ def train_dataset(
         raise InputError(
             f"train.batch_size is {config.train.batch_size}, expected a multiple of the {process_count} processes"
         )
-    batches = (_example_batches if isinstance(prepared, TaskData) else _text_batches)(prepared, config, size)
+    if isinstance(prepared, TaskData):
+        batches = _example_batches(prepared, config, size)
+    else:
+        batches = _text_batches(prepared, config, size)
     return TrainBatches(
         batches,
         start=start,

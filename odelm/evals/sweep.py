@@ -110,7 +110,8 @@ def sweep(
 
     Latency is of one forward pass from tokens (batch, length) to all logits, with early exits of tokens of the held-out
     text, if there is some. `held_out` may be empty: then the losses are None. `before` is the model that this one was
-    adapted from: rows then have `loss_before` too, None for step counts that it cannot take. Raises InputError for a tolerance that would take too many steps.
+    adapted from: rows then have `loss_before` too, None for step counts that it cannot take. Raises InputError for a
+    tolerance that would take too many steps.
     """
     calls = make_calls(runner, chosen, batch=batch, length=length, held_out=held_out)
     with _within_budget():
@@ -266,7 +267,7 @@ def _losses(
 def hidden_of(
     model: Any, adaptive: Setting | None, plan: Any, rule: EarlyExit | None, data: Batch
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the hidden states (B, L, D) of a batch, and the evaluations of an `adaptive` setting or of early exits."""
+    """Returns the hidden states (B, L, D) of a batch, and the evaluations by a tolerance or with early exits."""
     if rule is not None:
         return encode_with_exits(model, inputs_of(data), plan, rule)
     if adaptive is None:

@@ -49,7 +49,7 @@ class HeldOutTask(HeldOut):
         """Returns {}: before its head is trained a classifier has no loss to compare with."""
         return {}
 
-    @property
+    @cached_property
     def _components(self) -> dict[str, list[Batch]]:
         return {}
 
