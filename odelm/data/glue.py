@@ -69,10 +69,8 @@ def task_folder(config: DataConfig) -> Path:
         return source
     named = {_plain(path.name): path for path in sorted(source.iterdir()) if path.is_dir()}
     if config.task not in named:
-        raise InputError(
-            f"data.source is {source}, which has neither a {DEV} nor a folder for {config.task}; "
-            f"{nearest(config.task, [path.name for path in named.values()])}"
-        )
+        hint = nearest(config.task, named) if named else "it has no folders"
+        raise InputError(f"data.source is {source}, which has neither a {DEV} nor a folder for {config.task}; {hint}")
     return named[config.task]
 
 

@@ -197,6 +197,11 @@ def _config(workdir: str) -> Config:
 
         return read_config(remote.fetched(workdir, print))
     if not os.path.exists(os.path.join(workdir, SAVED)):
+        from odelm.evals.seeds import seeds_in
+
+        if seeds := seeds_in(Path(workdir)):
+            known = ", ".join(map(str, seeds))
+            raise InputError(f"{workdir} holds runs of the seeds {known}: give --seeds={len(seeds)} to resume them")
         raise InputError(
             f"{workdir} holds no run to resume, and there is no --config: give a recipe, such as "
             "--config=configs/tiny.py, to start one"

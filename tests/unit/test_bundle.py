@@ -19,7 +19,7 @@ import odelm
 from odelm import bundle, int8_storage, manifest
 from odelm import profile as profiles
 from odelm.config import Config, TrainConfig
-from odelm.models import Classifier
+from odelm.models import Classifier, Encoder
 from odelm.models.parameters import parameters, with_parameters
 from tests.calls import compiled
 from tests.unit.test_sharding import MODELS
@@ -332,11 +332,21 @@ def test_a_failed_write_leaves_nothing(make_model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_language_model_is_bundled(make_config, tmp_path):
-    classifier = Classifier(make_config(kind="encoder"), outputs=2, rngs=nnx.Rngs(0))
-    with pytest.raises(odelm.InputError, match="the model is a Classifier, but a bundle holds a language model"):
-        bundle.write(tmp_path / "b", classifier, SMALL)
+def test_a_model_without_a_head_is_not_bundled(make_config, tmp_path):
+    bare = Encoder(make_config(kind="encoder"), pooled=True, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        odelm.InputError, match="the model is a Encoder, but a bundle holds a language model or a class"
+    ):
+        bundle.write(tmp_path / "b", bare, SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_is_bundled_as_it_is(make_config, randomise, tokens, tmp_path):
+    classifier = randomise(Classifier(make_config(kind="encoder"), outputs=3, rngs=nnx.Rngs(0)))
+    bundle.write(tmp_path / "b", classifier, SMALL)
+    found, config, _ = odelm.load(tmp_path / "b")
+    assert isinstance(found, Classifier) and config.model.outputs == 3
+    np.testing.assert_array_equal(found(tokens, steps=2), classifier(tokens, steps=2))
 
 
 def test_a_config_that_cannot_be_read_again_is_refused(make_model, tmp_path):

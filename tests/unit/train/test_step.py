@@ -59,6 +59,9 @@ def batch_of(config: Config) -> dict[str, np.ndarray]:
     weights[3, 8:] = 0
     if config.model.kind == "decoder":
         return {"tokens": text[:, :-1].copy(), "targets": text[:, 1:].copy(), "weights": weights}
+    if config.model.outputs:
+        classes, real = np.array([[0], [2], [1], [2]], np.int32), np.array([[1], [1], [1], [0]], np.float32)
+        return {"tokens": text[:, :-1].copy(), "mask": weights.astype(bool), "targets": classes, "weights": real}
     positions = np.tile(np.array([2, 5, 9], np.int32), (4, 1))
     return {
         "tokens": text[:, :-1].copy(),
@@ -187,10 +190,11 @@ CASES = {
     "lanes and a teacher": lambda mesh: with_train(
         config_of(mesh, lanes=2, wide_modulation=True), distill=0.5, distill_from=0.0
     ),
+    "classifier": lambda mesh: config_of(mesh, **ENCODER | dict(sentence_order=False, outputs=3)),
 }
 MESHES = [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 2, 2)]
 """Of eight devices, by data, fsdp and tensor."""
-FEW = [("decoder", (2, 1, 1)), ("encoder", (2, 2, 2)), ("lanes and a teacher", (4, 1, 2))]
+FEW = [("decoder", (2, 1, 1)), ("encoder", (2, 2, 2)), ("lanes and a teacher", (4, 1, 2)), ("classifier", (1, 2, 1))]
 ALL = {case: [(case, mesh) for mesh in MESHES if (case, mesh) not in FEW] for case in CASES}
 
 
