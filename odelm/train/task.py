@@ -39,9 +39,10 @@ class HeldOutTask(HeldOut):
         side_by_side(lambda times: jax.block_until_ready(self._scored(params, self._batches[0], times)), grids.values())
         losses, by_steps = {}, {}
         for steps, times in grids.items():
-            found = [self._scored(params, batch, times) for batch in self._batches]
+            # One at a time: several programs in flight that wait for other processes could wait for each other.
+            found = [jax.device_get(self._scored(params, batch, times)) for batch in self._batches]
             losses[steps] = mean_loss(sums for sums, _ in found)
-            by_steps[steps] = self._rows.scores(np.concatenate([np.asarray(outputs) for _, outputs in found]))
+            by_steps[steps] = self._rows.scores(np.concatenate([outputs for _, outputs in found]))
         self._record(step, params, losses, TaskScores(by_steps, self._rows.majority(), len(self._rows)))
         return {steps: mean.loss for steps, mean in losses.items()}
 
