@@ -9,7 +9,8 @@ import pytest
 
 import odelm
 from odelm.data.examples import read_task_data
-from tests.cli.conftest import trained
+from tests.cli.conftest import ROOT, trained
+from tests.cli.test_documents import blocks
 from tests.cli.test_programs import PNG, refused, report_of
 from tests.small_task import write_rte
 
@@ -87,6 +88,16 @@ def test_a_classifier_is_loaded_and_compared(call, classifier, tmp_path):
         assert by_steps[steps]["loss"] == pytest.approx(logged["eval_loss"][str(steps)], rel=1e-6)
     assert len(report["rows"]) == 4 and all(0 <= row["metrics"]["accuracy"] <= 1 for row in report["rows"])
     assert "accuracy" in done.stdout and "10 examples of rte, whose most frequent class scores" in done.stdout
+
+
+def test_python_in_the_document_runs(classifier, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sst2").symlink_to(classifier)
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("python", ROOT / "docs" / "fine-tuning.md")
+    scope: dict = {}
+    exec(block, scope)
+    assert scope["logits"].shape == (2, 2) and scope["logits"].dtype == np.float32
 
 
 def test_what_a_classifier_cannot_do_is_refused(call, classifier, corpus, tmp_path):
