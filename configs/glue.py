@@ -14,21 +14,7 @@ from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepS
 def get_config() -> Config:
     return Config(
         model=ModelConfig(
-            kind="encoder",
-            vocab_size=2048,
-            width=128,
-            heads=4,
-            depth=12,
-            embed_dim=64,
-            max_length=256,
-            norm="layernorm",
-            norm_placement="post",
-            embed_norm=True,
-            positions="learned",
-            qk_norm=False,
-            bias=True,
-            token_types=2,
-            dropout=0.1,
+            kind="encoder", vocab_size=2048, width=128, heads=4, depth=12, max_length=256, token_types=2, dropout=0.1
         ),
         data=DataConfig(task="sst2"),
         step_sampling=StepSamplingConfig(kind="random_count"),
