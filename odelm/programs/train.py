@@ -137,7 +137,9 @@ def _train_seeds(workdir: str) -> int:
             result = train(of_seed, own, profile=FLAGS.profile, wandb=FLAGS.wandb)
             if result.interrupted:
                 return status_of(result.signal)
-        if not FLAGS.distributed or FLAGS.process_id in (None, 0):
+        import jax
+
+        if jax.process_index() == 0:
             print(f"written to {report_seeds(folder, seeds)}")
     return 0
 
