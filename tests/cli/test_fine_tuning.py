@@ -13,6 +13,7 @@ from tests.cli.conftest import ROOT, trained
 from tests.cli.test_documents import blocks
 from tests.cli.test_programs import PNG, refused, report_of
 from tests.small_task import write_rte
+from tests.thorough import thorough
 
 SMALL = [
     "--config.data.task=rte", "--config.train.updates=2", "--config.train.length=12", "--config.train.batch_size=4",
@@ -42,6 +43,7 @@ def evaluated(workdir: Path) -> dict:
 
 def test_several_seeds_are_trained_and_summed_up(call, options, tmp_path):
     command = ["train.py", "--config=glue", f"--workdir={tmp_path}", *options]
+    command += ["--config.step_sampling.counts=2"]
     done = call(*command, "--seeds=2", "--config.train.seed=5")
     assert done.returncode == 0, done.stderr
     assert "seed 6, 2 of 2" in done.stdout and "mean ± standard deviation over 2 seeds (5, 6)" in done.stdout
@@ -72,12 +74,13 @@ def test_seeds_need_a_directory_of_their_own(call, classifier):
     refused(call("train.py", "--config=glue", "--workdir=memory://runs/a", "--seeds=2"), "is a URL")
 
 
-def test_a_classifier_is_loaded_and_compared(call, classifier, tmp_path):
+@pytest.mark.parametrize(("more", "rows"), [([], 2), thorough(["--adaptive_tolerance=0.5", "--early_exit=0.5"], 4)])
+def test_a_classifier_is_loaded_and_compared(call, classifier, tmp_path, more, rows):
     model, config, tokenizer = odelm.load(classifier)
     assert isinstance(model, odelm.Classifier) and model.config.outputs == 2 and config.data.task == "rte"
     assert model(np.zeros((3, 5), np.int32), steps=2).shape == (3, 2)
-    done = call("infer.py", f"--workdir={classifier}", f"--out={tmp_path}", "--repeats=2", "--dtype=float32",
-                "--steps=4,2", "--adaptive_tolerance=0.5", "--early_exit=0.5")  # fmt: skip
+    arguments = [f"--workdir={classifier}", f"--out={tmp_path}", "--repeats=2", "--dtype=float32", "--steps=4,2"]
+    done = call("infer.py", *arguments, *more)
     assert done.returncode == 0, done.stderr
     report, logged = report_of(tmp_path), evaluated(classifier)
     assert report["text"]["task"] == "rte" and report["text"]["majority"] == {"accuracy": 0.6}
@@ -86,7 +89,7 @@ def test_a_classifier_is_loaded_and_compared(call, classifier, tmp_path):
         assert by_steps[steps]["metrics"] == logged["eval_metrics"][str(steps)]
         # Sums of ten float32 terms in batches of other sizes.
         assert by_steps[steps]["loss"] == pytest.approx(logged["eval_loss"][str(steps)], rel=1e-6)
-    assert len(report["rows"]) == 4 and all(0 <= row["metrics"]["accuracy"] <= 1 for row in report["rows"])
+    assert len(report["rows"]) == rows and all(0 <= row["metrics"]["accuracy"] <= 1 for row in report["rows"])
     assert "accuracy" in done.stdout and "10 examples of rte, whose most frequent class scores" in done.stdout
 
 

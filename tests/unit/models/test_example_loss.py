@@ -18,7 +18,7 @@ CLOSE = dict(rtol=2e-5, atol=1e-6)
 POST = dict(kind="encoder", norm="layernorm", norm_placement="post", positions="learned", token_types=2)
 
 
-@pytest.fixture(scope="module", params=[{}, POST], ids=["pre", "post"])
+@pytest.fixture(scope="module", params=[{}, pytest.param(POST, marks=pytest.mark.thorough)], ids=["pre", "post"])
 def models(request, make_config, randomise):
     """Returns a function from a number of outputs to a classifier, of either placement of the norms."""
     config = make_config(**{"kind": "encoder"} | request.param)
