@@ -241,7 +241,7 @@ def held_out_examples(loaded: Loaded, options: Comparison, *, tokenizer_file: Pa
     """
     _, config, _ = loaded
     if not config.data.task or tokenizer_file is None or options.text is not None:
-        raise NoText("a classifier is measured on the examples of the task that a run was trained on, and on no --text")
+        raise NoText("a classifier is measured on the examples of its run's task: give a run, and no --text")
     config = with_options(config, {"train.length": length_of(config, options, run=True)})
     try:
         return read_task_data(config, tokenizer_file=tokenizer_file).held_out(_limit(config, options))

@@ -58,7 +58,7 @@ def test_the_loss_of_classes(models, batch):
 
 
 def test_padding_changes_nothing(models, batch):
-    """What stands at padding is not seen."""
+    """Tokens at padding are not seen."""
     model = models(3)
     other = batch | {"tokens": np.where(batch["mask"], batch["tokens"], 7)}
     assert (other["tokens"] != batch["tokens"]).any()
