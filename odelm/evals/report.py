@@ -92,17 +92,22 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     text = report["text"]
     if text is not None and first["loss_stderr"] is not None:
-        of = f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
-        if metrics:
-            majority = ", ".join(f"{name} {text['majority'][name]:.4f}" for name in metrics)
-            of = f"{text['documents']:,} examples of {text['task']}, whose most frequent class scores {majority}"
-        console.print(f"losses on {of}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True)
+        console.print(
+            f"losses on {_measured_on(text)}; standard error {first['loss_stderr']:.4f} at full depth", soft_wrap=True
+        )
     if any(row["chosen"] for row in report["rows"]):
         console.print("> the way to cross the depth that profile.json has", soft_wrap=True)
     if not all(row["trained"] for row in report["rows"]):
         console.print(
             "* no count of steps, or no solver, that the model was trained with: see docs/method.md", soft_wrap=True
         )
+
+
+def _measured_on(text: dict[str, Any]) -> str:
+    if "task" in text:
+        majority = ", ".join(f"{name} {value:.4f}" for name, value in text["majority"].items())
+        return f"{text['documents']:,} examples of {text['task']}, whose most frequent class scores {majority}"
+    return f"{text['tokens']:,} tokens of {text['documents']:,} documents of {text['source']}"
 
 
 def publish(
