@@ -1,12 +1,13 @@
 """From a corpus to token shards: made once, and found again by a fingerprint of everything that they depend on."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer
 from odelm import tokenizer as tokenizers
 from odelm.config import SPLITS, Config, DataConfig
 from odelm.data.corpus import Corpus, find_corpus
+from odelm.data.overlap import Overlap, overlap
 from odelm.data.shards import record_writer, run_jobs
 from odelm.data.sources.documents import checked, text_documents
 from odelm.data.sources.files import text_files
@@ -79,7 +81,7 @@ def _with_validation(prepared: Prepared, data: DataConfig) -> Prepared:
     """Returns the tokens with the documents of `data.valid_source` as the held-out split."""
     own = read_text(data.valid_source, prepared.tokenizer, data, option="data.valid_source")
     digest = sha256(prepared.digest + own.digest)
-    return replace(prepared, validation=own.validation, bytes_per_token=own.bytes_per_token, digest=digest)
+    return dataclasses.replace(prepared, validation=own.validation, bytes_per_token=own.bytes_per_token, digest=digest)
 
 
 def read_text(
@@ -217,7 +219,13 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, end: str, partial: Path, *, wor
         "left_out": dict(corpus.report()),
         "splits": splits,
     }
-    with writing(result / INDEX) as file:
+    _write_index(result, meta)
+    prepared = open_prepared(result, tokenizer)
+    _write_index(result, meta | {"overlap": dataclasses.asdict(overlap(prepared.train, prepared.validation))})
+
+
+def _write_index(directory: Path, meta: dict) -> None:
+    with writing(directory / INDEX) as file:
         file.write_text(json.dumps(meta, indent=1) + "\n")
 
 
@@ -238,5 +246,6 @@ def _summary(config: Config, prepared: Prepared, seconds: float) -> str:
     also = "".join(f"; {left[name]} {what} left out" for name, what in LEFT_OUT if left.get(name))
     return (
         f"prepared {config.data.corpus}: {train:,} training and {held_out:,} validation tokens of "
-        f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}; {size:,.1f} MB in {seconds:.1f} s"
+        f"{prepared.bytes_per_token:.2f} bytes, in {prepared.directory}{also}; {Overlap(**meta['overlap'])}; "
+        f"{size:,.1f} MB in {seconds:.1f} s"
     )

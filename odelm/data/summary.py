@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from odelm import tokenizer as tokenizers
 from odelm.config import SPLITS
 from odelm.data.loader import Batch
+from odelm.data.overlap import Overlap
 from odelm.data.prepare import LEFT_OUT
 from odelm.data.tokens import Prepared, index
 
@@ -39,9 +40,13 @@ def table(prepared: Prepared) -> Table:
 
 
 def left_out(prepared: Prepared) -> list[str]:
-    """Returns a line for each kind of record that preparing left out, and for the first of those that are bad."""
+    """Returns a line for each kind of record that preparing left out, for the first of those that are bad, and one of
+    what both splits share."""
     left = index(prepared.directory)["left_out"]
-    return [f"left out: {left[name]} {what}" for name, what in LEFT_OUT if left.get(name)] + left["bad"]
+    lines = [f"left out: {left[name]} {what}" for name, what in LEFT_OUT if left.get(name)] + left["bad"]
+    # What earlier versions prepared was not counted.
+    counted = index(prepared.directory).get("overlap")
+    return lines if counted is None else [*lines, str(Overlap(**counted))]
 
 
 def row_text(tokenizer: Tokenizer, batch: Batch, row: int, *, end_token: str = "") -> str:
