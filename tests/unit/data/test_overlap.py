@@ -31,7 +31,9 @@ def test_a_passage_is_found_at_any_place(monkeypatch):
         assert overlap(train, held_out) == Overlap(9, 2 + 3)
     assert overlap(split_of(draw[300:400]), held_out) == Overlap(9, 0)
     assert overlap(held_out, held_out) == Overlap(9, 9)
-    assert overlap(split_of(draw[:5]), split_of(draw[:5])) == Overlap(0, 0)
+    for length in (5, 31):
+        assert overlap(split_of(draw[:length]), split_of(draw[:length])) == Overlap(0, 0), "an end token is no text"
+    assert overlap(split_of(draw[:63]), split_of(draw[:63])) == Overlap(1, 1)
     assert "5 of 9 held-out windows of 32 tokens (55.56%)" in str(Overlap(9, 5))
 
 
