@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from odelm import checkpoint, interop, pretrained, rng
+from odelm import checkpoint, interop, pretrained, rng, shipped
 from odelm.config import OVERRIDABLE, TASKS, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
 from odelm.interop.family import Model
@@ -129,7 +129,7 @@ def init_from_pretrained(config: Config) -> Pretrained:
     options = dataclasses.replace(options, max_length=init.max_length or options.max_length)
     model = load_parameters(like(model, options, rngs=rngs), _with_length(parameters(model), options.max_length))
     model = _as_trained(model, config, rngs)
-    file = Path(init.from_pretrained).expanduser() / TOKENIZER
+    file = shipped.found(init.from_pretrained) / TOKENIZER
     kind = f"{options.kind} of depth {options.depth}, groups {options.groups}"
     if config.data.task:
         kind += f", as a classifier of {config.data.task}"

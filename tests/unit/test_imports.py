@@ -51,6 +51,7 @@ ALLOWED = {
         "checkpoint",
         "interop",
         "pretrained",
+        "shipped",
         "interrupts",
         "remote",
     },

@@ -11,9 +11,11 @@ from flax import nnx
 
 import odelm
 from odelm import bundle, shipped
+from odelm.config import Config, InitConfig
 from odelm.data.loader import NextTokenRows
 from odelm.data.masking import masked_rows
 from odelm.models.loss import inputs_of, mean_loss, sums_from_hidden
+from odelm.train.start import init_from_pretrained
 
 NEXT = NextTokenRows(length=64, end=0)
 
@@ -56,3 +58,10 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     Path("small-decoder").mkdir()
     assert shipped.found("small-decoder") == Path("small-decoder") and shipped.name_of(Path("small-decoder")) is None
     assert shipped.found("other") == Path("other") and shipped.reports(Path("other")) is None
+
+
+def test_training_starts_from_it_with_its_tokenizer():
+    config = Config(init=InitConfig(from_pretrained="small-decoder"))
+    found = init_from_pretrained(config)
+    assert found.tokenizer == shipped.FOLDER / "small-decoder" / "tokenizer.json"
+    assert found.model.config.width == 384 and "starts from small-decoder" in found.summary
