@@ -70,6 +70,7 @@ ROWS: dict[str, Options] = {
     "large_best": BEST | LARGE,
     "large_unshared": UNSHARED | LARGE,
     "distilled": {"train.distill": 0.5, "train.distill_from": 0.7},
+    "taught": {"train.distill": 0.5, "train.distill_from": 0.0, "train.teacher": "unshared"},
     "encoder_unshared": MASKED | UNSHARED,
     "encoder_fixed": MASKED | FIXED,
     "encoder_random": MASKED,
@@ -78,7 +79,8 @@ ROWS: dict[str, Options] = {
     "encoder_post_random": MASKED | POST,
 }
 """What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
-updates, because those of random counts take about half of the operations of full depth."""
+updates, because those of random counts take about half of the operations of full depth; `taught` learns from the first
+seed of a row that was trained before."""
 EVALUATIONS = (12, 8, 6, 4, 3, 2)
 """Of the blocks, the ends included, at which a row is measured where it can be."""
 SHAPES: dict[str, Options] = {
@@ -113,6 +115,8 @@ def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, 
     if changed.get("model.groups") == -1:
         changed["model.groups"] = config.model.depth
     changed["train.updates"] = round(updates * changed.get("train.updates", 1))
+    if "train.teacher" in changed:
+        changed["train.teacher"] = str(options.work / f"{changed['train.teacher']}_0")
     config = replace(config, changed | {"train.seed": seed})
     if options.data_dir:
         config = replace(config, {"data.data_dir": options.data_dir})

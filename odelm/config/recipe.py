@@ -58,6 +58,11 @@ class Config:
             raise InputError(
                 f"data.task is {self.data.task!r}, but model.kind is {self.model.kind!r}: fine-tuning takes an encoder"
             )
+        if self.train.teacher:
+            raise InputError(
+                f"data.task is {self.data.task!r}, but train.teacher teaches language models: leave it out, or let the "
+                "model learn from its own full depth (train.distill)"
+            )
         outputs = TASKS[self.data.task].outputs
         if self.model.outputs not in (0, outputs):
             raise InputError(

@@ -34,6 +34,9 @@ class TrainConfig:
     0 is none. Such an update costs a pass over the full depth more."""
     distill_from: float = 0.5
     """Of `distill`: the share of the updates after which it begins, when full depth has something to teach."""
+    teacher: str = ""
+    """A run, bundle or folder with the same tokenizer, shared or not, whose predictions `distill` learns in place of
+    those of the model itself, in updates of full depth too. It may be larger; with it 0 is usual for `distill_from`."""
     length: int = 128
     """Tokens a sequence."""
     eval_every: int = 200
@@ -91,6 +94,11 @@ class TrainConfig:
         for name in ("distill", "distill_from"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected a share, 0 to 1")
+        if self.teacher and not self.distill:
+            raise InputError(
+                f"train.teacher is {self.teacher!r}, but train.distill is 0, which learns nothing of it: give a share, "
+                "such as 0.5, and train.distill_from, such as 0"
+            )
         if self.remat is not None:
             choice("train.remat", self.remat, REMAT_POLICIES)
         for name in ("keep_every", "keep_minutes", "keep_best"):

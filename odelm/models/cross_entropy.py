@@ -23,13 +23,23 @@ PIECE_BYTES = 1 << 30
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Teacher:
-    """What a model is to learn from beside the text: what is read from other states by the same readout, without a
-    gradient (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
+    """What a model is to learn from beside the text: what is read from other states, by the same readout or another,
+    without a gradient (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
 
     x: jax.Array
     """(B, L, E)."""
     share: jax.Array | float
     """How much of what is learned it is: 0 none, 1 all."""
+    matrix: jax.Array | None = None
+    """(V, E) of a readout of its own."""
+    bias: jax.Array | None = None
+    """float32 (V,) of that, or None."""
+
+    def logits(self, x: jax.Array, matrix: jax.Array, bias: jax.Array | None, *, dtype: Any = jnp.float32) -> jax.Array:
+        """Returns those of a piece of its states, read by `matrix` and `bias` unless it has its own."""
+        if self.matrix is None:
+            return _logits(x, matrix, bias, dtype=dtype)
+        return _logits(x, self.matrix.astype(x.dtype), self.bias, dtype=dtype)
 
 
 def summed_cross_entropy(
@@ -92,7 +102,7 @@ def _summed(
         lse, nats = read_logits(logits, targets)
         learned = nats
         if teacher is not None:
-            chances = jax.nn.softmax(_logits(taught[0], matrix, bias))
+            chances = jax.nn.softmax(teacher.logits(taught[0], matrix, bias))
             learned = learned + teacher.share * (lse - (chances * logits).sum(-1) - nats)
         return total + ((learned + z_loss * jnp.square(lse)) * weights).sum(), nats * weights
 
@@ -122,7 +132,7 @@ def _forward(
         slope = (weights * (1 + 2 * z_loss * lse))[..., None] * jnp.exp(logits - lse[..., None])
         aim, learned = jnp.where(_chosen(logits, targets), weights[..., None], 0.0), nats
         if teacher is not None:
-            chances = jax.nn.softmax(_logits(taught[0], small, bias, dtype=x.dtype).astype(jnp.float32))
+            chances = jax.nn.softmax(teacher.logits(taught[0], small, bias, dtype=x.dtype).astype(jnp.float32))
             learned = learned + teacher.share * (lse - (chances * logits).sum(-1) - nats)
             aim = aim + teacher.share * (weights[..., None] * chances - aim)
         slope = slope - aim

@@ -119,7 +119,7 @@ def row_losses(
     return nats.sum(axis=1), data["weights"].sum(axis=1)
 
 
-def _readout_of(
+def readout_of(
     model: CausalLM | MaskedLM, states: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Returns what the logits of the places to predict are made of, given the states (B, L, D) of a batch."""
@@ -153,7 +153,8 @@ def sums_from_hidden(
     """Returns the summed loss given the hidden states (B, L, D) of the batch.
 
     `key` turns the dropout of a classifier's head on.
-    `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text.
+    `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text; with a
+    readout of its own, what `readout_of` returns of these.
     """
     weights = jnp.asarray(batch["weights"])
     total, nats = _losses(model, hidden, batch, key=key, z_loss=z_loss, taught_by=taught_by)
@@ -184,6 +185,8 @@ def _losses(
     if isinstance(model, Classifier):
         total, nats = example_losses(model, hidden, targets, weights, key=key, z_loss=z_loss, teacher=taught_by)
         return total, jax.lax.stop_gradient(nats)
-    teacher = None if taught_by is None else Teacher(_readout_of(model, taught_by.x, batch)[0], taught_by.share)
-    parts = _readout_of(model, hidden, batch)
+    teacher = taught_by
+    if teacher is not None and teacher.matrix is None:
+        teacher = Teacher(readout_of(model, teacher.x, batch)[0], teacher.share)
+    parts = readout_of(model, hidden, batch)
     return summed_cross_entropy(*parts, targets, weights, z_loss=z_loss, teacher=teacher)

@@ -1,6 +1,7 @@
 """The gradient of a batch: in parts if it is asked for, and on each device by itself where each has the whole model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,30 +13,37 @@ from odelm import rng
 from odelm.config import Config
 from odelm.models.cross_entropy import Teacher
 from odelm.models.lm import CausalLM, Classifier, MaskedLM
-from odelm.models.loss import Batch, inputs_of, loss_sums
+from odelm.models.loss import Batch, inputs_of, loss_sums, readout_of
 from odelm.models.transformer import Grid
+from odelm.train.teacher import FrozenModel
 
-Gradient = Callable[[Any, Batch, Grid, jax.Array], tuple[Any, jax.Array]]
+Gradient = Callable[[Any, Batch, Grid, jax.Array, FrozenModel | None], tuple[Any, jax.Array]]
 
 
 def make_gradient(config: Config, graph: nnx.GraphDef) -> Gradient:
-    """Returns `gradient(params, batch, grid, step) -> (gradients, loss)`, pure; dropout's key comes from the step."""
+    """Returns `gradient(params, batch, grid, step, teacher) -> (gradients, loss)`, pure; dropout's key comes from the
+    step."""
 
-    def gradient(params: Any, batch: Batch, grid: Grid, step: jax.Array) -> tuple[Any, jax.Array]:
+    def gradient(
+        params: Any, batch: Batch, grid: Grid, step: jax.Array, teacher: FrozenModel | None
+    ) -> tuple[Any, jax.Array]:
         mesh = jax.sharding.get_abstract_mesh()
         if not _whole_on_each(mesh) or config.model.dropout:
             key = rng.key(config.train.seed, "dropout", step) if config.model.dropout else None
-            return _gradient(config, graph, params, batch, grid, step, key, lambda local: local)
+            return _gradient(config, graph, params, batch, grid, step, teacher, key, lambda local: local)
 
-        def on_one(params: Any, rows: Batch, grid: jax.Array, step: jax.Array) -> tuple[Any, jax.Array]:
-            return _gradient(config, graph, params, rows, grid, step, None, lambda local: jax.lax.psum(local, "data"))
+        def on_one(
+            params: Any, rows: Batch, grid: jax.Array, step: jax.Array, teacher: FrozenModel | None
+        ) -> tuple[Any, jax.Array]:
+            summed = partial(jax.lax.psum, axis_name="data")
+            return _gradient(config, graph, params, rows, grid, step, teacher, None, summed)
 
         # Left to itself the compiler sums the gradient of a shared block over the devices at each of its uses, in the
         # 16 bits of its products. Here it is summed on the device first, and over the devices once, in float32.
         whole, rows = PartitionSpec(), PartitionSpec("data")
         return jax.shard_map(
-            on_one, mesh=mesh, in_specs=(whole, rows, whole, whole), out_specs=whole, check_vma=False
-        )(params, dict(batch), jnp.asarray(grid), jnp.asarray(step))  # fmt: skip
+            on_one, mesh=mesh, in_specs=(whole, rows, whole, whole, whole), out_specs=whole, check_vma=False
+        )(params, dict(batch), jnp.asarray(grid), jnp.asarray(step), teacher)  # fmt: skip
 
     return gradient
 
@@ -52,6 +60,7 @@ def _gradient(
     batch: Batch,
     grid: Grid,
     step: jax.Array,
+    teacher: FrozenModel | None,
     key: jax.Array | None,
     over_devices: Callable[[Any], Any],
 ) -> tuple[Any, jax.Array]:
@@ -64,8 +73,11 @@ def _gradient(
     def share(params: Any, part: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
         plan = model.plan(grid=grid, unroll=config.train.unroll, remat=config.train.remat)
-        teacher = _teacher(config, graph, params, part, steps=len(grid) - 1, step=step)
-        sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss, taught_by=teacher)
+        if teacher is None:
+            taught = _own_teaching(config, graph, params, part, steps=len(grid) - 1, step=step)
+        else:
+            taught = _teaching(config, teacher.model, part, step)
+        sums = loss_sums(model, part, plan=plan, key=key, z_loss=config.train.z_loss, taught_by=taught)
         return sums.share(tokens, orders), sums.nats
 
     def add(sums: tuple[Any, jax.Array], numbered: tuple[jax.Array, Batch]) -> tuple[tuple[Any, jax.Array], None]:
@@ -83,21 +95,34 @@ def _gradient(
     return gradients, nats / jnp.maximum(tokens, 1)
 
 
-def _teacher(
+def _own_teaching(
     config: Config, graph: nnx.GraphDef, params: Any, batch: Batch, *, steps: int, step: jax.Array
 ) -> Teacher | None:
-    """Returns what the model makes of a batch at full depth, for an update of fewer steps to learn, if it is asked for.
-
-    Before its time it is not computed, and its share is 0.
-    """
+    """Returns what the model makes of a batch at full depth, for an update of fewer steps to learn, if it is asked
+    for."""
     if not config.train.distill or steps == config.model.core:
         return None
     model: CausalLM | MaskedLM | Classifier = nnx.merge(graph, jax.lax.stop_gradient(params))
+    return Teacher(*_states(config, model, batch, step))
+
+
+def _teaching(config: Config, model: CausalLM | MaskedLM, batch: Batch, step: jax.Array) -> Teacher:
+    """Returns what another model makes of a batch at its full depth, with its own readout."""
+    hidden, share = _states(config, model, batch, step)
+    x, matrix, bias = readout_of(model, hidden, batch)
+    return Teacher(x, share, matrix, bias)
+
+
+def _states(
+    config: Config, model: CausalLM | MaskedLM | Classifier, batch: Batch, step: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the states (B, L, D) at full depth of a model that teaches, and the share of what is learned; before its
+    time they are not computed, and it is 0."""
     inputs, plan = inputs_of(batch), model.plan(unroll=config.train.unroll)
     shape = jax.eval_shape(lambda: model.run(inputs, plan)[0])
     begun = step >= round(config.train.distill_from * config.train.updates)
     hidden = jax.lax.cond(begun, lambda: model.run(inputs, plan)[0], lambda: jnp.zeros(shape.shape, shape.dtype))
-    return Teacher(hidden, jnp.where(begun, config.train.distill, 0.0))
+    return hidden, jnp.where(begun, config.train.distill, 0.0)
 
 
 def _cut(rows: jax.Array, parts: int) -> jax.Array:

@@ -33,6 +33,7 @@ from odelm.train.profile import Profile
 from odelm.train.start import Start, find_start
 from odelm.train.step import TrainState, graph_of, init_state, make_update, with_params
 from odelm.train.task import make_held_out
+from odelm.train.teacher import load_teacher
 from odelm.version import __version__
 
 
@@ -62,10 +63,11 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         prepared = (read_task_data if config.data.task else prepare)(config, tokenizer_file=start.tokenizer)
         directory.check_data(config.data, prepared.tokenizer, prepared.digest)
         _check_batches(config, prepared, mesh)
+        teacher = load_teacher(config, prepared.tokenizer, mesh)
         if jax.process_index() == 0:
             directory.write(config, prepared.tokenizer, prepared.digest)
         optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
-        state = _initial_state(start, optimizer, mesh)
+        state = dataclasses.replace(_initial_state(start, optimizer, mesh), teacher=teacher)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
         after_save = (lambda: None) if remote is None else remote.push
@@ -176,7 +178,10 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, 
         return jax.device_put(jax.numpy.int32(value), state.step.sharding)
 
     skipped = scalar(found.meta.get("skipped", 0))
-    return TrainState(scalar(found.step), found.params, found.optimizer, skipped, found.average), found.meta
+    restored = TrainState(
+        scalar(found.step), found.params, found.optimizer, skipped, found.average, state.teacher
+    )  # fmt: skip
+    return restored, found.meta
 
 
 def _facts(prepared: Prepared | TaskData) -> Meta:

@@ -20,6 +20,7 @@ from odelm.models import create
 from odelm.models.loss import Batch
 from odelm.models.transformer import Grid
 from odelm.train.gradient import make_gradient
+from odelm.train.teacher import FrozenModel
 
 Metrics = dict[str, jax.Array]
 Update = Callable[["TrainState", Batch, Grid], tuple["TrainState", Metrics]]
@@ -38,6 +39,8 @@ class TrainState:
     """int32 (), how many of the last updates in a row were skipped because they were not finite."""
     average: Any = None
     """The running mean of the parameters, None if the config asks for none."""
+    teacher: FrozenModel | None = None
+    """What `train.teacher` is; no update changes it, and no checkpoint has it."""
 
     @property
     def evaluated(self) -> Any:
@@ -103,7 +106,7 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state.average, params)
 
     def update(state: TrainState, batch: Batch, grid: Grid) -> tuple[TrainState, Metrics]:
-        gradients, loss = gradient(state.params, batch, grid, state.step)
+        gradients, loss = gradient(state.params, batch, grid, state.step, state.teacher)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": params}
@@ -115,7 +118,8 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
             (state.params, state.optimizer, state.average),
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        return TrainState(state.step + 1, params, optimizer_state, skipped, average), metrics | {"skipped": skipped}
+        after = TrainState(state.step + 1, params, optimizer_state, skipped, average, state.teacher)
+        return after, metrics | {"skipped": skipped}
 
     return update
 
