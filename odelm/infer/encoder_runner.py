@@ -1,5 +1,6 @@
 """Embeddings and masked tokens of an encoder, for batches of texts of any lengths: `odelm.EncoderRunner`."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -233,8 +234,15 @@ class EncoderRunner:
 
 
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns a copy that neither pads nor cuts, with the special tokens of training around texts if it adds none."""
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    """Returns a copy that neither pads nor cuts, with the special tokens of training around texts if it adds none.
+
+    Where a word's token has the space before it, a mask in place of one has it too, as in training.
+    """
+    saved, mask = json.loads(tokenizer.to_str()), find_id(tokenizer, "mask")
+    if any(kind in json.dumps(saved.get("pre_tokenizer")) for kind in ("ByteLevel", "Metaspace")):
+        for token in saved["added_tokens"]:
+            token["lstrip"] |= token["id"] == mask
+    tokenizer = Tokenizer.from_str(json.dumps(saved))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     cls, sep = (find_id(tokenizer, role) for role in ("cls", "sep"))

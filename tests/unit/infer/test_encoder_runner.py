@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 import odelm
 from odelm import EncoderRunner
+from odelm import tokenizer as tokenizers
 from odelm.errors import InputError
 from odelm.infer import encoder_runner as module
 from odelm.models.parameters import parameters
@@ -77,6 +78,21 @@ def test_masked_places_are_filled_as_the_model_alone_would(plain):
         np.testing.assert_allclose(one.probabilities, exact[jnp.asarray(one.ids)], **CLOSE)
     (whole,) = plain.fill([[1, MASK]], top=13, mask_id=MASK)[0]
     assert sorted(whole.ids) == list(range(13)) and sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("spaces", ["in words", "apart"])
+def test_a_mask_stands_for_a_word_and_the_space_before_it(plain, spaces):
+    """As in training, where a token is masked that has its space; of words without spaces there is none to lose."""
+    if spaces == "apart":
+        assert EncoderRunner(plain.runner.model, words()).tokenizer.encode("a [MASK] b").ids == [0, 12, 1]
+        return
+    tokenizer = tokenizers.train(["one word and another word " * 50], vocab_size=300, max_bytes=1000)
+    prepared = EncoderRunner(plain.runner.model, tokenizer).tokenizer
+    cls, *ids, sep = prepared.encode("one<|mask|>and <|mask|> word").ids
+    parts = [tokenizer.encode(part, add_special_tokens=False).ids for part in ("one", "and", " word")]
+    mask = tokenizer.token_to_id("<|mask|>")
+    assert ids == [*parts[0], mask, *parts[1], mask, *parts[2]]
+    assert tokenizer.encode(" <|mask|>").ids == [tokenizer.token_to_id("Ġ"), mask], "the given one stays as it is"
 
 
 def test_many_masks_in_one_text_are_all_filled(plain):
