@@ -14,7 +14,7 @@ NEWER = python3.14 python3.13 python3.12 \
 
 try: .venv/.installed
 	$(BIN)/python infer.py --model=small-decoder --prompt="The history of the city begins" --steps=10,1
-	$(BIN)/python infer.py --model=small-decoder --length=128 --repeats=10
+	$(BIN)/python infer.py --model=small-decoder --length=128 --repeats=10 --eval_batches=2
 
 demo: .venv/.installed
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(WORKDIR)
