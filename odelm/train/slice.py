@@ -100,7 +100,7 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
             memory=held - memory.alias_size_in_bytes,
             flops=float(cost["flops"]),
             traffic=float(cost["bytes accessed"]),
-            collectives=_sent(compiled),
+            collectives=sent_by(compiled),
         )
 
 
@@ -121,7 +121,7 @@ def table(found: list[Need], topology: str, tokens: int) -> str:
     return "\n".join(lines)
 
 
-def _sent(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+def sent_by(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     """Returns what an update sends, None where jaxlib cannot read the program that libtpu has made."""
     try:
         return collective_bytes(compiled.as_text() or "")
@@ -152,7 +152,7 @@ def collective_bytes(program: str) -> dict[str, int]:
             shape, operation = made.groups()
             kind = operation.removesuffix("-start")
             if kind in COLLECTIVES:
-                found[kind] += times * _size(shape, started=operation != kind)
+                found[kind] += times * _size(shape, with_operands=operation == f"{kind}-start" and kind != "all-reduce")
             repeated = times * _trips(line) if operation == "while" else times
             for called in re.findall(r"(?:body|to_apply|calls|called_computations)=\{?%?([\w.\-]+)", line):
                 if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter", "fusion"):
@@ -181,11 +181,17 @@ def _trips(line: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _size(shape: str, *, started: bool) -> int:
-    """Returns the bytes of a shape as HLO writes it; one that is only started has its operands before its results."""
+def _size(shape: str, *, with_operands: bool) -> int:
+    """Returns the bytes of a shape as HLO writes it.
+
+    A collective that is only started has its operands before its results; all-reduce, where they are alike, has its
+    results only. The scalars that follow the results of a collective-permute are no part of them.
+    """
+    if with_operands:
+        shape = re.sub(r"(, u32\[\](\{[^}]*\})?)+\)$", ")", shape)
     parts = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shape)
     sizes = [BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n])) for dtype, dims in parts]
-    return sum(sizes[len(sizes) // 2 :] if started and len(sizes) > 1 else sizes)
+    return sum(sizes[len(sizes) // 2 :] if with_operands and len(sizes) > 1 else sizes)
 
 
 def _devices(topology: str) -> list[Any]:

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from odelm.errors import InputError
-from odelm.train.slice import CHIPS, Need, _sent, collective_bytes, needs, table
+from odelm.train.slice import CHIPS, Need, collective_bytes, needs, sent_by, table
 from tests.unit.train.test_step import config_of
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +30,9 @@ ENTRY %main (p: f32[2,4]) -> f32[8] {
   %all-gather-start.1 = (f32[2]{0}, f32[8]{0}) all-gather-start(%q), dimensions={0}
   %all-reduce.9 = (f32[3]{0}, f32[]) all-reduce(%r, %s), to_apply=%sum
   %while.2 = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %all-reduce-start.4 = (f32[5]{0}, bf16[2]{0}) all-reduce-start(%u, %v), to_apply=%sum
+  %all-gather-start.2 = ((f32[2]{0}, bf16[1]{0}), (f32[4]{0}, bf16[2]{0})) all-gather-start(%q, %w), dimensions={0}
+  %permute-start = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%r), source_target_pairs={{0,1}}
   ROOT %done = f32[8]{0} all-gather-done(%all-gather-start.1)
 }
 """
@@ -40,13 +43,17 @@ def test_a_program_that_cannot_be_read_is_said_to_be():
         def as_text(self):
             raise jax.errors.JaxRuntimeError("RET_CHECK failure")
 
-    assert _sent(Unreadable()) is None
-    need = Need(steps=3, memory=10**9, flops=197e12, traffic=81.9e9, collectives=_sent(Unreadable()))
+    assert sent_by(Unreadable()) is None
+    need = Need(steps=3, memory=10**9, flops=197e12, traffic=81.9e9, collectives=sent_by(Unreadable()))
     assert "sent: unknown" in table([need], "v5e:4x4", 1) and need.seconds(CHIPS["v5e"])["links"] == 0
 
 
 def test_collectives_are_counted_by_their_results_and_as_often_as_loops_run():
-    assert collective_bytes(PROGRAM) == {"all-gather": 2 * 64 + 4 * 8, "all-reduce": 4 * 4 + 5 * 4 * 8}
+    assert collective_bytes(PROGRAM) == {
+        "all-gather": 2 * 64 + 4 * 8 + (4 * 4 + 2 * 2),
+        "all-reduce": 4 * 4 + 5 * 4 * 8 + (4 * 5 + 2 * 2),
+        "collective-permute": 4 * 3,
+    }
     assert collective_bytes("ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %n = f32[2] negate(%p)\n}") == {}
 
 
