@@ -16,7 +16,7 @@ it at once.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -27,12 +27,9 @@ from odelm.errors import InputError
 from odelm.files import is_url
 from odelm.interrupts import status_of
 from odelm.programs import command_line
+from odelm.programs.joining import joined
 
 FLAGS = command_line.new_flags()
-JOIN_SECONDS = 120
-"""How long the processes wait for each other to start."""
-HEARTBEAT_SECONDS = 20
-"""How long a process may be silent before the others end with an error."""
 flags.DEFINE_string(
     "config", None, "The recipe: a file, or a name such as tiny; without it, that of the workdir.", flag_values=FLAGS
 )
@@ -155,36 +152,14 @@ def _tell_needs(topology: str) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _joined() -> Iterator[None]:
+def _joined() -> contextlib.AbstractContextManager[None]:
     """Lets this process be one of several while the block runs, if it was asked to be."""
-    given = {name: getattr(FLAGS, name) for name in ("coordinator", "num_processes", "process_id")}
-    if not FLAGS.distributed:
-        if extra := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"--{extra[0]} was given, which needs --distributed")
-        yield
-        return
-    import jax
-
-    # A signal to one of the processes stops all after the same update (odelm.train.agreement). JAX's own service would
-    # take SIGTERM away from us.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            coordinator_address=given["coordinator"],
-            num_processes=given["num_processes"],
-            process_id=given["process_id"],
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the processes cannot be joined ({str(error).splitlines()[0]}); start the same command for each, with "
-            "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N - 1"
-        ) from error
-    yield
-    # Not after an error: the others would be waited for, and they wait for this one until its heart stops.
-    jax.distributed.shutdown()
+    return joined(
+        distributed=FLAGS.distributed,
+        coordinator=FLAGS.coordinator,
+        num_processes=FLAGS.num_processes,
+        process_id=FLAGS.process_id,
+    )
 
 
 def _config(workdir: str) -> Config:
