@@ -153,6 +153,8 @@ def collective_bytes(program: str) -> dict[str, int]:
             kind = operation.removesuffix("-start")
             if kind in COLLECTIVES:
                 found[kind] += times * _size(shape, with_operands=operation == f"{kind}-start" and kind != "all-reduce")
+            if operation in ("async-update", "async-done"):
+                continue  # of what its start has called
             repeated = times * _trips(line) if operation == "while" else times
             for called in re.findall(r"(?:body|to_apply|calls|called_computations)=\{?%?([\w.\-]+)", line):
                 if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter", "fusion"):

@@ -25,6 +25,10 @@ PROGRAM = """HloModule jit_update, entry_computation_layout={...}
   ROOT %tuple = (s32[], f32[8]{0}) tuple(%i, %all-reduce.5)
 }
 
+%wrapped (x: f32[8]) -> f32[4] {
+  ROOT %reduce-scatter.1 = f32[4]{0} reduce-scatter(%x), dimensions={0}, to_apply=%sum
+}
+
 ENTRY %main (p: f32[2,4]) -> f32[8] {
   %all-gather = bf16[16,4]{1,0} all-gather(%p), dimensions={0}
   %all-gather-start.1 = (f32[2]{0}, f32[8]{0}) all-gather-start(%q), dimensions={0}
@@ -33,6 +37,8 @@ ENTRY %main (p: f32[2,4]) -> f32[8] {
   %all-reduce-start.4 = (f32[5]{0}, bf16[2]{0}) all-reduce-start(%u, %v), to_apply=%sum
   %all-gather-start.2 = ((f32[2]{0}, bf16[1]{0}), (f32[4]{0}, bf16[2]{0})) all-gather-start(%q, %w), dimensions={0}
   %permute-start = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%r), source_target_pairs={{0,1}}
+  %async-start = ((f32[8]{0}), f32[4]{0}) async-start(%y), calls=%wrapped
+  %async-done = f32[4]{0} async-done(%async-start), calls=%wrapped
   ROOT %done = f32[8]{0} all-gather-done(%all-gather-start.1)
 }
 """
@@ -53,6 +59,7 @@ def test_collectives_are_counted_by_their_results_and_as_often_as_loops_run():
         "all-gather": 2 * 64 + 4 * 8 + (4 * 4 + 2 * 2),
         "all-reduce": 4 * 4 + 5 * 4 * 8 + (4 * 5 + 2 * 2),
         "collective-permute": 4 * 3,
+        "reduce-scatter": 4 * 4,
     }
     assert collective_bytes("ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %n = f32[2] negate(%p)\n}") == {}
 
