@@ -33,6 +33,8 @@ from odelm.programs.command_line import told_in_one_line, use_compilation_cache
 from odelm.programs.joining import joined
 
 SCALINGS = ("weak", "strong")
+STOPPED = 143
+"""The status of a process that SIGTERM ended."""
 DISTRIBUTED = ("coordinator", "num_processes", "process_id")
 Record = dict[str, Any]
 
@@ -122,7 +124,7 @@ def probed(options: argparse.Namespace) -> tuple[list[int], bool]:
 
 def run_child(case: Case, counts: tuple[int, ...], results: Results, options: argparse.Namespace, env: Any) -> None:
     """Measures a case in a process of its own, and adds each line that it prints; kills it after `--timeout`."""
-    given = [f"--{name}={getattr(options, name)}" for name in ("rows", "calls", "repeats")]
+    given = [f"--{name}={getattr(options, name)}" for name in ("rows", "calls", "repeats", "compilation_cache")]
     given += [f"--case={case.name}", f"--counts={','.join(map(str, counts))}"] + ["--predict"] * options.predict
     process = subprocess.Popen(child(options, *given), stdout=subprocess.PIPE, text=True, env=env)
     late = threading.Event()
@@ -132,6 +134,7 @@ def run_child(case: Case, counts: tuple[int, ...], results: Results, options: ar
         process.kill()
 
     timer = threading.Timer(options.timeout, stop)
+    timer.daemon = True
     timer.start()
     try:
         assert process.stdout is not None
@@ -142,7 +145,7 @@ def run_child(case: Case, counts: tuple[int, ...], results: Results, options: ar
     finally:
         timer.cancel()
         process.kill()
-    if process.returncode and not results.record(case).get("error"):
+    if process.returncode not in (0, STOPPED) and not results.record(case).get("error"):
         why = f"stopped after {options.timeout} s" if late.is_set() else f"ended with status {process.returncode}"
         results.add(case, {"error": why})
 
@@ -214,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     # A call that is stopped takes the process of its case with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     if options.case:
         return run_one(options)
     if options.report:

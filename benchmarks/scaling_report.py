@@ -122,24 +122,31 @@ def tables(content: Record, peak: float) -> list[str]:
                 cells = [case.model, case.mesh, str(case.devices), str(rows), row.steps, *_cells(row)]
                 lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    failed = {name: record["error"] for name, record in content["cases"].items() if record.get("error")}
-    return lines + [f"- {name} failed: {error}" for name, error in failed.items()]
+    return lines + _failures(content)
 
 
 def predicted_table(rows: list[Row], content: Record) -> list[str]:
-    """Returns the lines of what would be sent, without the one device, which sends nothing."""
+    """Returns the lines of what would be sent, in MB, a column for each number of devices."""
     rows = [row for row in rows if row.case.devices > 1]
-    kinds = dict.fromkeys(kind for row in rows for kind in row.sent or {})
-    head = f"| model | parameters | mesh | devices | rows | | {' | '.join(kinds)} |"
-    lines = [head, "|---" * (6 + len(kinds)) + "|"]
+    devices = sorted({row.case.devices for row in rows})
+    lines = ["| model | parameters | mesh | | collective, MB | " + " | ".join(f"{n} devices" for n in devices) + " |"]
+    lines += ["|---" * (5 + len(devices)) + "|"]
+    grouped: dict[tuple[str, ...], dict[int, dict[str, float] | None]] = {}
     for row in rows:
-        sizes = [f"{size / 1e6:,.1f} MB" if (size := (row.sent or {}).get(kind)) else "" for kind in kinds]
-        known, case = content["cases"][row.case.name], row.case
-        parameters = f"{known['parameters'] / 1e6:.1f} M"
-        cells = [case.model, parameters, case.mesh, str(case.devices), str(known["rows"]), row.steps, *sizes]
-        lines.append("| " + " | ".join(cells) + " |")
-    failed = {name: record["error"] for name, record in content["cases"].items() if record.get("error")}
-    return lines + [""] + [f"- {name} failed: {error}" for name, error in failed.items()]
+        parameters = f"{content['cases'][row.case.name]['parameters'] / 1e6:.1f} M"
+        scaling = "" if row.case.scaling == "weak" else ", strong"
+        key = (row.case.model, parameters, row.case.mesh, row.steps + scaling)
+        grouped.setdefault(key, {})[row.case.devices] = row.sent
+    for key, sent in grouped.items():
+        for kind in sorted({kind for found in sent.values() for kind in found or {}}):
+            sizes = [(sent.get(n) or {}).get(kind) for n in devices]
+            cells = [*key, kind, *("" if size is None else f"{size / 1e6:,.1f}" for size in sizes)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *_failures(content)]
+
+
+def _failures(content: Record) -> list[str]:
+    return [f"- {name} failed: {record['error']}" for name, record in content["cases"].items() if record.get("error")]
 
 
 def write_report(content: Record, path: Path, peak: float) -> None:

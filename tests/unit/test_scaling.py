@@ -95,6 +95,21 @@ def test_random_counts_take_the_mean_of_their_times():
     assert rows["random"].seconds == pytest.approx(0.2) and not rows["random"].full and rows["4 steps"].full
 
 
+def test_a_prediction_has_a_column_for_each_number_of_devices():
+    found = content(tiny_data_2_weak=0.1, tiny_data_8_weak=0.1)
+    found["settings"]["predicted"] = True
+    for record in found["cases"].values():
+        del record["counts"]["4"]["seconds"]
+    found["cases"]["tiny/tensor/8/weak"] = {"error": "does not divide", "counts": {}}
+    lines = tables(found, 1.0)
+    assert lines[0].endswith("| collective, MB | 2 devices | 8 devices |")
+    assert lines[2:] == [
+        "| tiny | 0.0 M | data | 4 steps | all-reduce | 1.0 | 1.0 |",
+        "",
+        "- tiny/tensor/8/weak failed: does not divide",
+    ]
+
+
 @pytest.mark.thorough
 def test_the_whole_of_it_runs_and_a_data_mesh_sends_the_gradient_once(tmp_path):
     """Of two devices the gradient, 4 bytes a parameter, whatever the count of steps, and a few sums."""
