@@ -65,6 +65,7 @@ def records(workdir: Path) -> list[dict]:
     return [{name: x for name, x in record.items() if name not in ("tokens_per_s", "data_wait")} for record in found]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("traced_once")
 def test_an_interrupted_fine_tuning_resumes_to_the_bit(config, base, tmp_path, monkeypatch):
     whole = train(config, tmp_path / "whole")

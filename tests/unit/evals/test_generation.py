@@ -2,7 +2,6 @@
 
 import io
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -103,7 +102,7 @@ def test_the_fastest_drafts_are_taken(fastest, runner, monkeypatch):
     assert len(trials) == 1 + len(draft_choice.LENGTHS) and trials[0].milliseconds == 1
     if fastest:
         assert trials[0].drafting.length == draft_choice.LENGTHS[1][0] and trials[0].steps == 2
-        assert "2.00x as fast" in describe(trials) and "4 tokens in 2 steps" in describe(trials)
-        assert jnp.shape(trials[0].drafting.confidence) == ()
+        length, _ = draft_choice.LENGTHS[1]
+        assert "2.00x as fast" in describe(trials) and f"{length} tokens in 2 steps" in describe(trials)
     else:
         assert trials[0].drafting is None and "no draft was faster" in describe(trials)
