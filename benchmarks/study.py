@@ -3,8 +3,8 @@
     python -m benchmarks.study --source=TEXT --rows=unshared,random,best [--seeds=3] [--work=DIR] [--out=docs/study]
     python -m benchmarks.study_report docs/study
 
-A row is a recipe (`ROWS`): a base with some options changed, trained by `odelm`'s own trainer in `--work`, so that a
-call that was stopped goes on where it was. The learning rates of a row are those of the base times a factor of
+A row is a recipe (`ROWS`): a base with some options changed, trained by `odelm`'s own trainer in `--work`, so that
+the same command resumes a call that was stopped. The learning rates of a row are those of the base times a factor of
 `--rates`, the one whose trial of `--trial` updates with the first seed reached the lowest held-out loss, averaged over
 the counts that the row is trained with; every row is tuned, the unshared ones too. `--out` gets a file for each row and
 seed: the options, parameters, the trials, the held-out losses against tokens and against seconds (of training alone,

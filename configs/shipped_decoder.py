@@ -5,7 +5,7 @@
 
 PATH had 100 M tokens of books, Wikipedia, textbooks, technical documents and government texts. On one H200 the 10,500
 updates (688 M tokens) took 4 minutes, and with preparing the text, compiling and evaluating less than 7. Held-out loss,
-nats/token of 3.7 bytes, at 10, 4, 2 and 1 steps of the core, which are 12, 6, 4 and 3 evaluations in all:
+nats/token of 3.9 bytes, at 10, 4, 2 and 1 steps of the core, which are 12, 6, 4 and 3 evaluations in all:
 
     update 2,100    3.896  3.754  3.655  3.652  (steps of few evaluations alone, until update 3,150)
     update 4,200    3.511  3.516  3.530  3.590

@@ -1,4 +1,4 @@
-"""Loads a model from a run directory, a bundle, a Hugging Face folder, or by the name of one that comes with odelm."""
+"""Loads a model: from a run directory, a bundle or a Hugging Face folder, or one that comes with odelm by its name."""
 
 from collections.abc import Callable
 from pathlib import Path

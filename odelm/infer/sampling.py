@@ -31,8 +31,8 @@ class Sampling:
     """What the logits of tokens that stand before are divided by, or multiplied if they are negative (Keskar et al.
     2019, arXiv 1909.05858)."""
     greedy: bool | None = dataclasses.field(default=None, metadata=dict(static=True))
-    """Whether the temperature is 0, where that is known as the program is compiled; None finds it out for each token,
-    for which a GPU waits."""
+    """Whether the temperature is 0, where that is known as a program is compiled, which then draws in that way only;
+    None compiles both ways."""
 
 
 def sampling_options(

@@ -140,7 +140,7 @@ def _draft(
         state.draft, state.last, jnp.zeros((B, K), jnp.int32), none, jnp.int32(0), state.seen, jnp.array(True)
     )
     if drafting.confidence is None:
-        # A GPU does not wait to learn whether a loop of known length goes on.
+        # On a GPU each round of a loop whose length is unknown waits for its condition.
         return jax.lax.fori_loop(0, K, lambda _, draft: step(draft), empty)
     return jax.lax.while_loop(lambda draft: (draft.count < K) & draft.sure, step, empty)
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from odelm import pretrained, sharding
 from odelm.config import Config
 from odelm.errors import InputError
+from odelm.models import CausalLM, MaskedLM
 
 
 @jax.tree_util.register_dataclass
@@ -38,17 +39,17 @@ def load_teacher(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> FrozenMode
     path = config.train.teacher
     if not path:
         return None
-    model, described, own = pretrained.load(path, with_profile=False)
-    if model.config.kind != config.model.kind or not hasattr(model, "head"):
+    model, _, own = pretrained.load(path, with_profile=False)
+    if model.config.kind != config.model.kind or not isinstance(model, CausalLM | MaskedLM):
         raise InputError(f"train.teacher, {path}, is no {config.model.kind} with the head of a language model")
     if own is None or own.get_vocab() != tokenizer.get_vocab():
         raise InputError(
             f"train.teacher, {path}, has other tokens than the run: train with --config.data.tokenizer set to the "
             "tokenizer.json that it was trained with"
         )
-    if described.model.vocab_size != config.model.vocab_size:
+    if model.config.vocab_size != config.model.vocab_size:
         raise InputError(
-            f"train.teacher, {path}, has model.vocab_size {described.model.vocab_size}, but the run has "
+            f"train.teacher, {path}, has model.vocab_size {model.config.vocab_size}, but the run has "
             f"{config.model.vocab_size}: expected the same"
         )
     if model.config.max_length < config.train.length:

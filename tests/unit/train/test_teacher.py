@@ -13,6 +13,7 @@ from flax import nnx
 import odelm
 from odelm import bundle
 from odelm.config import Config, DataConfig, StepSamplingConfig, TrainConfig
+from odelm.models import Classifier
 from odelm.models.arrays import pick
 from odelm.models.loss import inputs_of, loss_sums
 from odelm.train.run import train
@@ -128,6 +129,10 @@ def test_a_teacher_that_cannot_teach_is_refused(small, tmp_path):
     refused(with_train(small, teacher=str(tmp_path / "none")), "none")
     refused(with_train(small, teacher="small-decoder"), "has other tokens than the run")
     refused(with_train(small, teacher="small-encoder"), "is no decoder with the head of a language model")
+    classifier = Classifier(dataclasses.replace(small.model, **ENCODER), outputs=2, rngs=nnx.Rngs(0))
+    bundle.write(tmp_path / "classifier", classifier, Config(train=TrainConfig(length=16)))
+    masked = dataclasses.replace(small, model=dataclasses.replace(small.model, **ENCODER))
+    refused(with_train(masked, teacher=str(tmp_path / "classifier")), "is no encoder with the head of a language model")
     _, _, tokenizer = odelm.load("small-decoder")
     model = odelm.create(dataclasses.replace(small.model, max_length=8, vocab_size=8192), rngs=nnx.Rngs(0))
     bundle.write(tmp_path / "b", model, Config(train=TrainConfig(length=8)), tokenizer=tokenizer)
