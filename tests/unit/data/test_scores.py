@@ -35,6 +35,7 @@ def test_what_is_undefined_is_0_and_what_is_not_finite_is_nan():
     assert f1(np.zeros(4), np.zeros(4)) == 0 and matthews(targets, np.ones(4)) == 0
     broken = np.array([1.0, np.nan, 2.0, 3.0])
     assert np.isnan(pearson(broken, targets)) and np.isnan(spearman(broken, targets))
+    assert np.isnan(spearman(np.array([1.0, np.inf, 2.0, 3.0]), targets)), "a rank would hide it"
 
 
 def test_a_task_has_its_official_metrics():
