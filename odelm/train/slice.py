@@ -152,7 +152,7 @@ def collective_bytes(program: str) -> dict[str, int]:
             shape, operation = made.groups()
             kind = operation.removesuffix("-start")
             if kind in COLLECTIVES:
-                found[kind] += times * _size(shape, with_operands=operation == f"{kind}-start" and kind != "all-reduce")
+                found[kind] += times * _size(shape, with_operands=operation != kind and _has_operands(kind, shape))
             if operation in ("async-update", "async-done"):
                 continue  # of what its start has called
             repeated = times * _trips(line) if operation == "while" else times
@@ -183,11 +183,19 @@ def _trips(line: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _size(shape: str, *, with_operands: bool) -> int:
-    """Returns the bytes of a shape as HLO writes it.
+def _has_operands(kind: str, shape: str) -> bool:
+    """Whether a collective that is only started has its operands before its results.
 
-    A collective that is only started has its operands before its results; all-reduce, where they are alike, has its
-    results only. The scalars that follow the results of a collective-permute are no part of them.
+    XLA has an instruction of its own for an all-reduce that is started, of its results only, and the one that can start
+    anything, which has both, the operands as a tuple. It writes the name `all-reduce-start` for either.
+    """
+    return kind != "all-reduce" or shape.startswith("((")
+
+
+def _size(shape: str, *, with_operands: bool) -> int:
+    """Returns the bytes of the results in a shape as HLO writes it, where the operands may come first.
+
+    The scalars that follow the results of a collective-permute are no part of them.
     """
     if with_operands:
         shape = re.sub(r"(, u32\[\](\{[^}]*\})?)+\)$", ")", shape)

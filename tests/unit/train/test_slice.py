@@ -37,6 +37,8 @@ ENTRY %main (p: f32[2,4]) -> f32[8] {
   %all-reduce-start.4 = (f32[5]{0}, bf16[2]{0}) all-reduce-start(%u, %v), to_apply=%sum
   %all-gather-start.2 = ((f32[2]{0}, bf16[1]{0}), (f32[4]{0}, bf16[2]{0})) all-gather-start(%q, %w), dimensions={0}
   %permute-start = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%r), source_target_pairs={{0,1}}
+  %all-reduce-start.5 = ((f32[7]{0}), f32[7]{0}) all-reduce-start(%z), to_apply=%sum
+  %all-reduce-start.6 = ((f32[2]{0}, f32[]), (f32[2]{0}, f32[])) all-reduce-start(%z, %s), to_apply=%sum
   %async-start = ((f32[8]{0}), f32[4]{0}) async-start(%y), calls=%wrapped
   %async-done = f32[4]{0} async-done(%async-start), calls=%wrapped
   ROOT %done = f32[8]{0} all-gather-done(%all-gather-start.1)
@@ -57,7 +59,7 @@ def test_a_program_that_cannot_be_read_is_said_to_be():
 def test_collectives_are_counted_by_their_results_and_as_often_as_loops_run():
     assert collective_bytes(PROGRAM) == {
         "all-gather": 2 * 64 + 4 * 8 + (4 * 4 + 2 * 2),
-        "all-reduce": 4 * 4 + 5 * 4 * 8 + (4 * 5 + 2 * 2),
+        "all-reduce": 4 * 4 + 5 * 4 * 8 + (4 * 5 + 2 * 2) + 4 * 7 + 4 * 3,
         "collective-permute": 4 * 3,
         "reduce-scatter": 4 * 4,
     }
