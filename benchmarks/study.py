@@ -1,15 +1,18 @@
 """The study of docs/study.md: one row after the other is trained, measured and written down as JSON.
 
     python -m benchmarks.study --source=TEXT --rows=unshared,random,best [--seeds=3] [--work=DIR] [--out=docs/study]
+    python -m benchmarks.study --source=TEXT --rows=best --tune
     python -m benchmarks.study_report docs/study
 
 A row is a recipe (`ROWS`): a base with some options changed, trained by `odelm`'s own trainer in `--work`, so that
 the same command resumes a call that was stopped. The learning rates of a row are those of the base times a factor of
 `--rates`, the one whose trial of `--trial` updates with the first seed reached the lowest held-out loss, averaged over
-the counts that the row is trained with; every row is tuned, the unshared ones too. `--out` gets a file for each row and
-seed: the options, parameters, the trials, the held-out losses against tokens and against seconds (of training alone,
-without compiling and evaluating), the losses and latencies at each number of evaluations, and what the trained field
-looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
+the counts that the row is trained with; every row is tuned, the unshared ones too, but for those of `TUNED_AS`. The
+second command makes the trials alone, which several processes can do beside each other. `--out` gets a file for each
+row's trials, and one for each row and seed: the options, parameters, the held-out losses against tokens and against
+seconds (of training alone, without compiling and evaluating), the losses and latencies at each number of evaluations,
+the scores of `--tasks` (of the first seed, whose files are in `--data`), and what the trained field looks like
+(`benchmarks.trained_field`). What is in `--out` already is left alone.
 """
 
 import argparse
@@ -30,10 +33,15 @@ from odelm.config import (
     OptimizerConfig,
     StepSamplingConfig,
     TrainConfig,
+    default_steps,
     replace,
     to_json,
 )
+from odelm.errors import RunFailure
 from odelm.evals.compare import Comparison, compare
+from odelm.evals.likelihood import Scorer
+from odelm.evals.tasks.evaluate import evaluate
+from odelm.evals.tasks.find import find_tasks
 from odelm.files import write_text
 from odelm.models.parameters import parameters
 from odelm.programs.command_line import use_compilation_cache
@@ -41,6 +49,8 @@ from odelm.train.run import train
 
 Options = dict[str, Any]
 Record = dict[str, Any]
+Trials = dict[str, float | None]
+"""Losses by the factor of the rates; None of one that diverged."""
 
 FIXED: Options = {"step_sampling.kind": "fixed"}
 UNSHARED: Options = FIXED | {"model.time_modulation": False, "model.groups": -1}
@@ -64,6 +74,7 @@ ROWS: dict[str, Options] = {
     "fixed": FIXED,
     "random": {},
     "best": BEST,
+    "best_twice": BEST | {"train.updates": 2.0},
     **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
     "equal_parameters": {"model.width": 1408, "model.heads": 22},
     "equal_operations": {"train.updates": 2.0},
@@ -79,8 +90,10 @@ ROWS: dict[str, Options] = {
     "encoder_post_random": MASKED | POST,
 }
 """What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
-updates, because those of random counts take about half of the operations of full depth; `taught` learns from the first
-seed of a row that was trained before."""
+updates, because those of random counts take about half of the operations of full depth, as does `best_twice`; `taught`
+learns from the first seed of a row that was trained before."""
+TUNED_AS = {"best_twice": "best", "equal_operations": "random"}
+"""Rows that are others trained for longer, and have their rates."""
 EVALUATIONS = (12, 8, 6, 4, 3, 2)
 """Of the blocks, the ends included, at which a row is measured where it can be."""
 SHAPES: dict[str, Options] = {
@@ -99,7 +112,7 @@ def base(source: str, updates: int) -> Config:
         optimizer=OptimizerConfig(
             kind="muon", learning_rate=4e-3, muon_learning_rate=0.02, warmup=100, decay="linear", final_fraction=0.0
         ),
-        train=TrainConfig(updates=updates, batch_size=128, length=512, eval_batches=16, log_every=50, keep=1),
+        train=TrainConfig(updates=updates, batch_size=128, length=512, eval_batches=16, log_every=20, keep=1),
     )
 
 
@@ -131,19 +144,51 @@ def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, 
     return dataclasses.replace(config, optimizer=optimizer, train=run).validate()
 
 
-def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Returns the best factor of the rates, and the loss that each reached in a short trial with the first seed."""
-    losses = {}
-    for rate in options.rates:
-        config = config_of(row, options, rate=rate, seed=0, updates=options.trial)
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, eval_every=options.trial, checkpoint_every=options.trial)
-        )
+def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
+    """Returns the best factor of the rates, and the loss that each reached in a short trial with the first seed.
+
+    Where the best is the lowest or the highest of them, half or twice of it is tried too. The losses are kept in
+    `--out`.
+    """
+    row = TUNED_AS.get(row, row)
+    kept = options.out / f"{row}_rates.json"
+    losses: Trials = json.loads(kept.read_text()) if kept.exists() else {}
+    rates = [float(rate) for rate in losses] + options.rates
+    while untried := [rate for rate in rates if f"{rate:g}" not in losses]:
+        losses[f"{untried[0]:g}"] = trial_loss(row, options, untried[0])
+        write_text(kept, json.dumps(losses, indent=1) + "\n")
+        rates = untried[1:] or beyond(losses)
+    return _best(losses), losses
+
+
+def trial_loss(row: str, options: argparse.Namespace, rate: float) -> float | None:
+    """Returns the held-out loss of a trial, the mean over the counts that it is trained with; None if it diverged."""
+    config = config_of(row, options, rate=rate, seed=0, updates=options.trial)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, eval_every=options.trial, checkpoint_every=options.trial)
+    )
+    try:
         result = train(config, options.work / f"{row}_trial_{rate:g}")
-        trained = [result.losses[count] for count in config.trained_counts if count in result.losses]
-        losses[f"{rate:g}"] = sum(trained) / len(trained)
-    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-    return float(min(finite, key=lambda rate: finite[rate])), losses
+    except RunFailure:
+        return None
+    if result.interrupted:
+        raise SystemExit(128 + result.signal)
+    trained = [result.losses[count] for count in config.trained_counts if count in result.losses]
+    loss = sum(trained) / len(trained)
+    return loss if math.isfinite(loss) else None
+
+
+def beyond(losses: Trials) -> list[float]:
+    """Returns the factor past the end of those tried if the best is at an end, else nothing."""
+    best, tried = _best(losses), sorted(float(rate) for rate in losses)
+    return [2 * best] if best == tried[-1] else [best / 2] if best == tried[0] else []
+
+
+def _best(losses: Trials) -> float:
+    known = {float(rate): loss for rate, loss in losses.items() if loss is not None}
+    if not known:
+        raise RunFailure(f"every trial diverged, at the factors {', '.join(losses)}: give lower --rates")
+    return min(known, key=lambda rate: known[rate])
 
 
 def curve_of(workdir: Path) -> list[Record]:
@@ -172,7 +217,16 @@ def measured(workdir: Path, config: Config, step: int) -> list[Record]:
     return json.loads((out / "report.json").read_text())["rows"]
 
 
-def run_row(row: str, seed: int, rate: float, trials: dict[str, float], options: argparse.Namespace) -> Record:
+def scored(workdir: Path, names: list[str], data: Path) -> list[Record]:
+    """Returns the rows of the tasks' scores, without those of a group's parts, at the step counts of the report."""
+    model, config, tokenizer = odelm.load(workdir)
+    scorer = Scorer(
+        model, tokenizer, steps=default_steps(config.model), batch_size=256, end_token=config.data.end_token
+    )
+    return [found for found in evaluate(scorer, find_tasks(names, data)) if "/" not in found["task"]]
+
+
+def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.Namespace) -> Record:
     """Trains a row with one seed and returns what docs/study.md says of it."""
     config = config_of(row, options, rate=rate, seed=seed, updates=options.updates)
     workdir = options.work / f"{row}_{seed}"
@@ -192,6 +246,7 @@ def run_row(row: str, seed: int, rate: float, trials: dict[str, float], options:
         "curve": curve_of(workdir),
         "evaluations": measured(workdir, config, result.step),
         "field": field_of(workdir),
+        "tasks": scored(workdir, options.tasks, options.data) if options.tasks and seed == 0 else [],
         "config": json.loads(to_json(config)),
     }
 
@@ -204,6 +259,9 @@ def main() -> None:
     parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=lambda text: [float(rate) for rate in text.split(",")])
     parser.add_argument("--updates", type=int, default=3052, help="of 65,536 tokens: 200 M of them")
     parser.add_argument("--trial", type=int, default=300, help="updates of a trial of a rate")
+    parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
+    parser.add_argument("--tasks", default=[], type=lambda text: text.split(","), help="as of python -m odelm.evals")
+    parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
     parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
     parser.add_argument("--data_dir", default="", help="where prepared text is kept, in place of the usual place")
     parser.add_argument("--work", type=Path, default=Path("runs/study"))
@@ -216,9 +274,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for row in options.rows.split(","):
         missing = [seed for seed in range(options.seeds) if not (options.out / f"{row}_{seed}.json").exists()]
-        if not missing:
+        if not missing and not options.tune:
             continue
         rate, trials = tuned_rate(row, options)
+        if options.tune:
+            print(f"{row}: {trials}", flush=True)
+            continue
         for seed in missing:
             found = run_row(row, seed, rate, trials, options)
             write_text(options.out / f"{row}_{seed}.json", json.dumps(found, indent=1) + "\n")

@@ -1,11 +1,12 @@
 """The tables of docs/study.md, from the files that `benchmarks.study` wrote.
 
-    python -m benchmarks.study_report docs/study [--against=unshared]
+    python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png]
 
 Held-out losses at each number of evaluations, the mean over the seeds and half their range; parameters, and what a pass
 takes against that of `--against` at full depth. Then the losses at equal time and at equal tokens: each row's last
 evaluation that comes no later than the end of the shortest row of those compared, read from the same curves, in which
-the learning rate is still falling for the rows that take longer.
+the learning rate is still falling for the rows that take longer. Then the scores of the tasks, and what the fields look
+like. The plot has the curves against the seconds of training.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import Any
 
 Record = dict[str, Any]
 Runs = dict[str, list[Record]]
+SHARES = ("acc", "acc_norm")
+"""Metrics that are shares; the others are perplexities."""
 
 
 def read(folder: Path) -> Runs:
@@ -70,6 +73,57 @@ def equal_table(runs: Runs, by: str) -> list[str]:
     return lines
 
 
+def tasks_table(runs: Runs) -> list[str]:
+    """Returns the lines of the first seeds' scores at each number of evaluations, each with its standard error."""
+    rows: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for name, records in runs.items():
+        for task in _tasks(records):
+            rows[name, task["task"], task["metric"]].append(task)
+    if not rows:
+        return []
+    counts = sorted({task["evaluations"] for found in rows.values() for task in found}, reverse=True)
+    lines = [
+        "| task | metric | row | " + " | ".join(map(str, counts)) + " | random |",
+        "|---" * (4 + len(counts)) + "|",
+    ]
+    for (name, task, metric), found in sorted(rows.items(), key=lambda item: item[0][1:]):
+        share = metric in SHARES
+        shown = {t["evaluations"]: _with_error(t["value"], t["stderr"], share) for t in found}
+        chance = f"{found[0]['random']:.1%}" if share else ""
+        cells = [task, metric, name, *(shown.get(count, "") for count in counts), chance]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _tasks(records: list[Record]) -> list[Record]:
+    return [task for record in records for task in record.get("tasks", [])]
+
+
+def _with_error(value: float, error: float, share: bool) -> str:
+    return f"{100 * value:.1f} ± {100 * error:.1f} %" if share else f"{value:,.0f} ± {error:,.0f}"
+
+
+def plot(runs: Runs, path: Path) -> None:
+    """Draws each first seed's held-out losses against the seconds of training: at full depth, and dashed in the fewest
+    steps that the row is trained with."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, (row, records) in enumerate(runs.items()):
+        curve = records[0]["curve"]
+        seconds = [point["seconds"] for point in curve]
+        losses = [list(point["losses"].values()) for point in curve]
+        axes.plot(seconds, [loss[0] for loss in losses], color=f"C{i}", label=row)
+        if len(losses[0]) > 1:
+            axes.plot(seconds, [loss[-1] for loss in losses], "--", color=f"C{i}", label=f"{row}, fewest steps")
+    axes.set_xlabel(f"seconds of training on {next(iter(runs.values()))[0]['device']}")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
 def field_table(runs: Runs) -> list[str]:
     """Returns the lines of what the trained fields look like."""
     lines = [
@@ -97,13 +151,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", default="unshared", help="the row whose pass at full depth counts as 1")
+    parser.add_argument("--plot", type=Path, help="draws the curves here")
     options = parser.parse_args()
     runs = read(options.folder)
     if not runs:
         parser.error(f"{options.folder} has no results of benchmarks.study")
     parts = (losses_table(runs, options.against), equal_table(runs, "seconds"), equal_table(runs, "tokens"))
-    for part in (*parts, field_table(runs)):
+    for part in (*parts, tasks_table(runs), field_table(runs)):
         print("\n".join(part) + "\n")
+    if options.plot:
+        plot(runs, options.plot)
 
 
 if __name__ == "__main__":

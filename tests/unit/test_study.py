@@ -1,0 +1,52 @@
+"""`benchmarks.study`: how a row's rates are tuned."""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import study
+from odelm.errors import RunFailure
+
+
+@pytest.fixture
+def tried(monkeypatch, tmp_path):
+    """Returns what makes the trials of a row, given the loss of each factor, and returns the factors in their order."""
+
+    def tune(losses: dict[float, float], rates: list[float], row: str = "random"):
+        factors = []
+
+        def train(config, workdir):
+            factors.append(config.optimizer.learning_rate / 4e-3)
+            if factors[-1] not in losses:
+                raise RunFailure("10 updates in a row were not finite")
+            return SimpleNamespace(interrupted=False, losses=dict.fromkeys((3, 4, 6, 12), losses[factors[-1]]))
+
+        monkeypatch.setattr(study, "train", train)
+        options = argparse.Namespace(
+            out=tmp_path, work=tmp_path, rates=rates, trial=100, shape="study", source="texts", data_dir=""
+        )
+        return study.tuned_rate(row, options), factors
+
+    return tune
+
+
+def test_the_best_rate_has_a_worse_one_on_either_side(tried):
+    (rate, losses), factors = tried({0.5: 4.0, 1.0: 3.0, 2.0: 2.0, 4.0: 1.0, 8.0: 1.5}, [0.5, 1.0, 2.0])
+    assert rate == 4 and factors == [0.5, 1, 2, 4, 8] and losses["8"] == 1.5
+    (rate, _), factors = tried({}, [0.5])  # what was tried is not tried again
+    assert rate == 4 and not factors
+
+
+def test_a_rate_that_diverges_is_none(tried, tmp_path):
+    (rate, losses), factors = tried({0.5: 3.0, 1.0: 2.0}, [1.0, 2.0])
+    assert rate == 1 and factors == [1, 2, 0.5] and losses["2"] is None
+    assert json.loads((tmp_path / "random_rates.json").read_text()) == losses
+    with pytest.raises(RunFailure, match="every trial diverged, at the factors 1: give lower --rates"):
+        tried({}, [1.0], row="fixed")
+
+
+def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
+    tried({1.0: 3.0, 2.0: 4.0, 0.5: 4.0}, [0.5, 1.0, 2.0], row="best_twice")
+    assert [file.name for file in tmp_path.iterdir()] == ["best_rates.json"]
