@@ -15,11 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from odelm.config import ModelConfig
+import numpy as np
+
+from odelm.config import Config, MeshConfig, ModelConfig, StepSamplingConfig, TrainConfig
 from odelm.train.flops import training_flops
 
 SHAPES = {
@@ -51,45 +54,47 @@ def median_of(run: Callable[[], None], wait: Callable[[], None], *, calls: int, 
     return statistics.median(found)
 
 
+def odelm_config(options: argparse.Namespace) -> tuple[Config, tuple[int, ...]]:
+    """Returns what is trained, and the counts of steps that are timed."""
+    shape = SHAPES[options.shape]
+    sizes = dict(zip(("data", "fsdp", "tensor"), map(int, options.mesh.split(",")), strict=True))
+    depth, length = shape["depth"], shape["length"]
+    model = ModelConfig(
+        kind="decoder", vocab_size=options.vocabulary, width=shape["width"], heads=shape["heads"], depth=depth,
+        max_length=length, groups=depth if options.unshared else 1, **BLOCKS[options.block],
+    )  # fmt: skip
+    config = Config(
+        model=model,
+        step_sampling=StepSamplingConfig(kind="fixed" if options.unshared else "random_count"),
+        train=TrainConfig(
+            batch_size=shape["batch"] * sizes["data"] * sizes["fsdp"], length=length, remat=options.remat or None
+        ),
+        mesh=MeshConfig(**sizes),
+    ).validate()
+    full = options.full or options.unshared
+    return config, (depth,) if full else tuple(sorted({depth, depth // 2, depth // 3, depth // 4}))
+
+
 def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     """Times the update at every count of steps."""
     import jax
-    import numpy as np
 
-    from odelm.config import Config, MeshConfig, StepSamplingConfig, TrainConfig
     from odelm.ode import grid
     from odelm.sharding import make_mesh, place_batch
     from odelm.train.optimizer import make_optimizer
     from odelm.train.step import compile_updates, graph_of, init_state, make_update
 
-    shape = SHAPES[options.shape]
-    sizes = dict(zip(("data", "fsdp", "tensor"), map(int, options.mesh.split(",")), strict=True))
-    depth, rows, length = shape["depth"], shape["batch"] * sizes["data"] * sizes["fsdp"], shape["length"]
-    counts = (depth,) if options.full else tuple(sorted({depth, depth // 2, depth // 3, depth // 4}))
-    model = ModelConfig(
-        kind="decoder", vocab_size=options.vocabulary, width=shape["width"], heads=shape["heads"], depth=depth,
-        max_length=length, groups=depth if options.unshared else 1, **BLOCKS[options.block],
-    )  # fmt: skip
-    if options.unshared:
-        counts = (depth,)
-    config = Config(
-        model=model,
-        step_sampling=StepSamplingConfig(kind="fixed" if options.unshared else "random_count"),
-        train=TrainConfig(batch_size=rows, length=length, remat=options.remat or None),
-    ).validate()
-    mesh = make_mesh(MeshConfig(**sizes))
+    config, counts = odelm_config(options)
+    depth, mesh = config.model.depth, make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, 1000, config.model)
     graph, _ = graph_of(config)
-    state = init_state(config, optimizer, mesh)
-    tokens = np.random.default_rng(0).integers(0, options.vocabulary, (rows, length + 1), dtype=np.int32)
-    weights = np.ones((rows, length), np.float32)
-    batch = place_batch({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}, mesh)
+    state, batch = init_state(config, optimizer, mesh), place_batch(synthetic(config), mesh)
     start = time.perf_counter()
     compiled: dict[int, Any] = {}
     compiled |= compile_updates(make_update(config, graph, optimizer), state, batch, counts, mesh, lambda _: None)
     result: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "tokens": rows * length,
+        "tokens": config.train.batch_size * config.train.length,
         "mesh": options.mesh,
         "compile_s": time.perf_counter() - start,
         "device": jax.devices()[0].device_kind,
@@ -97,32 +102,36 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": {},
     }
     box = [state, {"loss": None}]
+
+    def run(count: int) -> None:
+        box[:] = compiled[count](box[0], batch, grid.equal(depth, count))
+
+    def wait() -> None:
+        jax.block_until_ready(box[1])
+
     for count in counts:
-        times = grid.equal(depth, count)
-
-        def run(count: int = count, times: np.ndarray = times) -> None:
-            box[:] = compiled[count](box[0], batch, times)
-
-        def wait() -> None:
-            jax.block_until_ready(box[1])
-
-        run()
-        result["seconds"][count] = median_of(run, wait, calls=options.calls, repeats=options.repeats)
+        run(count)
+        result["seconds"][count] = median_of(partial(run, count), wait, calls=options.calls, repeats=options.repeats)
     memory = [program.memory_analysis() for program in compiled.values()]
     result["scratch_gib"] = max(m.temp_size_in_bytes for m in memory) / 2**30
     if options.profile:
-        from benchmarks.kernels import profile
-
-        for count in (counts[-1], counts[0]):
-            times = grid.equal(depth, count)
-
-            def step(count: int = count, times: np.ndarray = times) -> None:
-                box[:] = compiled[count](box[0], batch, times)
-                jax.block_until_ready(box[1])
-
-            result.setdefault("kernels", {})[count] = profile(step, Path(options.profile) / str(count))
+        result["kernels"] = kernels_of(lambda count: (run(count), wait()), (counts[-1], counts[0]), options.profile)
     result["loss"] = float(box[1]["loss"])
     return result
+
+
+def synthetic(config: Config) -> dict[str, np.ndarray]:
+    """Returns a batch of random tokens."""
+    rows, length = config.train.batch_size, config.train.length
+    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (rows, length + 1), dtype=np.int32)
+    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((rows, length), np.float32)}
+
+
+def kernels_of(run: Callable[[int], Any], counts: Iterable[int], folder: str) -> dict[int, dict[str, float]]:
+    """Returns the milliseconds of the kernels of an update at each count; traces are left in the folder."""
+    from benchmarks.kernels import profile
+
+    return {count: profile(partial(run, count), Path(folder) / str(count)) for count in counts}
 
 
 def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,14 +142,8 @@ def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
     shape = SHAPES[options.shape]
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = transformers.GPT2Config(
-        vocab_size=options.vocabulary, n_positions=shape["length"], n_embd=shape["width"], n_layer=shape["depth"],
-        n_head=shape["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = transformers.GPT2LMHeadModel(config)
-    model = model.to(device).train()
+    model = gpt2(options).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model)
     tokens = torch.randint(0, options.vocabulary, (shape["batch"], shape["length"]), device=device)
@@ -180,6 +183,19 @@ def transformers_side(options: argparse.Namespace) -> dict[str, Any]:
         "scratch_gib": (peak - used) / 2**30,
         "loss": float(losses[0]),
     }
+
+
+def gpt2(options: argparse.Namespace) -> Any:
+    """Returns an ordinary GPT-2 without dropout."""
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    shape = SHAPES[options.shape]
+    config = transformers.GPT2Config(
+        vocab_size=options.vocabulary, n_positions=shape["length"], n_embd=shape["width"], n_layer=shape["depth"],
+        n_head=shape["heads"], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config)
 
 
 def in_turns(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -117,14 +117,7 @@ def write(
     try:
         with publish(folder, option="folder") as partial:
             stored = int8_storage.pack(arrays) if storage == "int8" else arrays
-            save_file(stored, str(partial / PARAMETERS))
-            (partial / CONFIG).write_text(to_json(config))
-            # safetensors lets only the owner read its file.
-            shutil.copymode(partial / CONFIG, partial / PARAMETERS)
-            if tokenizer is not None:
-                (partial / TOKENIZER).write_text(tokenizer.to_str())
-            if profile is not None:
-                (partial / PROFILE).write_bytes(profile.read_bytes())
+            _write_files(partial, stored, config, tokenizer, profile)
             about = _finish(partial, step, artifacts, FORMAT if stored is arrays else 2)
             seal = (partial / manifest.MANIFEST).read_bytes()
         if not manifest.is_sealed(folder) or (folder / manifest.MANIFEST).read_bytes() != seal:
@@ -132,6 +125,23 @@ def write(
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written ({error}); make room, or give another directory") from error
     return about
+
+
+def _write_files(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+    config: Config,
+    tokenizer: Tokenizer | None,
+    profile: Path | None,
+) -> None:
+    save_file(arrays, str(folder / PARAMETERS))
+    (folder / CONFIG).write_text(to_json(config))
+    # safetensors lets only the owner read its file.
+    shutil.copymode(folder / CONFIG, folder / PARAMETERS)
+    if tokenizer is not None:
+        (folder / TOKENIZER).write_text(tokenizer.to_str())
+    if profile is not None:
+        (folder / PROFILE).write_bytes(profile.read_bytes())
 
 
 def load(

@@ -242,11 +242,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def has_checkpoint(workdir: str | Path) -> bool:
-    """Returns whether a run has a finished checkpoint."""
-    return bool(CheckpointFiles(workdir).steps())
-
-
 def latest_step(workdir: str | Path) -> int:
     """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
     files = CheckpointFiles(workdir)

@@ -29,9 +29,14 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Compiling to fast code would take six times as long, and the shapes are tiny. Set XLA_FLAGS, empty or not, to have it.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # XLA ends a process that names a flag which it lacks, as JAX 0.11 does the first of these.
-    known = version("jaxlib").startswith("0.10.")
-    more = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1" if known else ""
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0" + more)
+    flags = ["--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):
+        flags += [
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=1",
+            "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        ]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 from collections.abc import Callable
 

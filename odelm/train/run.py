@@ -138,15 +138,12 @@ def _run(
         ) as log:  # fmt: skip
             _print_summary(log, config, state, prepared, mesh, summary)
             _print_new_schedule(log, config, directory.config, start)
-            share, shares = sharding.batch_share(mesh)
-            rows = train_batches(prepared, config, start=start, process_index=share, process_count=shares)
-            held_out = make_held_out(config, graph, prepared, mesh, log)
             loop = Loop(
                 config=config,
                 mesh=mesh,
                 update=make_update(config, graph, optimizer),
-                batches=Prefetch(rows, mesh),
-                held_out=held_out,
+                batches=_batches(prepared, config, mesh, start),
+                held_out=make_held_out(config, graph, prepared, mesh, log),
                 checkpoints=checkpoints,
                 log=log,
                 unrecorded=meta.get("window", ()),
@@ -159,6 +156,11 @@ def _run(
         return result
     finally:
         checkpoints.close()
+
+
+def _batches(prepared: Prepared | TaskData, config: Config, mesh: Mesh, start: int) -> Prefetch:
+    share, shares = sharding.batch_share(mesh)
+    return Prefetch(train_batches(prepared, config, start=start, process_index=share, process_count=shares), mesh)
 
 
 def _print_new_schedule(log: Log, config: Config, saved: Config | None, step: int) -> None:

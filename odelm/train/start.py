@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from odelm import checkpoint, interop, pretrained, rng, shipped
+from odelm import interop, pretrained, rng, shipped
+from odelm.checkpoint_files import CheckpointFiles
 from odelm.config import OVERRIDABLE, TASKS, Config, InitConfig, ModelConfig
 from odelm.errors import InputError
 from odelm.interop.family import Model
@@ -51,7 +52,7 @@ def find_start(config: Config, directory: RunDirectory) -> Start:
     if not config.init.from_pretrained:
         return Start(config.validate(saved=directory.config is not None))
     saved, found = directory.config, None
-    resumes = saved is not None and saved.init == config.init and checkpoint.has_checkpoint(directory.path)
+    resumes = saved is not None and saved.init == config.init and bool(CheckpointFiles(directory.path).steps())
     if saved is not None and saved.init == config.init:
         config = dataclasses.replace(config, model=inherit_options(config.model, saved.model))
         config = _with_end_token(config, saved.data.end_token)

@@ -48,6 +48,7 @@ def losses_of(workdir) -> dict[int, dict[str, float]]:
     return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
 
 
+@pytest.mark.thorough
 def test_a_folder_is_compared_at_every_step_count(folder, corpus, call, tmp_path):
     done = call("infer.py", f"--model={folder}", "--steps=4,2,1", f"--text={corpus}", f"--out={tmp_path}", *SHAPE)
     assert done.returncode == 0, done.stderr
@@ -58,6 +59,7 @@ def test_a_folder_is_compared_at_every_step_count(folder, corpus, call, tmp_path
     assert not (folder / "infer").exists()
 
 
+@pytest.mark.thorough
 def test_without_text_a_folder_is_timed_alone(folder, call, tmp_path):
     done = call("infer.py", f"--workdir={folder}", "--steps=4", f"--out={tmp_path}", *SHAPE)
     assert done.returncode == 0 and "give --text=FILE" in done.stderr
@@ -87,6 +89,7 @@ def test_a_folder_is_adapted_resumed_and_compared_with_what_it_was(folder, optio
     assert "before" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_folder_and_a_run_are_measured_on_the_same_rows_of_a_text(folder, options, corpus, call, tmp_path):
     run, own = tmp_path / "run", [f"--config.init.from_pretrained={folder}", "--config.train.seed=7"]
     own += ["--config.data.mask_unit=span", "--config.data.mask_rate=0.3", "--config.data.packing=documents"]
@@ -114,6 +117,7 @@ def test_a_stack_that_takes_no_fewer_steps_is_told_to_be_shared(small, options, 
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.thorough
 def test_the_folder_may_go_once_the_run_has_a_checkpoint(folder, options, call, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(folder, source)

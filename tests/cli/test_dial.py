@@ -71,6 +71,7 @@ def test_the_profile_is_loaded_with_the_run_and_used(tuned, call, tmp_path):
     assert not any(row["chosen"] for row in rows) and len(rows) == 2
 
 
+@pytest.mark.thorough
 def test_a_profile_with_unequal_steps_is_a_row_of_its_own(tuned, call, tmp_path):
     run = shutil.copytree(tuned, tmp_path / "run")
     profile = json.loads((run / PROFILE).read_text()) | {"grid": [0, 3, 4], "solver": "heun", "evaluations": 4}

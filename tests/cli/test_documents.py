@@ -154,6 +154,7 @@ def readme(call, corpus, tmp_path, monkeypatch) -> Callable[[str, dict[str, str]
     return run
 
 
+@pytest.mark.thorough
 def test_training_on_ones_own_text_is_as_in_the_readme(readme, corpus):
     trained, compared, continued, generated = readme("python train.py --config=configs/tiny.py", {"PATH": str(corpus)})
     assert "update 2: held-out loss" in trained

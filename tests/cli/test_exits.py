@@ -3,11 +3,12 @@
 import pytest
 
 from tests.cli.test_programs import PNG, refused, report_of
+from tests.thorough import few
 
 SMALL = ["--length=16", "--repeats=2", "--eval_batches=1"]
 
 
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("kind", few(["decoder", "encoder"], "encoder"))
 def test_rows_that_leave_early_are_compared_with_full_depth(kind, request, call, tmp_path):
     workdir = request.getfixturevalue(kind)
     arguments = [f"--workdir={workdir}", f"--out={tmp_path}", "--steps=2", "--batch=4", *SMALL]
@@ -21,6 +22,7 @@ def test_rows_that_leave_early_are_compared_with_full_depth(kind, request, call,
     assert (tmp_path / "report.png").read_bytes().startswith(PNG) and "4, exit 1e+09" in done.stdout
 
 
+@pytest.mark.thorough
 def test_texts_whose_tokens_leave_early_are_compared_and_continued(decoder, call, tmp_path):
     arguments = [f"--workdir={decoder}", "--new_tokens=6", "--exit_measure=prediction"]
     measured = [f"--out={tmp_path}", "--generate", "--steps=2", *SMALL]

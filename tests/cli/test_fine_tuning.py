@@ -41,6 +41,7 @@ def evaluated(workdir: Path) -> dict:
     return [record for record in records if "eval_metrics" in record][-1]
 
 
+@pytest.mark.thorough
 def test_several_seeds_are_trained_and_summed_up(call, options, tmp_path):
     command = ["train.py", "--config=glue", f"--workdir={tmp_path}", *options]
     command += ["--config.step_sampling.counts=2"]
@@ -69,6 +70,7 @@ def test_several_seeds_are_trained_and_summed_up(call, options, tmp_path):
     refused(call(*command, "--config.model.dropout=0.5", "--seeds=2", "--config.train.seed=5"), "model.dropout")
 
 
+@pytest.mark.thorough
 def test_seeds_need_a_directory_of_their_own(call, classifier):
     refused(call("train.py", f"--workdir={classifier}", "--seeds=2"), "holds a run of one seed")
     refused(call("train.py", "--config=glue", "--workdir=memory://runs/a", "--seeds=2"), "is a URL")

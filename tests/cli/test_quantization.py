@@ -9,12 +9,13 @@ import pytest
 from odelm.evals import quantization
 from odelm.infer.quantize import quantize
 from tests.cli.test_programs import PNG, refused, report_of
+from tests.thorough import few, thorough
 
 SMALL = ["--length=16", "--repeats=2", "--eval_batches=1"]
 
 
 @pytest.mark.parametrize(
-    "kind, kinds", [("decoder", ["int8", "fp8_dynamic", "int8_static"]), ("encoder", ["int8_static"])]
+    "kind, kinds", [("decoder", ["int8", "fp8_dynamic", "int8_static"]), thorough("encoder", ["int8_static"])]
 )
 def test_quantised_models_are_compared_with_full_depth(kind, kinds, request, call, tmp_path):
     workdir = request.getfixturevalue(kind)
@@ -55,6 +56,7 @@ def made(monkeypatch) -> list:
     return calls
 
 
+@pytest.mark.thorough
 def test_a_static_kind_is_calibrated_on_a_given_text(call, decoder, made, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("word1 and word2 and word3 " * 9)
@@ -65,7 +67,7 @@ def test_a_static_kind_is_calibrated_on_a_given_text(call, decoder, made, tmp_pa
     assert 3 < len(of_text) < 12 < len(of_run)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int8_static"])
+@pytest.mark.parametrize("kind", few(["int8", "int8_static"], "int8_static"))
 def test_text_is_generated_by_the_quantised_model(kind, call, decoder, made):
     arguments = [f"--workdir={decoder}", "--prompt=word1 and", "--steps=2", "--new_tokens=8", f"--quantize={kind}"]
     first, second = call("infer.py", *arguments), call("infer.py", *arguments)
@@ -75,6 +77,7 @@ def test_text_is_generated_by_the_quantised_model(kind, call, decoder, made):
     assert [name for name, _ in made] == [kind, kind] and bool(made[0][1]) == (kind == "int8_static")
 
 
+@pytest.mark.thorough
 def test_ways_to_generate_are_compared_for_the_quantised_model(call, decoder, tmp_path):
     done = call(
         "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--generate", "--steps=2", "--new_tokens=4",

@@ -63,6 +63,7 @@ def test_while_it_imports(program, line, number, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_updates_are_compiled(number, small, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
@@ -78,6 +79,7 @@ def test_while_updates_are_compiled(number, small, tmp_path, monkeypatch):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_does_not_wait_for_the_checkpoint(number, small, tmp_path):
     endless = [*small, "--config.train.updates=1000000", "--config.train.log_every=1"]

@@ -53,7 +53,7 @@ def assert_close(actual, expected, **tolerance):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **tolerance), actual, expected)
 
 
-@pytest.mark.parametrize("solver", few(list(ode.SOLVERS), "euler", "heun", "bosh3", "dopri8"))
+@pytest.mark.parametrize("solver", few(list(ode.SOLVERS), "euler"))
 def test_values_and_gradients_agree_on_a_pytree(x64, solver):
     scan = value_and_gradients(ode.integrate, solver)
     diffrax = value_and_gradients(ode.integrate_diffrax, solver)
@@ -75,7 +75,11 @@ def test_unrolling_and_rematerialisation_change_nothing(x64, options):
 # The gradients through solvers of several stages were compared above; a block's take long to compile.
 @pytest.mark.parametrize(
     "placement, solver, gradients",
-    [("pre", "euler", True), ("pre", "heun", False), ("pre", "tsit5", False), ("post", "euler", True)],
+    few(
+        [("pre", "euler", True), ("pre", "heun", False), ("pre", "tsit5", False), ("post", "euler", True)],
+        ("pre", "heun", False),
+        ("post", "euler", True),
+    ),
 )
 def test_values_and_gradients_agree_on_a_block(make_model, placement, solver, gradients):
     graph, params = nnx.split(make_model(norm_placement=placement).blocks[0])

@@ -8,6 +8,7 @@ from flax import nnx
 
 import odelm
 from odelm.models.modulation import FREQUENCIES, HIDDEN
+from tests.thorough import thorough
 
 DEPTH = 4
 
@@ -38,7 +39,7 @@ def test_parameter_count_with_biases_factorised_and_post_norm(make_config):
     assert count(odelm.create(config, rngs=nnx.Rngs(0))) == expected
 
 
-@pytest.mark.parametrize("placement, modulation", [("pre", True), ("pre", False), ("post", True)])
+@pytest.mark.parametrize("placement, modulation", [("pre", True), thorough("pre", False), thorough("post", True)])
 def test_gradient_of_a_shared_block_is_the_sum_over_equal_blocks(make_model, tokens, placement, modulation):
     options = dict(time_modulation=modulation, norm_placement=placement)
     shared, unshared = make_model(**options), nnx.clone(make_model(**options, groups=DEPTH))

@@ -46,6 +46,7 @@ def trained():
     return jax.jit(loss, static_argnums=(2, 3)), params
 
 
+@pytest.mark.thorough
 def test_projected_steps_of_size_four_keep_the_loss(trained):
     loss, params = trained
     held_out = batch(np.random.default_rng(1))

@@ -21,8 +21,8 @@ CASES = [
     for norm in ("layernorm", "rmsnorm")
     for parallel in (False, True)
 ]
-# Every two of them.
-CHOSEN = [CASES[number] for number in (0, 1, 3, 4, 6, 7)]
+# Each value of each of them.
+CHOSEN = [CASES[number] for number in (0, 3, 5)]
 
 
 def functions(model):
@@ -62,7 +62,7 @@ def test_unrolled_is_the_stack_bitwise(make_model, tokens, placement, norm, para
     np.testing.assert_array_equal(integrated(params, tokens, True), stacked(params, tokens, True))
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("placement", few(["pre", "post"], "post"))
 def test_rolled_is_the_scanned_stack_and_differs_from_unrolled_by_rounding(make_model, tokens, placement):
     integrated, stacked, params = functions(
         make_model(norm_placement=placement, norm="layernorm", bias=True, parallel_branches=False, time_modulation=True)

@@ -125,6 +125,7 @@ def test_a_copy_that_fails_is_told_and_tried_again(config, system, here, capsys,
     assert steps_of(system) == {4, 6}
 
 
+@pytest.mark.thorough
 def test_another_run_at_the_url_is_refused(config, system, here):
     train(replace(config, {"train.updates": 2}), URL)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=16))
@@ -149,6 +150,7 @@ def test_what_is_no_run_is_named(url, words, system):
         odelm.load(url)
 
 
+@pytest.mark.thorough
 def test_a_url_of_the_local_file_system_works_from_the_programs(config, tmp_path, monkeypatch):
     """In processes of their own, each on a machine of its own."""
     from odelm.programs import infer

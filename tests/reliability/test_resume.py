@@ -20,7 +20,6 @@ from odelm.errors import InputError, RunFailure
 from odelm.models.loss import loss_sums, mean_loss
 from odelm.train import log, prefetch
 from odelm.train.run import train
-from tests.thorough import few
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 UPDATES, STOP = 8, 5
@@ -85,6 +84,7 @@ def with_train(config: odelm.Config, **options) -> odelm.Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_watched_records_more(config, corpus, tmp_path, capsys):
     """Each evaluation has norms for every unit of depth, a loss for every component, and a figure."""
     text = next(corpus.rglob("*.txt")).read_text()
@@ -140,7 +140,8 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("options", few(OPTIMIZERS, "muon, stable"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer_resumes_to_the_bit(config, tmp_path, options):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **options))
     config = with_train(config, accumulate=2)

@@ -103,6 +103,7 @@ def test_an_interrupted_fine_tuning_resumes_to_the_bit(config, base, tmp_path, m
         assert held_out.scores(logits) == last["eval_metrics"][str(steps)]
 
 
+@pytest.mark.thorough
 def test_the_task_and_the_examples_of_a_run_stay_what_they_were(config, tmp_path):
     config = replace(config, {"data.source": str(write_rte(tmp_path / "glue")), "step_sampling.kind": "fixed"})
     config = replace(config, {"train.updates": 1, "model.dropout": 0.0, "train.eval_steps": (4,)})

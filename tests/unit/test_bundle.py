@@ -22,6 +22,7 @@ from odelm.config import Config, TrainConfig
 from odelm.models import Classifier, Encoder
 from odelm.models.parameters import parameters, with_parameters
 from tests.calls import compiled
+from tests.thorough import thorough
 from tests.unit.test_sharding import MODELS
 
 SMALL = Config(train=TrainConfig(length=16))
@@ -72,7 +73,7 @@ def refused(folder) -> str:
     "options",
     [
         dict(), ENCODER, dict(groups=2), dict(prelude=1, coda=1), dict(embed_dim=8, tie_readout=False),
-        dict(layer_rank=2), dict(lanes=2), *MODELS,
+        dict(layer_rank=2), dict(lanes=2), *map(thorough, MODELS),
     ],
 )  # fmt: skip
 def test_a_model_comes_back_to_the_bit(options, make_model, tokens, tmp_path):
@@ -183,6 +184,7 @@ print("agree")
 """
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_cut_over_a_mesh(whole):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     done = subprocess.run(

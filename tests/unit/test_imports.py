@@ -49,6 +49,7 @@ ALLOWED = {
         "sharding",
         "run_directory",
         "checkpoint",
+        "checkpoint_files",
         "interop",
         "pretrained",
         "shipped",

@@ -33,10 +33,11 @@ CASES = {
     "encoder, mixture": ("encoder", True, "auto", (0.7, 0.3)),
 }
 CHOSEN = [
-    "decoder, concatenate", "decoder, segments", "decoder, mixture of documents", "encoder, documents",
+    "decoder, segments",
+    "decoder, mixture of documents",
     "encoder, mixture",
-]  # fmt: skip
-"""Each kind, packing and mixture between them."""
+]
+"""Each kind and mixture between them."""
 
 
 def made(shared, case: str, *, workers: int = 0, batch_size: int = 4) -> tuple[Prepared, Config]:
@@ -69,12 +70,14 @@ def test_every_position_of_more_than_two_epochs_is_gone_on_from(shared, case: st
     assert_equal_output_after_checkpoint(LimitIterDataset(train_dataset(prepared, config), 17))
 
 
+@pytest.mark.thorough
 def test_so_it_is_with_a_process_that_makes_the_batches(shared):
     """In few positions: each starts the process anew."""
     prepared, config = made(shared, "encoder, mixture", workers=1)
     assert_equal_output_after_checkpoint(LimitIterDataset(train_dataset(prepared, config), 2))
 
 
+@pytest.mark.thorough
 def test_two_processes_that_read_shards_go_on_as_none_does(shared):
     prepared, config = shared[0], shared[1]()
     alone = train_batches(prepared, config)

@@ -175,6 +175,7 @@ def start(config: Config, seconds: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", script, to_json(config)], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.thorough
 def test_killed_twice(config: Config, expected):
     """Once in the parts and once in the units, by a signal that nothing can catch."""
     data_dir = Path(config.data.data_dir)
@@ -198,6 +199,7 @@ def test_killed_twice(config: Config, expected):
         assert moved.stat().st_mtime_ns == time_ns, "a finished unit was made again"
 
 
+@pytest.mark.thorough
 def test_two_processes_at_once_agree(config: Config, expected, monkeypatch):
     processes = [start(config, 0.01) for _ in range(2)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]

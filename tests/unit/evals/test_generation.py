@@ -15,7 +15,6 @@ from odelm.infer.draft_choice import describe, try_drafts
 from odelm.infer.latency import Latency
 from odelm.infer.runner import Runner
 from odelm.models.loss import loss_sums
-from tests.thorough import few
 
 PROMPTS = [[3, 1, 4], [5, 9, 2]]
 
@@ -72,6 +71,7 @@ def test_a_text_that_takes_no_longer_than_its_prompt_has_no_time_for_a_token(run
     assert not (tmp_path / "none.png").exists(), "there is nothing to draw"
 
 
+@pytest.mark.thorough
 def test_a_second_half_is_that_of_the_whole(runner, held_out):
     model, plan = runner.model, runner.plan(2, "euler")
     found = second_half(model, plan, plan, held_out[0])
@@ -88,7 +88,8 @@ def test_without_a_text_there_are_no_losses(runner):
         compare_ways(runner, [Way(4)], PROMPTS, new_tokens=1)
 
 
-@pytest.mark.parametrize("fastest", few([0, 2], 2))
+@pytest.mark.thorough
+@pytest.mark.parametrize("fastest", [0, 2])
 def test_the_fastest_drafts_are_taken(fastest, runner, monkeypatch):
     """The times are made up: of four ways, no draft first."""
 

@@ -103,6 +103,7 @@ def test_rows_compare_with_full_depth(runner, held_out, fixed_latencies, tmp_pat
     assert (tmp_path / "infer" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.thorough
 def test_packed_documents_are_measured_apart(runner, held_out, fixed_latencies):
     segments = np.tile(np.repeat(np.arange(2, dtype=np.int32), 3), (2, 1))
     packed = {**held_out[1], "segments": segments}

@@ -52,7 +52,7 @@ BATCHES = {f"{name}, {size}": (*model, size) for size in (2, 32) for name, model
 
 @pytest.mark.parametrize(
     "options, call, batch_size",
-    few(BATCHES, "post, 2", "chain, heun, 32"),
+    few(BATCHES, "post, 2"),
 )
 def test_a_text_is_embedded_as_it_is_alone(options, call, batch_size, make_model):
     model = make_model(**SHAPE, **options)

@@ -54,7 +54,7 @@ def worded(make_config, randomise) -> Generator:
     return Generator(varied(make_config, randomise), tokenizer, steps=2)
 
 
-@pytest.mark.parametrize("options, call", few(MODELS, "post, groups", "ends, learned", "fewer key-value heads"))
+@pytest.mark.parametrize("options, call", few(MODELS, "post, groups", "ends, learned"))
 def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, make_config, randomise):
     """Prompts of unequal lengths at once, each against itself alone without a memory."""
     # Deeper models overflow at the scale of the others.
@@ -68,6 +68,7 @@ def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, mak
     assert np.isfinite(generator(PROMPTS, new_tokens=1, logprobs=True)[0].logprobs).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("measure", few(["state", "prediction"], "state"))
 def test_tokens_leave_early_as_in_a_pass_over_the_whole_text(measure, make_config, randomise):
     """What each row computes does not depend on those that it waits for."""

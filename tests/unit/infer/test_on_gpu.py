@@ -34,18 +34,9 @@ def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, to
     np.testing.assert_allclose(found, jax.jit(lambda: model(tokens))(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "prompts, draft_steps",
-    few(
-        {
-            "one row": ([[3, 1, 4]], None),
-            "two rows": ([[3, 1, 4], [5, 9]], None),
-            "one row, drafts": ([[3, 1, 4]], 1),
-            "two rows, drafts": ([[3, 1, 4], [5, 9]], 1),
-        },
-        "one row, drafts",
-    ),
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("draft_steps", [None, 1], ids=["plain", "drafts"])
+@pytest.mark.parametrize("prompts", [[[3, 1, 4]], [[3, 1, 4], [5, 9]]], ids=["one row", "two rows"])
 def test_a_gpu_decodes_what_a_cpu_does(prompts, draft_steps, make_model, monkeypatch):
     model = make_model(depth=2)
 

@@ -65,8 +65,7 @@ def loss(model, batch, steps: int | None = None) -> float:
     "name, kind",
     few(
         [*(("decoder", kind) for kind in KINDS), *((name, "int8_static") for name in MODELS if name != "decoder")],
-        ("decoder", "fp8"),
-        ("encoder", "int8_static"),
+        ("decoder", "int8_static"),
     ),
 )
 def test_the_loss_is_near_that_of_the_model_and_not_with_a_wrong_scale(name, kind, make_model, tokens):
@@ -119,7 +118,7 @@ def test_ranges_are_those_of_the_inputs_at_each_time(make_model, tokens):
     np.testing.assert_allclose(found["head"], jnp.abs(jitted(lambda norm: norm(h), model.final_norm)).max(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(list(MODELS), "decoder"))
 def test_ranges_are_of_every_matrix_whose_inputs_are_quantised(name, make_model, tokens):
     model = make_model(dtype="float32", **MODELS[name])
     made = quantized(model, "int8_static", tokens)
@@ -210,8 +209,7 @@ def test_logits_and_losses_are_of_the_same_readout(kind, make_model, tokens):
             *(("decoder", kind) for kind in KINDS),
             *((name, "int8_static") for name, options in MODELS.items() if options and options != POST),
         ],
-        ("decoder", "int8_dynamic"),
-        ("ends", "int8_static"),
+        ("decoder", "int8_static"),
     ),
 )
 def test_greedy_text_is_that_of_the_quantised_model_without_a_memory(name, kind, make_config, randomise):
@@ -249,6 +247,7 @@ def test_models_without_a_readout_are_quantised(kind, bound, make_model, tokens)
         assert 0 < np.linalg.norm(found - exact) < bound * np.linalg.norm(exact)
 
 
+@pytest.mark.thorough
 def test_a_solver_with_a_tolerance_crosses_a_quantised_model(make_model, tokens):
     model = make_model(dtype="float32")
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.thorough import thorough
-
 CODE = """
 import sys
 import jax, numpy as np, odelm
@@ -24,17 +22,14 @@ params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float3
 mesh = make_mesh(MeshConfig(data=2, tensor=2))
 whole, cut = (nnx.merge(graph, p) for p in (params, jax.device_put(params, state_shardings(params, mesh))))
 prompts = [[3, 1, 4], [5], [9, 2, 6, 5], [1, 2]]
-few = sys.argv[1] == "few"
-for options in (dict(steps=2),) if few else (dict(steps=2), dict(draft_steps=1, draft_length=2)):
+for options in (dict(steps=2), dict(draft_steps=1, draft_length=2)):
     expected = odelm.Generator(whole, **options)(prompts, new_tokens=6)
     assert len(set(map(tuple, expected))) > 1
     generator = odelm.Generator(cut, **options)
-    if not few:
-        assert generator(prompts, new_tokens=6) == expected
+    assert generator(prompts, new_tokens=6) == expected
     with jax.set_mesh(mesh):
         assert generator(prompts, new_tokens=6) == expected
-        if not few:
-            assert generator(prompts[:3], new_tokens=6) == expected[:3]  # rows that the devices do not divide
+        assert generator(prompts[:3], new_tokens=6) == expected[:3]  # rows that the devices do not divide
         state = generator.begin(prompts, 6, Sampling(), jax.random.key(0))
     keys = state.memory.blocks[0].keys
     (shape,) = {shard.data.shape for shard in keys.addressable_shards}
@@ -42,12 +37,11 @@ for options in (dict(steps=2),) if few else (dict(steps=2), dict(draft_steps=1, 
 """
 
 
-# Drafts, parameters on a mesh that is not set, and rows that the devices do not divide take most of the time.
-@pytest.mark.parametrize("calls", ["few", thorough("all")])
-def test_a_mesh_shares_out_rows_and_heads(calls):
+@pytest.mark.thorough
+def test_a_mesh_shares_out_rows_and_heads():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", CODE, calls],
+        [sys.executable, "-c", CODE],
         cwd=Path(__file__).parents[3],
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,

@@ -19,7 +19,7 @@ ROWS = np.random.default_rng(1).integers(0, 13, (7, 9)).astype(np.int32)
 LENGTHS = np.array([9, 3, 6, 1, 9, 2, 7], np.int32)
 
 
-@pytest.mark.parametrize("measure", ["state", "prediction"])
+@pytest.mark.parametrize("measure", few(["state", "prediction"], "prediction"))
 @pytest.mark.parametrize("options", few(MODELS, "post", "encoder"))
 def test_rows_in_slots_are_those_of_a_pass(options, measure, make_model):
     model, inputs = make_model(**options), Inputs(ROWS, lengths=LENGTHS)

@@ -34,7 +34,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", few(list(SHARED), "gpt2", "albert low rank"))
 def test_unrolled_is_the_same_model_with_blocks_of_its_own(name, make_model, tokens):
     model = make_model(**SHARED[name])
     plain = interop.unrolled(model)
@@ -71,7 +71,7 @@ STACKS = {"gpt2": GPT2, "albert": ALBERT | dict(groups=4), "inner": ALBERT | dic
     ("stack", "groups"),
     few(
         [(stack, groups) for stack in STACKS for groups in (1, 2)],
-        ("gpt2", 1), ("albert", 2), ("inner", 1), ("fewer key-value heads", 2),
+        ("albert", 2),
     ),
 )  # fmt: skip
 def test_residuals_of_full_rank_lose_nothing(stack, groups, make_model, tokens):

@@ -137,7 +137,7 @@ def test_padding_does_not_decide(make_model):
             np.testing.assert_allclose(short[row, :length], padded[row, :length], rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("options", few({k: v for k, v in MODELS.items() if v != MODELS["encoder"]}, "post", "ends"))
+@pytest.mark.parametrize("options", few({k: v for k, v in MODELS.items() if v != MODELS["encoder"]}, "post"))
 def test_tokens_with_a_memory_are_those_without_one(options, make_model):
     """The first four positions cross the depth in all steps, as a prompt does; those after them come one by one."""
     model = make_model(**options)

@@ -17,6 +17,7 @@ from odelm.models import Inputs
 from odelm.models.initialize import branch_scale
 from odelm.models.parameters import parameters
 from tests.calls import compiled, jitted
+from tests.thorough import few, thorough
 
 # A model of six blocks chains about 150 float32 sums of up to 24 terms; states are of order 3.
 ATOL = 3 * 300 * 6e-8
@@ -92,7 +93,7 @@ def test_branches_start_small_enough_for_increments_that_add_up(make_config):
     assert branch_scale(make_config(**ENDS, groups=4)) == pytest.approx(branch_scale(make_config(depth=6, groups=6)))
 
 
-@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("kind", few(["decoder", "encoder"], "decoder"))
 def test_unrolled_it_is_an_ordinary_stack_of_the_same_function(make_model, tokens, kind):
     model = make_model(kind=kind, **ENDS, groups=2)
     plain = interop.unrolled(model)
@@ -100,7 +101,7 @@ def test_unrolled_it_is_an_ordinary_stack_of_the_same_function(make_model, token
     np.testing.assert_allclose(compiled(plain)(tokens), compiled(model)(tokens), rtol=0, atol=2 * ATOL)
 
 
-@pytest.mark.parametrize("merge", ["mean", "layer", "low_rank"])
+@pytest.mark.parametrize("merge", few(["mean", "layer", "low_rank"], "mean"))
 def test_a_stack_keeps_its_first_and_last_layers(make_model, tokens, merge):
     source = make_model(depth=6, groups=6, time_modulation=False, norm="layernorm", bias=True, qk_norm=False)
     init = InitConfig(from_pretrained="x", groups=2, prelude=1, coda=1, merge=merge, rank=16).validate()
@@ -136,8 +137,8 @@ def test_sharing_again_keeps_the_ends_unless_told(make_model):
     ("options", "model_type"),
     [
         (dict(kind="decoder", norm="layernorm", positions="learned", qk_norm=False), "gpt2"),
-        (dict(kind="encoder", norm="layernorm", norm_placement="post", embed_norm=True, positions="learned",
-              qk_norm=False, bias=True, activation="gelu"), "bert"),
+        thorough(dict(kind="encoder", norm="layernorm", norm_placement="post", embed_norm=True, positions="learned",
+                      qk_norm=False, bias=True, activation="gelu"), "bert"),
         (dict(kind="encoder", norm="layernorm", norm_placement="post", embed_norm=True, positions="learned",
               qk_norm=False, bias=True, embed_dim=8), "albert"),
     ],

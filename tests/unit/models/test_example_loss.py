@@ -101,6 +101,7 @@ def test_a_penalty_and_a_teacher_are_what_they_say(models, batch, outputs):
     assert not np.asarray(gradient).any()
 
 
+@pytest.mark.thorough
 def test_a_key_drops_units_of_the_head_too(make_config, randomise, batch):
     model = randomise(Classifier(make_config(kind="encoder", dropout=0.5), outputs=3, rngs=nnx.Rngs(0)))
     hidden = jnp.ones((2, 6, 16))

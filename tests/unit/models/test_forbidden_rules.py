@@ -53,7 +53,7 @@ def batch_of(model: odelm.CausalLM | odelm.MaskedLM, tokens: np.ndarray) -> dict
     return {"tokens": tokens, "positions": picked, "targets": tokens[:, :2], "weights": ones} | order
 
 
-@pytest.mark.parametrize("options", few(MODELS, "encoder", "groups", "ends", "chain", "fewer key-value heads"))
+@pytest.mark.parametrize("options", few(MODELS, "encoder", "ends", "fewer key-value heads"))
 def test_no_dtype_is_promoted(options, make_model, tokens):
     model = make_model(**options)
     mask = np.array([[True] * 6, [True] * 4 + [False] * 2])
@@ -163,9 +163,8 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize(
-    "names", few([["encoder"], ["groups", "decoder", "sinusoidal", "fewer key-value heads"]], ["encoder"])
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("names", [["encoder"], ["groups", "decoder", "sinusoidal", "fewer key-value heads"]])
 def test_a_mesh_of_explicit_axes_computes_what_one_device_does(names):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     root = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from odelm.models.attention import attend
 from odelm.models.parameters import abstract_like, name_of, parameters, with_parameters
 from odelm.sharding import state_shardings
 from tests.calls import compiled
-from tests.thorough import few, thorough
+from tests.thorough import few
 from tests.unit.train.test_step import config_of, on_devices, prepared, updated
 
 FEWER = dict(heads=4, width=32, kv_heads=2)
@@ -155,7 +155,8 @@ LEARNT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "options"), few(LEARNT, "muon, more"))
+@pytest.mark.thorough
+@pytest.mark.parametrize(("kind", "options"), LEARNT.values(), ids=LEARNT)
 def test_it_learns(kind, options):
     config = trained_config(kind=kind, **options)
     update, state, batch, _ = prepared(config)
@@ -189,7 +190,8 @@ np.savez(file, metrics["loss"], metrics["gradient_norm"], *jax.tree.leaves(state
 """
 
 
-@pytest.mark.parametrize("mesh", [thorough((1, 2, 2)), thorough((1, 1, 4))])
+@pytest.mark.thorough
+@pytest.mark.parametrize("mesh", [(1, 2, 2), (1, 1, 4)])
 def test_a_mesh_cuts_the_heads_of_keys_and_values(mesh, tmp_path):
     file = tmp_path / "updated.npz"
     on_devices(4, f"mesh, file = {mesh}, {str(file)!r}\n{ON_A_MESH}")

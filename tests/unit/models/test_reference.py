@@ -55,6 +55,7 @@ def test_a_reference_width_scales_what_enters_and_what_is_read(options, make_mod
     assert embedding_factor(factorised.config) == 1
 
 
+@pytest.mark.thorough
 def test_a_model_that_is_deeper_moves_as_far(make_config, tokens):
     """One update of the same size in each coordinate changes the state as much at depth 4 and at 16."""
 

@@ -8,7 +8,6 @@ from flax import nnx
 import odelm
 from odelm.models import Inputs, LayerDelta
 from tests.calls import compiled, jitted
-from tests.thorough import few
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,8 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize(("options", "placement"), few(LAYERS, "residuals, post", "chain, pre", "both, post"))
+@pytest.mark.thorough
+@pytest.mark.parametrize(("options", "placement"), LAYERS.values(), ids=LAYERS)
 def test_every_parameter_has_an_effect_and_every_grid_works(options, placement, make_model, tokens):
     import jax
 

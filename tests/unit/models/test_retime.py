@@ -11,6 +11,7 @@ from odelm.infer.generator import Generator
 from odelm.models.inputs import Inputs
 from odelm.models.retime import retimed
 from tests.calls import compiled
+from tests.thorough import few
 
 OPTIONS = dict(depth=6, prelude=1, coda=1, max_length=16)
 
@@ -55,6 +56,7 @@ def test_where_times_are_shared_nothing_is_rounded(model, tokens):
     np.testing.assert_array_equal(core(found).astype(np.float32), core(memory)[[0, 2]].astype(np.float32))
 
 
+@pytest.mark.thorough
 def test_a_method_of_several_stages_finds_its_own(model, tokens):
     plan = compiled(model.plan)(grid=[0, 1, 2, 4], solver="heun")
     memory = remembered(model, plan, tokens)
@@ -65,7 +67,9 @@ def test_a_method_of_several_stages_finds_its_own(model, tokens):
     np.testing.assert_array_equal(core(found), core(memory)[[0, 2], :1])
 
 
-@pytest.mark.parametrize("before, after", [(dict(), dict(steps=2)), (dict(steps=2), dict())], ids=["fine", "coarse"])
+@pytest.mark.parametrize(
+    "before, after", few({"fine": (dict(), dict(steps=2)), "coarse": (dict(steps=2), dict())}, "coarse")
+)
 def test_prompts_may_cross_another_grid(before, after, model, tokens):
     """The tokens are those of a memory whose keys were moved by hand."""
     prompts, N = tokens.tolist(), 5

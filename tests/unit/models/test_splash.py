@@ -15,7 +15,7 @@ from odelm.errors import InputError
 from odelm.models import attention
 from odelm.models.splash import splash_attention
 from tests.calls import compiled
-from tests.thorough import few, thorough
+from tests.thorough import few
 
 LENGTH = 128
 PACKED = np.repeat(np.array([[0, 1, 1, 2], [0, 0, 3, 3]], np.int32), 32, axis=1)
@@ -124,7 +124,8 @@ for left, right in zip(alone, together):
 """
 
 
-@pytest.mark.parametrize("heads", [thorough((2, 2, 2)), (4, 2, 2)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 2)])
 def test_a_mesh_cuts_rows_and_heads(heads):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     code = ON_A_MESH.replace("HEADS", str(heads))

@@ -14,6 +14,7 @@ from odelm.models import Encoder
 from odelm.models.parameters import parameters
 from odelm.train.start import init_from_pretrained
 from tests.calls import compiled
+from tests.thorough import few
 from tests.unit.interop.conftest import ALBERT, GPT2
 
 
@@ -47,7 +48,7 @@ def run(make_model, make_config, tmp_path):
 
 
 @pytest.mark.parametrize("options", [ALBERT, ALBERT | dict(groups=2, inner_blocks=2), GPT2], ids=["1", "2", "gpt2"])
-@pytest.mark.parametrize("steps", [4, None])
+@pytest.mark.parametrize("steps", few([4, None], 4))
 def test_update_0_gives_exactly_the_logits_of_the_folder(options, steps, folder, tokens):
     """Time modulation starts without effect: not one bit of a logit differs."""
     path = folder(**options)
@@ -64,7 +65,7 @@ def test_the_recipe_chooses_only_what_may_be_chosen(folder):
     assert (model.time_modulation, model.dropout, model.dtype) == (False, 0.25, "bfloat16")
 
 
-@pytest.mark.parametrize(("merge", "rank"), [("mean", 0), ("layer", 0), ("low_rank", 5)])
+@pytest.mark.parametrize(("merge", "rank"), few([("mean", 0), ("layer", 0), ("low_rank", 5)], ("low_rank", 5)))
 def test_layers_are_shared_and_the_summary_says_so(merge, rank, folder, tokens):
     path = folder(**GPT2)
     start = init_from_pretrained(config_of(path, groups=1, merge=merge, rank=5))

@@ -18,7 +18,7 @@ from odelm.models.arrays import pick
 from odelm.models.loss import inputs_of, loss_sums
 from odelm.train.run import train
 from odelm.train.teacher import FrozenModel
-from tests.thorough import few, thorough
+from tests.thorough import thorough
 from tests.unit.train.test_step import CASES, ENCODER, GRID, config_of, on_devices, prepared, with_train
 
 FULL = np.arange(5, dtype=np.float32)
@@ -40,7 +40,8 @@ def taught(config: Config, grid, teacher: FrozenModel):
     return metrics, after, state, batch
 
 
-@pytest.mark.parametrize("kind", few(["decoder", "encoder"], "encoder"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_what_is_minimised_is_made_of_the_teachers_predictions(kind):
     config = with_train(CASES[kind]((1, 1, 1)), distill=0.75, distill_from=0.0)
     teacher = teacher_of(config)
@@ -105,6 +106,7 @@ def small(tmp_path_factory, corpus) -> Config:
     return dataclasses.replace(config, data=data, step_sampling=StepSamplingConfig(kind="fixed"))
 
 
+@pytest.mark.thorough
 def test_a_run_learns_from_a_run_and_resumes_to_the_bit(small, tmp_path):
     first = with_train(dataclasses.replace(small, model=dataclasses.replace(small.model, width=48)), distill=0.0)
     train(first, tmp_path / "teacher")
