@@ -28,7 +28,7 @@ from odelm.infer.runner import Runner
 from odelm.models import CausalLM, Classifier, MaskedLM
 from odelm.models.early_exit import EarlyExit
 from odelm.models.loss import Batch
-from odelm.run_directory import TOKENIZER
+from odelm.run_directory import TOKENIZER, read_config
 
 EVAL_SEQUENCES, EVAL_TOKENS = 32, 4096
 """Sequences in a batch of `Comparison.eval_batches`, whatever the batch of training, so that losses of a folder and of
@@ -109,8 +109,15 @@ def compare(
         add_scores(runner, chosen, measured, rows, batches)
     out = source / "infer" if out is None else out
     text = None if rows is None else text_of(rows, batches, config, options)
-    trained = (config.model.core,) if step is None else config.trained_counts
+    trained = _trained_counts(config, source, step)
     return publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
+
+
+def _trained_counts(config: Config, source: Path, step: int | None) -> tuple[int, ...]:
+    """Returns the counts of steps that a model was trained with: none with another span of keys and values."""
+    if step is None:
+        return (config.model.core,)
+    return config.trained_counts if config.model.kv_span == read_config(source).model.kv_span else ()
 
 
 def compare_generation(

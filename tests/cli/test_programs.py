@@ -36,6 +36,15 @@ def test_training_leaves_a_run(decoder):
     assert list((decoder / "tensorboard").glob("events*"))
 
 
+def test_steps_with_another_span_of_keys_and_values_are_no_trained_ones(call, decoder, tmp_path):
+    options = [f"--workdir={decoder}", "--steps=4,2", "--length=8", "--eval_batches=0", "--repeats=1"]
+    for flags, trained in ([], True), (["--kv_span=1"], True), (["--kv_span=2"], False):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        done = call("infer.py", *options, *flags, f"--out={out}")
+        assert done.returncode == 0, done.stderr
+        assert [row["trained"] for row in report_of(out)["rows"]] == [trained, trained]
+
+
 @pytest.mark.parametrize("kind", few(["decoder", "encoder"], "encoder"))
 def test_comparison_writes_its_report(kind, request, call, tmp_path):
     workdir = request.getfixturevalue(kind)

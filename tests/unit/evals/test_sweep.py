@@ -184,7 +184,7 @@ def test_what_the_model_was_not_trained_with_is_marked(runner):
     marked = [line.split()[0] for line in printed.getvalue().splitlines() if " * " in line]
     assert marked == ["5", "4", "tol"]
     assert "4,096 tokens of 17 documents of notes.txt; standard error 0.0200" in printed.getvalue()
-    assert "* no count of steps, or no solver, that the model was trained with" in printed.getvalue()
+    assert "* a count of steps, a solver or a span of keys and values that the model was not" in printed.getvalue()
 
 
 def test_each_solver_is_a_line_of_its_own_and_labels_lie_apart(runner, tmp_path, monkeypatch):
