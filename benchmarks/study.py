@@ -153,11 +153,9 @@ def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
     row = TUNED_AS.get(row, row)
     kept = options.out / f"{row}_rates.json"
     losses: Trials = json.loads(kept.read_text()) if kept.exists() else {}
-    rates = [float(rate) for rate in losses] + options.rates
-    while untried := [rate for rate in rates if f"{rate:g}" not in losses]:
+    while untried := [rate for rate in options.rates if f"{rate:g}" not in losses] or beyond(losses):
         losses[f"{untried[0]:g}"] = trial_loss(row, options, untried[0])
         write_text(kept, json.dumps(losses, indent=1) + "\n")
-        rates = untried[1:] or beyond(losses)
     return _best(losses), losses
 
 

@@ -39,6 +39,12 @@ def test_the_best_rate_has_a_worse_one_on_either_side(tried):
     assert rate == 4 and not factors
 
 
+def test_a_call_that_was_stopped_after_the_given_rates_goes_past_them(tried, tmp_path):
+    (tmp_path / "random_rates.json").write_text('{"0.5": 4.0, "1": 3.0, "2": 2.0}')
+    (rate, _), factors = tried({4.0: 1.0, 8.0: 1.5}, [0.5, 1.0, 2.0])
+    assert rate == 4 and factors == [4, 8]
+
+
 def test_a_rate_that_diverges_is_none(tried, tmp_path):
     (rate, losses), factors = tried({0.5: 3.0, 1.0: 2.0}, [1.0, 2.0])
     assert rate == 1 and factors == [1, 2, 0.5] and losses["2"] is None
