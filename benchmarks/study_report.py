@@ -26,6 +26,8 @@ def read(folder: Path) -> Runs:
     """Returns the records of each row."""
     found: Runs = defaultdict(list)
     for file in sorted(folder.glob("*_[0-9]*.json")):
+        if file.stem.endswith("_rates"):  # of a row such as groups_2
+            continue
         record = json.loads(file.read_text())
         found[record["row"]].append(record)
     return dict(found)

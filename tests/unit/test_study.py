@@ -1,4 +1,4 @@
-"""`benchmarks.study`: how a row's rates are tuned."""
+"""`benchmarks.study`: how a row's rates are tuned, and which files are read again."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import study
+from benchmarks import study, study_report
 from odelm.errors import RunFailure
 
 
@@ -56,3 +56,9 @@ def test_a_rate_that_diverges_is_none(tried, tmp_path):
 def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
     tried({1.0: 3.0, 2.0: 4.0, 0.5: 4.0}, [0.5, 1.0, 2.0], row="best_twice")
     assert [file.name for file in tmp_path.iterdir()] == ["best_rates.json"]
+
+
+def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
+    (tmp_path / "groups_2_rates.json").write_text('{"1": 3.0}')
+    (tmp_path / "groups_2_0.json").write_text('{"row": "groups_2"}')
+    assert study_report.read(tmp_path) == {"groups_2": [{"row": "groups_2"}]}
