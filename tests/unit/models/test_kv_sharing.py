@@ -111,7 +111,7 @@ def test_gradients_are_those_of_the_loop(make_model):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("options", [v for k, v in MODELS.items() if k != "encoder"])
+@pytest.mark.parametrize("options", few({k: v for k, v in MODELS.items() if k != "encoder"}))
 def test_a_memory_of_the_first_positions_gives_the_rest(options, make_model):
     model = make_model(**{"depth": 6, **options}, kv_span=2)
     for steps in (model.config.core, 2):
