@@ -73,6 +73,9 @@ def test_several_seeds_are_trained_and_summed_up(call, options, tmp_path):
 @pytest.mark.thorough
 def test_seeds_need_a_directory_of_their_own(call, classifier):
     refused(call("train.py", f"--workdir={classifier}", "--seeds=2"), "holds a run of one seed")
+
+
+def test_seeds_take_no_url(call):
     refused(call("train.py", "--config=glue", "--workdir=memory://runs/a", "--seeds=2"), "is a URL")
 
 

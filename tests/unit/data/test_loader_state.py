@@ -32,12 +32,8 @@ CASES = {
     "encoder, sentence order": ("encoder", True, "auto", ()),
     "encoder, mixture": ("encoder", True, "auto", (0.7, 0.3)),
 }
-CHOSEN = [
-    "decoder, segments",
-    "decoder, mixture of documents",
-    "encoder, mixture",
-]
-"""Each kind and mixture between them."""
+CHOSEN = ["decoder, segments", "decoder, mixture of documents", "encoder, mixture"]
+"""Both kinds, and a mixture of each."""
 
 
 def made(shared, case: str, *, workers: int = 0, batch_size: int = 4) -> tuple[Prepared, Config]:

@@ -63,7 +63,6 @@ def test_values_and_gradients_are_those_of_the_whole(bias, z_loss, pieces):
     np.testing.assert_allclose(value * 0.3 + jnp.sin(value), got, rtol=1e-5)
 
 
-@pytest.mark.thorough
 @pytest.mark.usefixtures("once")
 def test_sixteen_bits_cost_their_rounding():
     x, matrix, shift, targets, weights = drawn(jnp.bfloat16)

@@ -215,7 +215,6 @@ def test_what_does_not_go_with_it_is_refused(make_model, make_config):
     assert odelm.ModelConfig().kv_span == 1
 
 
-@pytest.mark.thorough
 def test_a_last_step_of_any_size_begins_no_span(make_model):
     """There is no room for one: a memory has so many slots as there are spans."""
     model = make_model(depth=6, kv_span=3)
