@@ -74,7 +74,7 @@ ALL = [(name, grid) for name in MODELS for grid in GRIDS]
 # Each option and each grid is in one of them.
 CHOSEN = [
     ("pre", "full"), ("post, groups, ends", "coarse"), ("learned positions", "non-uniform"), ("lanes", "coarse"),
-    ("fewer key-value heads", "full"), ("layer residuals", "non-uniform"),
+    ("fewer key-value heads", "full"), ("layer residuals", "non-uniform"), ("parallel, post", "full"),
 ]  # fmt: skip
 
 
