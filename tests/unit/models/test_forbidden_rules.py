@@ -53,7 +53,7 @@ def batch_of(model: odelm.CausalLM | odelm.MaskedLM, tokens: np.ndarray) -> dict
     return {"tokens": tokens, "positions": picked, "targets": tokens[:, :2], "weights": ones} | order
 
 
-@pytest.mark.parametrize("options", few(MODELS, "encoder", "ends", "fewer key-value heads"))
+@pytest.mark.parametrize("options", few(MODELS, "sinusoidal", "encoder", "ends", "fewer key-value heads"))
 def test_no_dtype_is_promoted(options, make_model, tokens):
     model = make_model(**options)
     mask = np.array([[True] * 6, [True] * 4 + [False] * 2])
