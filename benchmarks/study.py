@@ -4,116 +4,50 @@
     python -m benchmarks.study --source=TEXT --rows=best --tune
     python -m benchmarks.study_report docs/study
 
-A row is a recipe (`ROWS`): a base with some options changed, trained by `odelm`'s own trainer in `--work`, so that
-the same command resumes a call that was stopped. The learning rates of a row are those of the base times a factor of
-`--rates`, the one whose trial of `--trial` updates with the first seed reached the lowest held-out loss, averaged over
-the counts that the row is trained with; every row is tuned, the unshared ones too, but for those of `TUNED_AS`. The
-second command makes the trials alone, which several processes can do beside each other. `--out` gets a file for each
-row's trials, and one for each row and seed: the options, parameters, the held-out losses against tokens and against
-seconds (of training alone, without compiling and evaluating), the losses and latencies at each number of evaluations,
-the scores of `--tasks` (of the first seed, whose files are in `--data`), and what the trained field looks like
-(`benchmarks.trained_field`). What is in `--out` already is left alone.
+A row is a recipe (`benchmarks.study_rows`): a base with some options changed, trained by `odelm`'s own trainer in
+`--work`, so that the same command resumes a call that was stopped. The learning rates of a row are those of the base
+times a factor of `--rates`, or past them, the one whose trial of `--trial` updates with the first seed reached the
+lowest held-out loss, averaged over the counts that the row is trained with; every row is tuned, the unshared ones too,
+but for those of `TUNED_AS`. The second command makes the trials alone; of different rows several processes can do it
+beside each other.
+
+`--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
+against tokens and against seconds (of training alone, without compiling and evaluating), the losses and latencies at
+each number of evaluations, the scores of `--tasks` (of the first seed, whose files are in `--data`), and what the
+trained field looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import odelm
+from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
-from odelm.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    StepSamplingConfig,
-    TrainConfig,
-    default_steps,
-    replace,
-    to_json,
-)
-from odelm.errors import RunFailure
+from odelm.config import Config, default_steps, replace, to_json
+from odelm.errors import Diverged, InputError, RunFailure
 from odelm.evals.compare import Comparison, compare
 from odelm.evals.likelihood import Scorer
 from odelm.evals.tasks.evaluate import evaluate
 from odelm.evals.tasks.find import find_tasks
+from odelm.evals.tasks.items import SentencePair
 from odelm.files import write_text
 from odelm.models.parameters import parameters
-from odelm.programs.command_line import use_compilation_cache
+from odelm.programs.command_line import told_in_one_line, use_compilation_cache
 from odelm.train.run import train
 
-Options = dict[str, Any]
 Record = dict[str, Any]
 Trials = dict[str, float | None]
 """Losses by the factor of the rates; None of one that diverged."""
 
-FIXED: Options = {"step_sampling.kind": "fixed"}
-UNSHARED: Options = FIXED | {"model.time_modulation": False, "model.groups": -1}
-"""A group for each layer: -1 stands for the depth."""
-BEST: Options = {
-    "model.prelude": 1, "model.coda": 1, "model.wide_modulation": True, "model.parallel_branches": True,
-    "step_sampling.few_first": 0.3,
-}  # fmt: skip
-MASKED: Options = {
-    "model.kind": "encoder", "model.max_length": 128, "train.length": 128, "train.batch_size": 512,
-}  # fmt: skip
-POST: Options = {
-    "model.norm": "layernorm", "model.norm_placement": "post", "model.norm_eps": 1e-12, "model.embed_norm": True,
-    "model.positions": "learned", "model.qk_norm": False, "model.bias": True, "optimizer.kind": "adamw",
-    "optimizer.learning_rate": 5e-4,
-}  # fmt: skip
-LARGE: Options = {"model.width": 1024, "model.heads": 16}
-
-ROWS: dict[str, Options] = {
-    "unshared": UNSHARED,
-    "fixed": FIXED,
-    "random": {},
-    "best": BEST,
-    "best_twice": BEST | {"train.updates": 2.0},
-    **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
-    "equal_parameters": {"model.width": 1408, "model.heads": 22},
-    "equal_operations": {"train.updates": 2.0},
-    "large_best": BEST | LARGE,
-    "large_unshared": UNSHARED | LARGE,
-    "distilled": {"train.distill": 0.5, "train.distill_from": 0.7},
-    "taught": {"train.distill": 0.5, "train.distill_from": 0.0, "train.teacher": "unshared"},
-    "encoder_unshared": MASKED | UNSHARED,
-    "encoder_fixed": MASKED | FIXED,
-    "encoder_random": MASKED,
-    "encoder_best": MASKED | BEST,
-    "encoder_post_fixed": MASKED | POST | FIXED,
-    "encoder_post_random": MASKED | POST,
-}
-"""What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
-updates, because those of random counts take about half of the operations of full depth, as does `best_twice`; `taught`
-learns from the first seed of a row that was trained before."""
-TUNED_AS = {"best_twice": "best", "equal_operations": "random"}
-"""Rows that are others trained for longer, and have their rates."""
 EVALUATIONS = (12, 8, 6, 4, 3, 2)
 """Of the blocks, the ends included, at which a row is measured where it can be."""
-SHAPES: dict[str, Options] = {
-    "study": {},
-    "tiny": {"model.width": 32, "model.heads": 2, "model.vocab_size": 300, "model.max_length": 32, "train.length": 32,
-             "train.batch_size": 4, "train.unroll": False, "train.eval_batches": 2},
-}  # fmt: skip
-
-
-def base(source: str, updates: int) -> Config:
-    """Returns what every row starts from."""
-    return Config(
-        model=ModelConfig(kind="decoder", vocab_size=16_384, width=512, heads=8, depth=12, max_length=512),
-        data=DataConfig(corpus="text", source=source, valid_fraction=0.01),
-        step_sampling=StepSamplingConfig(kind="random_count"),
-        optimizer=OptimizerConfig(
-            kind="muon", learning_rate=4e-3, muon_learning_rate=0.02, warmup=100, decay="linear", final_fraction=0.0
-        ),
-        train=TrainConfig(updates=updates, batch_size=128, length=512, eval_batches=16, log_every=20, keep=1),
-    )
 
 
 def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, updates: int) -> Config:
@@ -151,12 +85,22 @@ def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
     `--out`.
     """
     row = TUNED_AS.get(row, row)
-    kept = options.out / f"{row}_rates.json"
+    kept = options.out / f"{row}_rates_{options.trial}.json"
     losses: Trials = json.loads(kept.read_text()) if kept.exists() else {}
     while untried := [rate for rate in options.rates if f"{rate:g}" not in losses] or beyond(losses):
         losses[f"{untried[0]:g}"] = trial_loss(row, options, untried[0])
         write_text(kept, json.dumps(losses, indent=1) + "\n")
     return _best(losses), losses
+
+
+def check_rate(row: str, rate: float, options: argparse.Namespace) -> None:
+    """Raises InputError if `--out` has a seed of the row that was trained with another rate."""
+    for seed in range(options.seeds):
+        file = options.out / f"{row}_{seed}.json"
+        if file.exists() and (former := json.loads(file.read_text())["rate"]) != rate:
+            raise InputError(
+                f"{file} has the factor {former:g}, the trials say {rate:g}: remove it, or give another --out"
+            )
 
 
 def trial_loss(row: str, options: argparse.Namespace, rate: float) -> float | None:
@@ -166,8 +110,8 @@ def trial_loss(row: str, options: argparse.Namespace, rate: float) -> float | No
         config, train=dataclasses.replace(config.train, eval_every=options.trial, checkpoint_every=options.trial)
     )
     try:
-        result = train(config, options.work / f"{row}_trial_{rate:g}")
-    except RunFailure:
+        result = train(config, options.work / f"{row}_trial_{options.trial}_{rate:g}")
+    except Diverged:
         return None
     if result.interrupted:
         raise SystemExit(128 + result.signal)
@@ -221,7 +165,8 @@ def scored(workdir: Path, names: list[str], data: Path) -> list[Record]:
     scorer = Scorer(
         model, tokenizer, steps=default_steps(config.model), batch_size=256, end_token=config.data.end_token
     )
-    return [found for found in evaluate(scorer, find_tasks(names, data)) if "/" not in found["task"]]
+    tasks = [task for task in find_tasks(names, data) if not scorer.masked or task.kind is SentencePair]
+    return [found for found in evaluate(scorer, tasks) if "/" not in found["task"]] if tasks else []
 
 
 def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.Namespace) -> Record:
@@ -249,7 +194,7 @@ def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="text: a file, folder or glob, as of data.corpus=text")
     parser.add_argument("--rows", required=True, help=f"several as A,B, of {', '.join(ROWS)}")
@@ -270,6 +215,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.tasks:
+        find_tasks(options.tasks, options.data)  # its errors come before hours of training
     for row in options.rows.split(","):
         missing = [seed for seed in range(options.seeds) if not (options.out / f"{row}_{seed}.json").exists()]
         if not missing and not options.tune:
@@ -278,11 +225,13 @@ def main() -> None:
         if options.tune:
             print(f"{row}: {trials}", flush=True)
             continue
+        check_rate(row, rate, options)
         for seed in missing:
             found = run_row(row, seed, rate, trials, options)
             write_text(options.out / f"{row}_{seed}.json", json.dumps(found, indent=1) + "\n")
             print(f"{row}, seed {seed}: {found['curve'][-1]}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told_in_one_line(main))

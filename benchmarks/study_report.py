@@ -26,7 +26,7 @@ def read(folder: Path) -> Runs:
     """Returns the records of each row."""
     found: Runs = defaultdict(list)
     for file in sorted(folder.glob("*_[0-9]*.json")):
-        if file.stem.endswith("_rates"):  # of a row such as groups_2
+        if "_rates_" in file.stem:  # the trials of a row such as groups_2
             continue
         record = json.loads(file.read_text())
         found[record["row"]].append(record)

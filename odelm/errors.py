@@ -23,6 +23,10 @@ class RunFailure(RuntimeError):
     """
 
 
+class Diverged(RunFailure):
+    """A run whose loss, gradients or parameters are no finite numbers any more."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns a hint naming the choice closest to a mistyped `name`, followed by all the choices."""
     choices = sorted(choices)

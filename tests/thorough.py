@@ -1,4 +1,4 @@
-"""Which cases `make test` runs: a few that meet every feature between them. `make test-all` runs the others too."""
+"""Which cases `make test` runs: a few of most features. `make test-all` runs the others too."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

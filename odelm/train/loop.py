@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config
-from odelm.errors import RunFailure
+from odelm.errors import Diverged
 from odelm.interrupts import StopSignal
 from odelm.train.agreement import Agreement
 from odelm.train.behaviour import Behaviour
@@ -132,15 +132,15 @@ class Loop:
         self.checkpoints.save(step, state.params, state.optimizer, self.facts | found, average=state.average)
 
     def _check_skipped(self, metrics: Metrics) -> None:
-        """Raises RunFailure if too many updates in a row were skipped."""
+        """Raises Diverged if too many updates in a row were skipped."""
         if int(metrics["skipped"]) >= self.config.train.max_nonfinite:
             raise self._diverged(int(metrics["skipped"]))
 
-    def _diverged(self, skipped: int) -> RunFailure:
+    def _diverged(self, skipped: int) -> Diverged:
         self.checkpoints.wait()
         good = self.checkpoints.latest()
         kept = "there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}"
-        return RunFailure(
+        return Diverged(
             f"loss, gradients or parameters were non-finite in {skipped} updates in a row, all skipped: training has "
             f"diverged; {kept}. Lower --config.optimizer.learning_rate, in a new --workdir"
         )

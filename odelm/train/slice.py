@@ -198,7 +198,7 @@ def _size(shape: str, *, with_operands: bool) -> int:
     The scalars that follow the results of a collective-permute are no part of them.
     """
     if with_operands:
-        shape = re.sub(r"(, u32\[\](\{[^}]*\})?)+\)$", ")", shape)
+        shape = re.sub(r"(, [su]32\[\](\{[^}]*\})?)+\)$", ")", shape)
     parts = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shape)
     sizes = [BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n])) for dtype, dims in parts]
     return sum(sizes[len(sizes) // 2 :] if with_operands and len(sizes) > 1 else sizes)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import study, study_report
-from odelm.errors import RunFailure
+from odelm.errors import Diverged, InputError, RunFailure
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def tried(monkeypatch, tmp_path):
         def train(config, workdir):
             factors.append(config.optimizer.learning_rate / 4e-3)
             if factors[-1] not in losses:
-                raise RunFailure("10 updates in a row were not finite")
+                raise Diverged("10 updates in a row were not finite")
             return SimpleNamespace(interrupted=False, losses=dict.fromkeys((3, 4, 6, 12), losses[factors[-1]]))
 
         monkeypatch.setattr(study, "train", train)
@@ -40,7 +40,7 @@ def test_the_best_rate_has_a_worse_one_on_either_side(tried):
 
 
 def test_a_call_that_was_stopped_after_the_given_rates_goes_past_them(tried, tmp_path):
-    (tmp_path / "random_rates.json").write_text('{"0.5": 4.0, "1": 3.0, "2": 2.0}')
+    (tmp_path / "random_rates_100.json").write_text('{"0.5": 4.0, "1": 3.0, "2": 2.0}')
     (rate, _), factors = tried({4.0: 1.0, 8.0: 1.5}, [0.5, 1.0, 2.0])
     assert rate == 4 and factors == [4, 8]
 
@@ -48,17 +48,25 @@ def test_a_call_that_was_stopped_after_the_given_rates_goes_past_them(tried, tmp
 def test_a_rate_that_diverges_is_none(tried, tmp_path):
     (rate, losses), factors = tried({0.5: 3.0, 1.0: 2.0}, [1.0, 2.0])
     assert rate == 1 and factors == [1, 2, 0.5] and losses["2"] is None
-    assert json.loads((tmp_path / "random_rates.json").read_text()) == losses
+    assert json.loads((tmp_path / "random_rates_100.json").read_text()) == losses
     with pytest.raises(RunFailure, match="every trial diverged, at the factors 1: give lower --rates"):
         tried({}, [1.0], row="fixed")
 
 
+def test_seeds_of_one_row_have_one_rate(tmp_path):
+    (tmp_path / "random_0.json").write_text('{"rate": 2.0}')
+    options = argparse.Namespace(out=tmp_path, seeds=3)
+    study.check_rate("random", 2.0, options)
+    with pytest.raises(InputError, match="random_0.json has the factor 2, the trials say 4"):
+        study.check_rate("random", 4.0, options)
+
+
 def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
     tried({1.0: 3.0, 2.0: 4.0, 0.5: 4.0}, [0.5, 1.0, 2.0], row="best_twice")
-    assert [file.name for file in tmp_path.iterdir()] == ["best_rates.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["best_rates_100.json"]
 
 
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
-    (tmp_path / "groups_2_rates.json").write_text('{"1": 3.0}')
+    (tmp_path / "groups_2_rates_100.json").write_text('{"1": 3.0}')
     (tmp_path / "groups_2_0.json").write_text('{"row": "groups_2"}')
     assert study_report.read(tmp_path) == {"groups_2": [{"row": "groups_2"}]}

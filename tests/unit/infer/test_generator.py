@@ -68,7 +68,6 @@ def test_a_memory_gives_what_a_pass_over_the_whole_text_gives(options, call, mak
     assert np.isfinite(generator(PROMPTS, new_tokens=1, logprobs=True)[0].logprobs).all()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("measure", few(["state", "prediction"], "state"))
 def test_tokens_leave_early_as_in_a_pass_over_the_whole_text(measure, make_config, randomise):
     """What each row computes does not depend on those that it waits for."""

@@ -102,7 +102,6 @@ def test_rows_end_with_their_end_token(changeable):
     assert counts.rounds and counts.accepted, "it ends among drafts"
 
 
-@pytest.mark.thorough
 def test_a_stop_string_ends_drafted_text_where_it_ends_the_other(changeable):
     words = {name: i for i, name in enumerate("abcdefghijklm")}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
@@ -123,7 +122,6 @@ def test_a_stop_string_ends_drafted_text_where_it_ends_the_other(changeable):
             assert all(new.startswith(old) for old, new in zip(before, after, strict=True))
 
 
-@pytest.mark.thorough
 def test_what_stands_before_is_penalised(plain, drafting):
     agree(drafting, plain, new_tokens=12, repetition_penalty=1.3)
 

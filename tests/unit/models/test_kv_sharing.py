@@ -241,7 +241,6 @@ def test_another_span_is_given_to_an_existing_model(make_model, make_config, ran
     assert {setting.solver for setting in equal_steps(model.config)} == {"euler"}
 
 
-@pytest.mark.thorough
 def test_a_mesh_of_explicit_axes_is_refused(make_model):
     model, plain = make_model(depth=6, kv_span=2), make_model(depth=6)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))

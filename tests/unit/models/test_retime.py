@@ -56,7 +56,6 @@ def test_where_times_are_shared_nothing_is_rounded(model, tokens):
     np.testing.assert_array_equal(core(found).astype(np.float32), core(memory)[[0, 2]].astype(np.float32))
 
 
-@pytest.mark.thorough
 def test_a_method_of_several_stages_finds_its_own(model, tokens):
     plan = compiled(model.plan)(grid=[0, 1, 2, 4], solver="heun")
     memory = remembered(model, plan, tokens)

@@ -38,7 +38,7 @@ ENTRY %main (p: f32[2,4]) -> f32[8] {
   %all-gather-start.2 = ((f32[2]{0}, bf16[1]{0}), (f32[4]{0}, bf16[2]{0})) all-gather-start(%q, %w), dimensions={0}
   %permute-start = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%r), source_target_pairs={{0,1}}
   %all-reduce-start.5 = ((f32[7]{0}), f32[7]{0}) all-reduce-start(%z), to_apply=%sum
-  %all-reduce-start.6 = ((f32[2]{0}, f32[]), (f32[2]{0}, f32[])) all-reduce-start(%z, %s), to_apply=%sum
+  %all-reduce-start.6 = ((f32[2]{0}, f32[]), (f32[2]{0}, f32[]), s32[]) all-reduce-start(%z, %s), to_apply=%sum
   %async-start = ((f32[8]{0}), f32[4]{0}) async-start(%y), calls=%wrapped
   %async-done = f32[4]{0} async-done(%async-start), calls=%wrapped
   ROOT %done = f32[8]{0} all-gather-done(%all-gather-start.1)

@@ -32,7 +32,7 @@ from odelm.models.loss import inputs_of, loss_sums
 from odelm.train import log, run
 from odelm.train.optimizer import make_optimizer
 from odelm.train.step import compile_updates, graph_of, init_state, make_update
-from tests.thorough import few
+from tests.thorough import few, thorough
 
 ROOT = Path(__file__).parents[3]
 SHAPE = dict(vocab_size=64, width=32, heads=2, depth=4, max_length=16, dtype="float32")
@@ -265,8 +265,7 @@ def test_an_unrolled_update_has_no_loop_over_the_depth(unroll, loops):
     assert jax.jit(update).lower(state, batch, GRID).as_text().count("stablehlo.while") == loops
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("model", [{}, ENCODER], ids=["decoder", "encoder"])
+@pytest.mark.parametrize("model", [{}, thorough(ENCODER)], ids=["decoder", "encoder"])
 def test_a_batch_in_parts_gives_the_same_update(model):
     """Rows predict unequal numbers of tokens, so a mean of the parts' means would be another gradient."""
     config = config_of(**model)

@@ -1,0 +1,68 @@
+"""The rows of docs/study.md: a base, and what each changes in it."""
+
+from typing import Any
+
+from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
+
+Options = dict[str, Any]
+
+FIXED: Options = {"step_sampling.kind": "fixed"}
+UNSHARED: Options = FIXED | {"model.time_modulation": False, "model.groups": -1}
+"""A group for each layer: -1 stands for the depth."""
+BEST: Options = {
+    "model.prelude": 1, "model.coda": 1, "model.wide_modulation": True, "model.parallel_branches": True,
+    "step_sampling.few_first": 0.3,
+}  # fmt: skip
+MASKED: Options = {
+    "model.kind": "encoder", "model.max_length": 128, "train.length": 128, "train.batch_size": 512,
+}  # fmt: skip
+POST: Options = {
+    "model.norm": "layernorm", "model.norm_placement": "post", "model.norm_eps": 1e-12, "model.embed_norm": True,
+    "model.positions": "learned", "model.qk_norm": False, "model.bias": True, "optimizer.kind": "adamw",
+    "optimizer.learning_rate": 5e-4,
+}  # fmt: skip
+LARGE: Options = {"model.width": 1024, "model.heads": 16}
+
+ROWS: dict[str, Options] = {
+    "unshared": UNSHARED,
+    "fixed": FIXED,
+    "random": {},
+    "best": BEST,
+    "best_twice": BEST | {"train.updates": 2.0},
+    **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
+    "equal_parameters": {"model.width": 1408, "model.heads": 22},
+    "equal_operations": {"train.updates": 2.0},
+    "large_best": BEST | LARGE,
+    "large_unshared": UNSHARED | LARGE,
+    "distilled": {"train.distill": 0.5, "train.distill_from": 0.7},
+    "taught": {"train.distill": 0.5, "train.distill_from": 0.0, "train.teacher": "unshared"},
+    "encoder_unshared": MASKED | UNSHARED,
+    "encoder_fixed": MASKED | FIXED,
+    "encoder_random": MASKED,
+    "encoder_best": MASKED | BEST,
+    "encoder_post_fixed": MASKED | POST | FIXED,
+    "encoder_post_random": MASKED | POST,
+}
+"""What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
+updates, because those of random counts take about half of the operations of full depth, as does `best_twice`; `taught`
+learns from the first seed of a row that was trained before."""
+TUNED_AS = {"best_twice": "best", "equal_operations": "random"}
+"""Rows that are others trained for longer, and have their rates."""
+SHAPES: dict[str, Options] = {
+    "study": {},
+    "tiny": {"model.width": 32, "model.heads": 2, "model.vocab_size": 300, "model.max_length": 32, "train.length": 32,
+             "train.batch_size": 4, "train.unroll": False, "train.eval_batches": 2},
+}  # fmt: skip
+
+
+def base(source: str, updates: int) -> Config:
+    """Returns what every row starts from."""
+    return Config(
+        model=ModelConfig(kind="decoder", vocab_size=16_384, width=512, heads=8, depth=12, max_length=512),
+        data=DataConfig(corpus="text", source=source, valid_fraction=0.01),
+        step_sampling=StepSamplingConfig(kind="random_count"),
+        optimizer=OptimizerConfig(
+            kind="muon", learning_rate=4e-3, muon_learning_rate=0.02, warmup=100, decay="linear", final_fraction=0.0
+        ),
+        train=TrainConfig(updates=updates, batch_size=128, length=512, eval_batches=16, log_every=20, keep=1),
+    )
