@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from odelm import rng
 from odelm.errors import InputError
+from odelm.infer import prompts
 from odelm.infer.drafts import Drafting
 from odelm.infer.generator import Generator
 from odelm.infer.runner import Runner
@@ -48,7 +49,7 @@ def continue_text(
         return prompt + generator([prompt], **options)[0]
     if not (prefill_plan is drafting is early_exit is None):
         raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
-    given = tokenizer.encode(prompt, add_special_tokens=False).ids
+    (given,) = prompts.read([prompt], tokenizer, runner.model.config)
     tokens = generate(
         runner,
         given,

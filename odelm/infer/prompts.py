@@ -10,6 +10,7 @@ from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.models.loss import Batch
 from odelm.ode.grid import whole
+from odelm.tokenizer import whole_characters
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 SMALLEST_BUCKET = 16
@@ -74,7 +75,7 @@ def sizes(longest: int, new_tokens: int, limit: int) -> tuple[int, int]:
 
 def power_of_two(number: int) -> int:
     """Returns the power of two from `number` on."""
-    return 1 << (number - 1).bit_length()
+    return 1 << (int(number) - 1).bit_length()
 
 
 def bucket(length: int) -> int:
@@ -86,7 +87,7 @@ def _ids(name: str, text: Any, encode: Callable[[str], list[int]] | None, config
     if isinstance(text, str):
         if encode is None:
             raise InputError(f"{name} is a string, but there is no tokenizer: give lists of token ids")
-        ids = np.asarray(encode(text), np.int64)
+        ids = np.asarray(encode(whole_characters(name, text)), np.int64)
     else:
         try:
             ids = np.asarray(text)

@@ -393,6 +393,8 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt=a", "--draft_steps=2"], ["--draft_steps", "--speculative"]),
         (["--prompt=a", "--prompt_file=b"], ["give one"]),
         (["--prompt_file=missing"], ["missing", "cannot be read"]),
+        (["--prompt=a\udcff"], ["prompt 0 is not UTF-8"]),
+        (["--prompt=a\udcff", "--integrator=diffrax"], ["prompt 0 is not UTF-8"]),
         (["--prompt=a", "--speculative", "--solver=heun"], ["--solver"]),
         (["--prompt=a", "--speculative", "--prefill_steps=2"], ["prefill_steps"]),
         (["--generate", "--baseline=a"], ["--generate", "--baseline", "give one"]),

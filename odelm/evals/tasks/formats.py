@@ -11,6 +11,7 @@ from typing import Any
 from odelm.errors import InputError
 from odelm.evals.tasks.items import Item, Page, Passage, Question, SentencePair
 from odelm.evals.tasks.wikitext import page_of
+from odelm.tokenizer import whole_characters
 
 Record = Mapping[str, Any]
 
@@ -151,7 +152,7 @@ def text_of(record: Record, field: str) -> str:
     value = record.get(field)
     if not isinstance(value, str):
         raise InputError(f'has no text "{field}": it is {type(value).__name__}')
-    return value
+    return _whole(field, value)
 
 
 def filled(record: Record, field: str) -> str:
@@ -167,4 +168,11 @@ def texts_of(record: Record, field: str) -> tuple[str, ...]:
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise InputError(f'has no list of texts "{field}"')
-    return tuple(value)
+    return tuple(_whole(field, one) for one in value)
+
+
+def _whole(field: str, text: str) -> str:
+    try:
+        return whole_characters(f'"{field}"', text)
+    except InputError as error:
+        raise InputError(f"has a text that cannot be tokenised: {error}") from error

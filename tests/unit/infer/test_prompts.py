@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
-from odelm.infer.prompts import SMALLEST_BUCKET, padded, sizes
+from odelm.errors import InputError
+from odelm.infer.prompts import SMALLEST_BUCKET, padded, read, sizes
 
 
 @pytest.mark.parametrize("limit", [32, 100, 128, 1024])
@@ -30,3 +32,14 @@ def test_prompts_are_padded_at_their_ends():
     assert rows.shape == (2, 16) and rows.dtype == np.int32 and room == 32
     np.testing.assert_array_equal(rows[:, :4], [[1, 2, 3, 0], [4, 0, 0, 0]])
     assert lengths.tolist() == [3, 1]
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert sizes(np.int64(3), np.int64(20), 64) == sizes(3, 20, 64)
+
+
+def test_half_of_a_character_is_refused(make_config):
+    """What a byte that is not UTF-8 becomes in a command line, and what JSON may hold."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(InputError, match="prompt 1 is not UTF-8: '.udcff' at character 2"):
+        read(["a", "a\udcff"], tokenizer, make_config())

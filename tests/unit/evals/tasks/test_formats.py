@@ -73,6 +73,8 @@ WRONG = {
     "one choice": (OWN | {"choices": ["a"], "label": 0}, "expected two or more"),
     "choices that are a text": (OWN | {"choices": "a"}, 'has no list of texts "choices"'),
     "a query that is a number": (OWN | {"query": 1}, 'has no text "query": it is int'),
+    "half of a character": ({"text": "a \ud800 b"}, '"text" is not UTF-8'),
+    "half of a character in a choice": (OWN | {"choices": ["a", "\ud800"]}, '"choices" is not UTF-8'),
     "one word": ({"text": "word"}, "without a last word after a space"),
     "a space at the end": ({"text": "a word "}, "without a last word after a space"),
     "empty sentence": ({"sentence_good": "", "sentence_bad": "a"}, 'has an empty "sentence_good"'),
