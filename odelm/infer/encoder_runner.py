@@ -160,7 +160,7 @@ class EncoderRunner:
         """
         limit = self.runner.model.config.max_length
         for name, values, most in (("lengths", lengths, limit), ("batch_sizes", batch_sizes, None)):
-            wrong = [value for value in values if value < 1 or (most is not None and value > most)]
+            wrong = [value for value in values if not (_is_whole(value) and 1 <= value <= (most or value))]
             if wrong or not len(values):
                 expected = "1 or more" if most is None else f"1 to model.max_length, {most}"
                 raise InputError(f"{name} has {wrong[0] if wrong else 'no numbers'}, expected {expected}")
@@ -174,8 +174,8 @@ class EncoderRunner:
 
     def _encoded(self, given: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
         """Yields the indices of the texts of a batch, and the batch, whose last rows may be padding."""
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected 1 or more")
+        if not (_is_whole(batch_size) and batch_size >= 1):
+            raise InputError(f"batch_size is {batch_size}, expected a whole number, 1 or more")
         # The longest first: the last batch may be padded with rows, which cost least there.
         order = sorted(range(len(given)), key=lambda row: -len(given[row]))
         for start in range(0, len(order), batch_size):
@@ -198,7 +198,7 @@ class EncoderRunner:
 
     def _check_top(self, top: int) -> None:
         size = self.runner.model.config.vocab_size
-        if not 0 < top <= size:
+        if not (_is_whole(top) and 0 < top <= size):
             raise InputError(f"top is {top}, expected 1 to model.vocab_size, {size}")
 
     def _texts(self, ids: list[int]) -> tuple[str, ...] | None:
@@ -217,7 +217,7 @@ class EncoderRunner:
             if self.tokenizer is None:
                 raise InputError("there is no tokenizer with a mask token: give mask_id, which marks a masked place")
             return special_id(self.tokenizer, "mask")
-        if not 0 <= mask_id < self.runner.model.config.vocab_size:
+        if not (_is_whole(mask_id) and 0 <= mask_id < self.runner.model.config.vocab_size):
             raise InputError(f"mask_id is {mask_id}, expected 0 to {self.runner.model.config.vocab_size - 1}")
         return mask_id
 
@@ -231,6 +231,10 @@ class EncoderRunner:
                     f"text {number} has {len(ids)} tokens, more than model.max_length {config.max_length}: shorten it"
                 )
         return given
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer)
 
 
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:

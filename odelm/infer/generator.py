@@ -180,6 +180,7 @@ class Generator:
         )
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**31):
             raise InputError(f"seed is {seed}, expected a whole number from 0 to 2**31 - 1")
+        new_tokens = whole("new_tokens", new_tokens)
         stop = stop_strings(stop, has_tokenizer=self.tokenizer is not None)
         every = (CHUNK if stop else new_tokens) if every is None else whole("every", every)
         state = self.begin(given, new_tokens, sampling, rng.key(seed, "sample"), penalised=repetition_penalty != 1)

@@ -11,6 +11,9 @@ import numpy as np
 
 from odelm.errors import InputError
 
+COLDEST = 1e-30
+"""The smallest temperature that is sampled with."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ def sampling_options(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
 ) -> Sampling:
-    """Returns the options as compiled programs take them; InputError for one out of its range."""
+    """Returns the options as compiled programs take them; InputError for one out of its range.
+
+    A temperature below `COLDEST` is taken as 0: logits divided by it are no longer finite, and a token other than the
+    most likely one would not be drawn. A `top_k` past int32 is all tokens, as any past the vocabulary is.
+    """
     valid = {
         "temperature": (temperature, 0 <= temperature < math.inf, "0 or more"),
         "top_k": (
@@ -58,6 +65,8 @@ def sampling_options(
     for name, (value, fits, expected) in valid.items():
         if not fits:
             raise InputError(f"{name} is {value}, expected {expected}")
+    temperature = 0.0 if temperature < COLDEST else temperature
+    top_k = min(top_k, np.iinfo(np.int32).max)
     return Sampling(
         jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p),
         jnp.float32(repetition_penalty), greedy=bool(temperature == 0),

@@ -1,6 +1,6 @@
 """Where a text ends before its last token, and what of a growing text is sure to stay."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from odelm.errors import InputError
@@ -11,7 +11,7 @@ CUT_CHARACTER = "\ufffd"
 
 def stop_strings(stop: Any, *, has_tokenizer: bool) -> list[str]:
     """Returns the strings that end a text as a list; InputError for what is none, and where they cannot be found."""
-    strings = [stop] if isinstance(stop, str) else list(stop)
+    strings = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
     wrong = [string for string in strings if not isinstance(string, str) or not string]
     if wrong:
         raise InputError(f"stop has {wrong[0]!r}, expected strings of at least one character")

@@ -207,6 +207,7 @@ MISTAKES = [
     ([[0.5]], {}, "text 0 is float64"),
     ([[[1]]], {}, "text 0 is int64 of shape"),
     ([[1]], {"batch_size": 0}, "batch_size is 0"),
+    ([[1]], {"batch_size": 2.5}, "batch_size is 2.5"),
 ]
 
 
@@ -227,13 +228,17 @@ def test_mistakes_in_options_are_told(plain, make_model):
         plain.fill([[1]], mask_id=13)
     with pytest.raises(InputError, match="the tokenizer has no mask token"):
         EncoderRunner(plain.runner.model, words(mask="m")).fill(["a"])
-    for top in (0, 14):
+    with pytest.raises(InputError, match="mask_id is 2.5, expected 0 to 12"):
+        plain.fill([[1]], mask_id=2.5)
+    for top in (0, 14, 2.5):
         with pytest.raises(InputError, match=f"top is {top}, expected 1 to model.vocab_size, 13"):
             plain.fill([[1]], top=top, mask_id=MASK)
     for arguments, expected in (
         (([41], [1]), "lengths has 41, expected 1 to model.max_length, 40"),
         (([], [1]), "lengths has no numbers"),
         (([1], [0]), "batch_sizes has 0, expected 1 or more"),
+        (([2.5], [1]), "lengths has 2.5"),
+        (([1], [2.5]), "batch_sizes has 2.5"),
     ):
         with pytest.raises(InputError, match=expected):
             plain.warm_up(*arguments)

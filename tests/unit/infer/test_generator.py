@@ -223,6 +223,7 @@ MISTAKES = [
     ([[3.7]], {}, "prompt 0 is float64 of shape"),
     ([[3], [[4]]], {}, r"prompt 1 is int64 of shape \(1, 1\)"),
     (PROMPTS, {"stop": ""}, "stop has ''"),
+    (PROMPTS, {"stop": None}, "stop has None"),
     (PROMPTS, {"every": -1}, "every is -1"),
     (PROMPTS, {"stop": "a"}, "stop has strings, but the generator has no tokenizer"),
 ]

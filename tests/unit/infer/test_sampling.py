@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelm.infer.sampling import Sampling, draw, log_chances, sampling_options
+from odelm.infer.sampling import COLDEST, Sampling, draw, log_chances, sampling_options
 
 # Two rows of the same probabilities, none of them in order.
 ORDERS = [3, 0, 4, 1, 2], [1, 4, 2, 0, 3]
@@ -57,3 +57,17 @@ def test_what_stands_before_is_penalised():
     assert draw(logits, Sampling(repetition_penalty=1.2), jax.random.key(0), seen).tolist() == [0]
     assert draw(logits, Sampling(repetition_penalty=1.5), jax.random.key(0), seen).tolist() == [1]
     assert log_chances(logits, Sampling(repetition_penalty=1.5), seen).argmax() == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-31, 1e-38, 1e-46])
+def test_a_temperature_that_float32_cannot_divide_by_takes_the_most_likely_token(temperature):
+    rule = sampling_options(temperature=temperature)
+    assert draw(jnp.asarray(LOGITS), rule, jax.random.key(0)).tolist() == LOGITS.argmax(axis=1).tolist()
+    coldest = sampling_options(temperature=COLDEST)
+    chances = [np.exp(log_chances(jnp.asarray(LOGITS), one)) for one in (rule, coldest)]
+    np.testing.assert_array_equal(*chances)
+
+
+def test_more_choices_than_a_program_counts_are_all():
+    rule = sampling_options(temperature=1.0, top_k=10**12)
+    np.testing.assert_allclose(log_chances(jnp.asarray(LOGITS), rule), LOGITS, atol=1e-6)

@@ -51,7 +51,7 @@ def test_one_string_may_stand_alone():
     assert stop_strings("ab", has_tokenizer=True) == ["ab"] and stop_strings([], has_tokenizer=False) == []
 
 
-@pytest.mark.parametrize("stop", ["", [""], [3], ["a", None]])
+@pytest.mark.parametrize("stop", ["", [""], [3], ["a", None], None, 3])
 def test_what_is_no_string_is_refused(stop):
     with pytest.raises(InputError, match="expected strings of at least one character"):
         stop_strings(stop, has_tokenizer=True)
