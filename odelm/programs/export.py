@@ -13,6 +13,7 @@ OTHERS = dict(
     prompt_file=None,
     generate=False,
     baseline=None,
+    text=None,
     quantize=None,
     adaptive_tolerance=None,
     early_exit=None,

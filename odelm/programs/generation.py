@@ -25,6 +25,9 @@ def check(flags: FlagValues) -> None:
     names = ["prompt"] if flags.prompt is not None else ["prompt_file"] if prompted else chosen
     if names and flags.adaptive_tolerance is not None:
         raise InputError(f"--{names[0]} takes no --adaptive_tolerance: it crosses the depth in given steps")
+    calibrated = any(kind.endswith("static") for kind in flags.quantize or ())
+    if prompted and flags.text is not None and not calibrated:
+        raise InputError(f"--{names[0]} takes no --text: no losses are measured")
     if chosen and flags.integrator != "scan":
         raise InputError(f"--{chosen[0]} takes no --integrator: it crosses the depth by the scan")
     if flags.draft_steps is not None and not flags.speculative:
@@ -49,7 +52,7 @@ def _prompt(flags: FlagValues) -> str:
     if flags.prompt is not None:
         return flags.prompt
     try:
-        return Path(flags.prompt_file).expanduser().read_text(encoding="utf-8")
+        return Path(flags.prompt_file).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompt_file={flags.prompt_file} cannot be read as UTF-8 text ({error})") from error
 

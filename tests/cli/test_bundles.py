@@ -147,6 +147,7 @@ def test_a_hugging_face_folder_is_bundled_and_a_bundle_written_as_one(call, make
     [
         (["--prompt=word1"], "--export and --prompt were given, which do not go together"),
         (["--adaptive_tolerance=0.1"], "--export and --adaptive_tolerance were given"),
+        (["--text=missing"], "--export and --text were given"),
         (["--tensor=2"], "--export and --tensor were given"),
         (
             ["--solver=kvaerno3", "--integrator=diffrax"],

@@ -221,7 +221,7 @@ def test_another_run_is_compared_at_equal_latency(decoder, encoder, call, tmp_pa
 
 @pytest.mark.thorough
 def test_drafts_leave_the_text_as_it_is(decoder, call, tmp_path):
-    (tmp_path / "prompt.txt").write_text("word1 and")
+    (tmp_path / "prompt.txt").write_text("word1 and", encoding="utf-8-sig")
     arguments = [
         f"--workdir={decoder}",
         f"--prompt_file={tmp_path / 'prompt.txt'}",
@@ -397,6 +397,7 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt=a\udcff", "--integrator=diffrax"], ["prompt 0 is not UTF-8"]),
         (["--prompt=a", "--speculative", "--solver=heun"], ["--solver"]),
         (["--prompt=a", "--speculative", "--prefill_steps=2"], ["prefill_steps"]),
+        (["--prompt=a", "--text=missing"], ["--prompt", "--text"]),
         (["--generate", "--baseline=a"], ["--generate", "--baseline", "give one"]),
         (["--prompt=a", "--baseline=a"], ["--prompt", "--baseline", "give one"]),
         (["--baseline=missing"], ["missing"]),
