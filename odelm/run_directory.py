@@ -37,8 +37,12 @@ class RunDirectory:
     """A run's directory, which may not exist yet. Nothing is written before `write`."""
 
     def __init__(self, path: str | Path):
-        """Raises InputError if the path, or one of its parents, is a file, or its `config.json` is invalid."""
+        """Raises InputError if the path, or one of its parents, is a file, if the path is not UTF-8, which Orbax cannot
+        write to, or if its `config.json` is invalid."""
         self.path = Path(path)
+        absolute = str(self.path.absolute())
+        if any("\ud800" <= character <= "\udfff" for character in absolute):
+            raise InputError(f"the workdir {absolute!r} is not UTF-8; give another --workdir")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise InputError(f"{existing} is a file, expected a directory for the run")

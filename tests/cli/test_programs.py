@@ -341,6 +341,11 @@ def test_what_is_refused_leaves_the_workdir_to_the_corrected_command(
     assert not workdir.exists()
 
 
+def test_train_refuses_a_workdir_that_is_not_utf_8(call, small, tmp_path):
+    refused(call("train.py", "--config=configs/tiny.py", f"--workdir={tmp_path}/a\udcff", *small), "is not UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["file", "file/below/it", "run/checkpoints"])
 def test_train_refuses_a_workdir_that_cannot_be(place, call, small, tmp_path):
     (tmp_path / "file").touch()
