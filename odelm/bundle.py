@@ -35,7 +35,7 @@ from odelm.errors import InputError
 from odelm.files import publish
 from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of, parameters
-from odelm.profile import PROFILE
+from odelm.profile import PROFILE, read_for
 from odelm.run_directory import CONFIG, TOKENIZER
 from odelm.version import __version__
 
@@ -98,13 +98,14 @@ def write(
     Args:
         model: its parameters are written in their dtypes, and its config in place of `config.model`.
         step: how many updates it had; None if that is unknown.
-        profile: a file that is copied as `profile.json`.
+        profile: a file that is copied as `profile.json`, unless the parameters that are stored are others than its own:
+            those that int8 rounds.
         artifacts: taken one at a time, so that they need not be in memory together.
         storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), from
             which float32 ones are made as they are loaded.
 
     Raises InputError if the folder exists, if it cannot be written, for a model without a head or one that is
-    quantised, and for a config that is invalid with that of the model.
+    quantised, for a profile that is damaged or of another one, and for a config that is invalid with that of the model.
     """
     folder = check_new(folder)
     check_model(model)
@@ -114,9 +115,11 @@ def write(
     arrays = {name: np.ascontiguousarray(array) for name, array in parameters(model).items()}
     found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     _check_parameters("the model", found, _abstract(model.config))
+    stored = int8_storage.pack(arrays) if storage == "int8" else arrays
+    if profile is not None and (read_for(model, profile) is None or not _loads_as(stored, arrays)):
+        profile = None
     try:
         with publish(folder, option="folder") as partial:
-            stored = int8_storage.pack(arrays) if storage == "int8" else arrays
             _write_files(partial, stored, config, tokenizer, profile)
             about = _finish(partial, step, artifacts, FORMAT if stored is arrays else 2)
             seal = (partial / manifest.MANIFEST).read_bytes()
@@ -125,6 +128,17 @@ def write(
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} cannot be written ({error}); make room, or give another directory") from error
     return about
+
+
+def _loads_as(stored: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> bool:
+    if stored is arrays:
+        return True
+    for name, array in arrays.items():
+        scales = stored.get(name + int8_storage.SCALES)
+        loaded = stored[name] if scales is None else int8_storage.unpacked(stored[name], scales)
+        if not np.array_equal(loaded, array):
+            return False
+    return True
 
 
 def _write_files(

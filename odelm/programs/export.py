@@ -67,6 +67,8 @@ def export(
         artifacts=artifacts, storage=flags.storage,
     )  # fmt: skip
     print(f"wrote {folder}")
+    if profile.is_file() and PROFILE not in about["files"]:
+        print(f"without {PROFILE}, which is of the parameters before they were rounded: search again in the bundle")
     for file in sorted(folder.iterdir()):
         artifact = about["artifacts"].get(file.name)
         print(f"{file.stat().st_size:>14,}  {file.name}" + ("" if artifact is None else f"  {described(artifact)}"))

@@ -9,6 +9,7 @@ import pytest
 
 import odelm
 from odelm import bundle, interop
+from odelm import profile as profiles
 from tests.calls import compiled
 from tests.thorough import few
 from tests.unit.interop.conftest import GPT2
@@ -117,13 +118,16 @@ def test_a_bundle_continues_a_prompt_as_its_run_does(call, decoder, bundled):
 
 def test_a_bundle_of_a_bundle_is_the_same(call, bundled, tmp_path):
     copy = shutil.copytree(bundled, tmp_path / "b")
-    (copy / "profile.json").write_text('{"grids": {}}')
+    model = odelm.load(copy)[0]
+    profile = profiles.Profile((0.0, 4.0), "euler", 1, 0.01, 0.0, 0.005, "text", 9, 2, profiles.fingerprint_of(model))
+    profiles.write(profile, copy / "profile.json")
+    before = (copy / "profile.json").read_bytes()
     done = call("infer.py", f"--model={copy}", f"--export={tmp_path / 'c'}", "--steps=4,2", "--dtype=bfloat16")
     assert done.returncode == 0, done.stderr
     assert "4 evaluations of the blocks, bfloat16" in done.stdout
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "c" / name).read_bytes() == (bundled / name).read_bytes()
-    assert (tmp_path / "c" / "profile.json").read_text() == '{"grids": {}}'
+    assert (tmp_path / "c" / "profile.json").read_bytes() == before
     about = bundle.read_about(tmp_path / "c")
     assert about["step"] == 6 and "profile.json" in about["files"]
 

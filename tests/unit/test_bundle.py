@@ -362,3 +362,18 @@ def test_a_checkpoint_is_not_a_bundle(tmp_path):
     assert not bundle.is_bundle(tmp_path) and not bundle.is_bundle(tmp_path / "nowhere")
     with pytest.raises(odelm.InputError, match="has no config.json, so it is not a run"):
         odelm.load(tmp_path)
+
+
+def test_a_profile_goes_only_with_the_parameters_that_it_is_of(make_model, tmp_path):
+    """A bundle with another could not be loaded, nor its profile be removed without breaking the manifest."""
+    model, source = make_model(width=64, vocab_size=96), tmp_path / "source.json"
+    profiles.write(profile_of(model), source)
+    about = bundle.write(tmp_path / "rounded", model, SMALL, storage="int8", profile=source)
+    again = odelm.load(tmp_path / "rounded")[0]
+    assert "profile.json" not in about["files"] and again.profile is None
+    with pytest.raises(odelm.InputError, match="is of another model, or of other parameters"):
+        bundle.write(tmp_path / "stale", again, SMALL, profile=source)
+    assert not (tmp_path / "stale").exists()
+    profiles.write(profile_of(again), source)
+    bundle.write(tmp_path / "same", again, SMALL, storage="int8", profile=source)
+    assert odelm.load(tmp_path / "same")[0].profile == profile_of(again)
