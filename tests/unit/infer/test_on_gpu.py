@@ -34,8 +34,9 @@ def test_kernels_with_their_inputs_last_compute_the_same(options, make_model, to
     np.testing.assert_allclose(found, jax.jit(lambda: model(tokens))(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("draft_steps", few({"plain": None, "drafts": 1}, "plain"))
-@pytest.mark.parametrize("prompts", few({"one row": [[3, 1, 4]], "two rows": [[3, 1, 4], [5, 9]]}, "two rows"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("draft_steps", [None, 1], ids=["plain", "drafts"])
+@pytest.mark.parametrize("prompts", [[[3, 1, 4]], [[3, 1, 4], [5, 9]]], ids=["one row", "two rows"])
 def test_a_gpu_decodes_what_a_cpu_does(prompts, draft_steps, make_model, monkeypatch):
     model = make_model(depth=2)
 
