@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.training import median_of
+from benchmarks.training import median_of, synthetic
 from odelm.config import Config, DataConfig, MeshConfig, load_recipe, replace
 from odelm.errors import InputError
 from odelm.ode import grid
@@ -175,10 +175,7 @@ def _description(config: Config, state: Any) -> dict[str, Any]:
 def _batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Returns synthetic tokens, of which each process makes its own rows."""
     share, shares = batch_share(mesh)
-    rows, length = config.train.batch_size // shares, config.train.length
-    tokens = np.random.default_rng(share).integers(0, config.model.vocab_size, (rows, length + 1), dtype=np.int32)
-    weights = np.ones((rows, length), np.float32)
-    return place_batch({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}, mesh)
+    return place_batch(synthetic(config, share=share, shares=shares), mesh)
 
 
 def _abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from odelm.train.run import train
 
 Record = dict[str, Any]
 Trials = dict[str, float | None]
-"""Losses by the factor of the rates; None of one that diverged."""
+"""The loss at each factor of the rates; None where training diverged."""
 
 EVALUATIONS = (12, 8, 6, 4, 3, 2)
 """Of the blocks, the ends included, at which a row is measured where it can be."""

@@ -120,10 +120,10 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def synthetic(config: Config) -> dict[str, np.ndarray]:
-    """Returns a batch of random tokens."""
-    rows, length = config.train.batch_size, config.train.length
-    tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (rows, length + 1), dtype=np.int32)
+def synthetic(config: Config, *, share: int = 0, shares: int = 1) -> dict[str, np.ndarray]:
+    """Returns a batch of random tokens, or the rows of one of several processes."""
+    rows, length = config.train.batch_size // shares, config.train.length
+    tokens = np.random.default_rng(share).integers(0, config.model.vocab_size, (rows, length + 1), dtype=np.int32)
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((rows, length), np.float32)}
 
 

@@ -125,3 +125,13 @@ def fingerprint(*parts: Any) -> str:
     """Returns 16 hex digits that are equal exactly when the parts (configs, strings, numbers) are."""
     plain = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]  # pyright: ignore
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def whole_characters(name: str, text: str) -> str:
+    """Returns the text; InputError for one with half of a character, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{text[error.start]!r} at character {error.start + 1}"
+        raise InputError(f"{name} is not UTF-8: {found} is half of a character; write the character whole") from error
+    return text

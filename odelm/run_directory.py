@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from odelm import tokenizer as tokenizers
 from odelm.config import Config, DataConfig, changed_options, from_json, to_json
 from odelm.errors import InputError
-from odelm.files import write_text
+from odelm.files import whole_characters, write_text
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
 DAMAGED = "damaged"
@@ -40,9 +40,7 @@ class RunDirectory:
         """Raises InputError if the path, or one of its parents, is a file, if the path is not UTF-8, which Orbax cannot
         write to, or if its `config.json` is invalid."""
         self.path = Path(path)
-        absolute = str(self.path.absolute())
-        if any("\ud800" <= character <= "\udfff" for character in absolute):
-            raise InputError(f"the workdir {absolute!r} is not UTF-8; give another --workdir")
+        whole_characters(f"the workdir {str(path)!r}", str(self.path.absolute()))
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not existing.is_dir():
             raise InputError(f"{existing} is a file, expected a directory for the run")

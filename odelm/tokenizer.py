@@ -159,16 +159,6 @@ def cuts_at_words(tokenizer: Tokenizer) -> bool:
     return plain and by_character and (gpt2 or pre.get("type") in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"))
 
 
-def whole_characters(name: str, text: str) -> str:
-    """Returns the text; InputError for one that no tokenizer takes, for it has halves of characters in it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"{text[error.start]!r} at character {error.start + 1}"
-        raise InputError(f"{name} is not UTF-8: {found} is half of a character; write the character whole") from error
-    return text
-
-
 def decode_after(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
     """Returns the text of `tokens` as what continues the text of `prompt`.
 

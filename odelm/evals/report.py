@@ -99,7 +99,8 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         console.print("> the way to cross the depth that profile.json has", soft_wrap=True)
     if not all(row["trained"] for row in report["rows"]):
         console.print(
-            "* a count of steps, a solver or a span of keys and values that the model was not trained with",
+            "* a count of steps, a solver or a span of keys and values that the model was not trained with: "
+            "see docs/method.md",
             soft_wrap=True,
         )
 

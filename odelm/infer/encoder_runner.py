@@ -22,6 +22,7 @@ from odelm.models import Classifier, Encoder, MaskedLM
 from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.inputs import Inputs, within
 from odelm.models.transformer import DepthPlan, Grid
+from odelm.ode.grid import whole
 from odelm.tokenizer import find_id, special_id
 
 POOLINGS = ("mean", "first", "none")
@@ -174,8 +175,7 @@ class EncoderRunner:
 
     def _encoded(self, given: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
         """Yields the indices of the texts of a batch, and the batch, whose last rows may be padding."""
-        if not (_is_whole(batch_size) and batch_size >= 1):
-            raise InputError(f"batch_size is {batch_size}, expected a whole number, 1 or more")
+        batch_size = whole("batch_size", batch_size)
         # The longest first: the last batch may be padded with rows, which cost least there.
         order = sorted(range(len(given)), key=lambda row: -len(given[row]))
         for start in range(0, len(order), batch_size):

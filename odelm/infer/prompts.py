@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 
 from odelm.config import ModelConfig
 from odelm.errors import InputError
+from odelm.files import whole_characters
 from odelm.models.loss import Batch
 from odelm.ode.grid import whole
-from odelm.tokenizer import whole_characters
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 SMALLEST_BUCKET = 16

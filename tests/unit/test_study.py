@@ -2,12 +2,15 @@
 
 import argparse
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import study, study_report
 from odelm.errors import Diverged, InputError, RunFailure
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -64,6 +67,24 @@ def test_seeds_of_one_row_have_one_rate(tmp_path):
 def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
     tried({1.0: 3.0, 2.0: 4.0, 0.5: 4.0}, [0.5, 1.0, 2.0], row="best_twice")
     assert [file.name for file in tmp_path.iterdir()] == ["best_rates_100.json"]
+
+
+def test_the_document_has_what_was_measured():
+    runs, document = study_report.read(DOCS / "study"), (DOCS / "study.md").read_text()
+    for line in study_report.losses_table(runs, "unshared")[2:]:
+        row, _, _, *losses = [cell.strip() for cell in line.strip("| ").split("|")]
+        assert f"| `{row}` | {' | '.join(filter(None, losses))} |" in document
+    for task in (task for records in runs.values() for task in records[0]["tasks"] if task["metric"] == "acc"):
+        hellaswag = task["task"] == "hellaswag"  # by length in the document
+        assert hellaswag or f"{100 * task['value']:.1f}" in document
+
+
+def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
+    runs = study_report.read(DOCS / "study")
+    lines = study_report.tasks_table(runs)
+    assert "| blimp | acc | unshared | 71.1 ± 0.2 % |  |  |  | 50.0% |" in lines
+    study_report.plot(runs, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from odelm.data.sources.files import JSONL_ENDINGS, PARQUET_ENDINGS, as_system_failure, open_file, shown, stem
 from odelm.errors import InputError, SystemFailure
+from odelm.files import whole_characters
 
 
 class Document(NamedTuple):
@@ -186,10 +187,5 @@ def _json_object(line: bytes, place: str, field: str) -> dict | None:
             f'{place} has no string "{field}"{there}; expected one object a line, {{"{field}": "..."}}, or the name of '
             "its text in data.text_field"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f'{place}: "{field}" is not UTF-8 (an unpaired surrogate); write the character whole'
-        ) from error
+    whole_characters(f'{place}: "{field}"', text)
     return value

@@ -11,7 +11,7 @@ from typing import Any
 from odelm.errors import InputError
 from odelm.evals.tasks.items import Item, Page, Passage, Question, SentencePair
 from odelm.evals.tasks.wikitext import page_of
-from odelm.tokenizer import whole_characters
+from odelm.files import whole_characters
 
 Record = Mapping[str, Any]
 
