@@ -57,6 +57,7 @@ def test_a_bundle_in_8_bits_without_forward_passes(call, decoder, tmp_path):
     assert done.returncode == 2 and "--storage is of --export, which was not given" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_model_that_comes_with_odelm_is_found_by_its_name(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call("infer.py", "--model=small-decoder", "--prompt=The history of", "--steps=1", "--new_tokens=4")

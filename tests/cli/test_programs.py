@@ -192,6 +192,7 @@ def test_generates_text(decoder, call):
     assert first.stdout == second.stdout
 
 
+@pytest.mark.thorough
 def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     done = call(
         "infer.py", f"--workdir={decoder}", f"--out={tmp_path}", "--generate", "--steps=2", "--prefill_steps=4",

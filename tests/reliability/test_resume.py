@@ -84,6 +84,7 @@ def with_train(config: odelm.Config, **options) -> odelm.Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_watched_records_more(config, corpus, tmp_path, capsys):
     """Each evaluation has norms for every unit of depth, a loss for every component, and a figure."""
     text = next(corpus.rglob("*.txt")).read_text()

@@ -95,6 +95,7 @@ def without_odelm(make_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_process_without_odelm_computes_the_models_logits(name, without_odelm, make_model):
     options, way = CASES[name]

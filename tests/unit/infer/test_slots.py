@@ -59,6 +59,7 @@ def test_a_step_of_all_slots_is_taken_for_each_of_them(make_model, monkeypatch):
     assert total / 2 <= len(calls) <= total / 2 + int(np.asarray(counts).max()) / 2
 
 
+@pytest.mark.thorough
 def test_texts_are_embedded_in_slots(make_model):
     model = make_model(**MODELS["encoder"])
     rule, *_ = some_leave(model, Inputs(ROWS, lengths=LENGTHS))

@@ -64,6 +64,7 @@ def test_time_runs_through_prelude_core_and_coda(make_model):
         np.testing.assert_allclose(own(jnp.float32(t)), shared(jnp.float32(unit)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_every_parameter_of_the_ends_has_an_effect(make_model, tokens):
     graph, params = nnx.split(make_model(**ENDS, bias=True, layer_rank=2, dropout=0.1))
     assert not any("residual" in name for name in parameters(nnx.merge(graph, params)) if name.startswith("prelude"))

@@ -97,6 +97,7 @@ def test_an_update_is_compiled_for_a_slice():
     assert need.memory > 0 and need.flops > 0 and need.collectives["all-reduce"] > 0
 
 
+@pytest.mark.thorough
 def test_a_shared_block_is_summed_over_the_devices_once(tmp_path):
     """Whatever the number of its uses, each device sends as much as there are parameters."""
     code = (
