@@ -26,7 +26,7 @@ OPTIONS = {
     "data.corpus": "text", "data.valid_fraction": 0.1, "model.vocab_size": 300, "model.width": 32, "model.heads": 2,
     "model.depth": 4, "model.max_length": 32, "model.dropout": 0.1, "step_sampling.counts": "2,4", "train.length": 16,
     "train.batch_size": 4, "train.updates": UPDATES, "train.eval_batches": 8, "train.eval_every": 6,
-    "train.checkpoint_every": 4, "train.log_every": 5, "train.unroll": "false",
+    "train.checkpoint_every": 4, "train.log_every": 3, "train.unroll": "false",
 }  # fmt: skip
 
 pytestmark = pytest.mark.kills
@@ -89,14 +89,14 @@ def test_killed_runs_end_where_the_undisturbed_one_does(corpus, tmp_path):
     finish(whole, corpus, tmp_path)
     drawn = random.Random(0)
     seen: list[str] = []
-    while len(seen) < KILLS:
-        # A machine that is busy may take longer to its first save.
-        longest = 0.6 if len(seen) < KILLS // 2 or "saving" in seen else 2.0
-        seen.append(kill(killed, corpus, tmp_path, drawn.uniform(0, longest)))
+    while len(seen) < KILLS or len(set(seen)) < 2:
+        assert len(seen) < 2 * KILLS, f"all kills hit one moment: {seen}"
+        # Where the disk is slow a run is always saving, but for the time between its first line and its first save;
+        # where processors are busy, its first save may come late.
+        seen.append(kill(killed, corpus, tmp_path, drawn.uniform(0, drawn.choice((0.0, 0.3, 2.0)))))
     assert max(Checkpoints(killed, read_only=True).steps(), default=0) < UPDATES, "the run ended before its last kill"
     finish(killed, corpus, tmp_path)
     print("kills:", seen)
-    assert {"saving", "elsewhere"} <= set(seen)
     assert records_of(killed) == records_of(whole)
     pairs = list(zip(arrays_of(killed, UPDATES), arrays_of(whole, UPDATES), strict=True))
     assert len(pairs) > 20
