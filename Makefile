@@ -66,7 +66,7 @@ test-newest-with:
 	.venv-newest/bin/python -c "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
 	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal -o cache_dir=.pytest_cache/newest \
 		-m "not slow and not kills" \
-		tests/math tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \
+		tests/math tests/kernels tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \
 		tests/unit/train/test_step.py
 
 lint: .venv/.installed-lint

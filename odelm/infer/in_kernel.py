@@ -1,0 +1,80 @@
+"""Decoding by the persistent kernel: the state of `odelm.infer.decode` goes in, and comes out some tokens further."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from odelm.infer.decode import Decoding
+from odelm.models import CausalLM
+from odelm.models.kernels.attend import LEAST
+from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.persistent import Begin, decode
+from odelm.models.kernels.tables import matrices, vectors
+from odelm.models.memory import KeyValues, Memory
+from odelm.models.transformer import DepthPlan
+
+
+def advance_in_kernel(
+    model: CausalLM,
+    plan: DepthPlan,
+    state: Decoding,
+    until: jax.Array | int,
+    *,
+    layout: Layout,
+    end: int,
+    interpret: Any = None,
+) -> Decoding:
+    """Returns what `odelm.infer.decode.advance` does for a single row and the likeliest tokens, in one launch.
+
+    `layout` is that of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`), of a model
+    in which `unsupported` finds nothing; `interpret` is as in `odelm.models.kernels.persistent.decode`.
+    """
+    memory, limit = state.memory, state.tokens.shape[1]
+    room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
+    places = jnp.arange(room)
+    real = jnp.pad(memory.real[0], (0, room - memory.room))
+    hidden = jnp.where(real | (places >= start), 0.0, LEAST)
+    keys, values = (jax.new_ref(_flat(memory, name, room)) for name in ("keys", "values"))
+    count = jnp.where(state.done[0], 0, jnp.maximum(jnp.asarray(until, jnp.int32) - state.count, 0))
+    begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
+    tokens, logprobs, made = decode(
+        layout, matrices(model, layout), vectors(model, plan, layout), keys, values, hidden, begin, limit=limit,
+        interpret=interpret,
+    )  # fmt: skip
+    new = jnp.arange(limit) - state.count
+    fresh = (new >= 0) & (new < made)
+
+    def placed(old: jax.Array, found: jax.Array) -> jax.Array:
+        return jnp.where(fresh, found[jnp.clip(new, 0, limit - 1)], old[0])[None]
+
+    last = jnp.where(made > 0, tokens[jnp.maximum(made - 1, 0)], state.last[0])
+    filled = (places[: memory.room] >= start) & (places[: memory.room] < start + made)
+    after = dataclasses.replace(
+        memory, blocks=_folded(memory, jax.freeze(keys), jax.freeze(values)), length=memory.length + made,
+        real=memory.real | filled[None],
+    )  # fmt: skip
+    return dataclasses.replace(
+        state, memory=after, last=jnp.maximum(last, 0)[None], positions=state.positions + made,
+        tokens=placed(state.tokens, tokens), logprobs=placed(state.logprobs, logprobs), count=state.count + made,
+        done=state.done | ((made > 0) & (last == end)),
+    )  # fmt: skip
+
+
+def _flat(memory: Memory, name: str, room: int) -> jax.Array:
+    """Returns the keys or values of all steps of all blocks, (N, room, J K)."""
+    parts = [getattr(kept, name) for kept in memory.blocks]
+    flat = jnp.concatenate([part.reshape(part.shape[0], part.shape[3], -1) for part in parts])
+    return jnp.pad(flat, ((0, 0), (0, room - memory.room), (0, 0)))
+
+
+def _folded(memory: Memory, keys: jax.Array, values: jax.Array) -> tuple[KeyValues, ...]:
+    """Returns keys and values (N, room, J K) as the blocks of a memory keep them."""
+    blocks, first = [], 0
+    for kept in memory.blocks:
+        shape = kept.keys.shape
+        part = [array[first : first + shape[0], : memory.room].reshape(shape) for array in (keys, values)]
+        blocks.append(KeyValues(*part))
+        first += shape[0]
+    return tuple(blocks)

@@ -1,0 +1,132 @@
+"""How a model's matrices are shared out among the programs of a kernel, and which models a kernel takes."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from odelm.config import ModelConfig
+from odelm.models.transformer import DepthPlan
+
+ROWS = 64
+"""Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction."""
+COLUMNS = 16
+"""Columns of the other factor: the fewest, of 16 bits, that shared memory holds as that instruction reads them. For one
+row of the batch all are equal."""
+SLICE, RING_SLICE = 512, 128
+"""The most inputs of a matrix that a program sums over at a time, in the blocks and in the readout."""
+CHUNK = 64
+"""Positions whose keys a program reads at a time."""
+PROGRAMS = 132
+"""Multiprocessors of an H100 or H200: all programs have to run at once, since they wait for each other."""
+SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
+"""Shared memory that a program of a Hopper card may have, and what of it is left for reductions and barriers."""
+RINGS = (6, 5, 4, 3, 2)
+"""How many pieces of the readout may be on their way or in use; as many as there is shared memory for."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a kernel, fixed when it is compiled. D, H, J, K, F, V as in `ModelConfig`."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden: int
+    vocabulary: int
+    """V, a multiple of `ROWS`: the readout's rows may be filled up."""
+    words: int
+    """How many of them are tokens."""
+    room: int
+    """S, places of the memory, a multiple of `chunk`."""
+    steps: int
+    """N, evaluations of blocks."""
+    norm: str
+    eps: float
+    activation: str
+    parallel: bool
+    rotary: bool
+    qk_norm: bool
+    dtype: Any = jnp.bfloat16
+    """Of the matrices and of the keys and values."""
+    programs: int = PROGRAMS
+    slice: int = SLICE
+    """Inputs that are summed over at a time: the sums of a row's slices are added by those who read them."""
+    chunk: int = CHUNK
+    chunk_splits: int = 8
+    """How many programs share the positions of a head."""
+    ring: int = 2
+    """Pieces of the readout that are on their way or in use."""
+    ring_slice: int = RING_SLICE
+
+    @property
+    def mapped_heads(self) -> int:
+        """Heads of queries, keys and values."""
+        return self.heads + 2 * self.kv_heads
+
+    @property
+    def up(self) -> int:
+        """What the first feed-forward matrix gives."""
+        return self.hidden * (2 if self.activation == "swiglu" else 1)
+
+    @property
+    def shared_bytes(self) -> int:
+        """What a program takes of shared memory, but for reductions and barriers."""
+        inputs = max(self.width, self.slice) * COLUMNS
+        numbers = inputs + 2 * ROWS * self.slice + self.ring * ROWS * self.ring_slice + 2 * self.chunk * self.head_size
+        return numbers * jnp.dtype(self.dtype).itemsize + self.width * 4
+
+    @property
+    def slots(self) -> int:
+        """Numbers kept for each program, a multiple of the threads of a warpgroup."""
+        return -(-self.programs // 128) * 128
+
+
+def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
+    """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
+
+    The pieces are as large, and as many, as the shared memory of a Hopper card allows.
+    """
+    chunk = options.get("chunk", CHUNK)
+    D, F, inner = config.width, config.feedforward_size, config.heads * config.head_size
+    options = dict(slice=largest(SLICE, D, inner, F), ring_slice=largest(RING_SLICE, D)) | options
+    layout = Layout(
+        width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
+        vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
+        steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
+        activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
+        qk_norm=config.qk_norm, **options,
+    )  # fmt: skip
+    if "ring" in options:
+        return layout
+    rings = (dataclasses.replace(layout, ring=ring) for ring in RINGS)
+    return next((one for one in rings if one.shared_bytes + SPARE_BYTES <= SHARED_BYTES), layout)
+
+
+def largest(limit: int, *sizes: int) -> int:
+    """Returns the largest multiple of `ROWS` up to `limit` that divides all sizes."""
+    common = math.gcd(*sizes)
+    return max(n for n in range(ROWS, limit + 1, ROWS) if common % n == 0)
+
+
+def unsupported(config: ModelConfig, plan: DepthPlan) -> str | None:
+    """Returns why no kernel takes a model along a plan, in a few words; None if one does."""
+    reasons = {
+        "it is no decoder": config.kind != "decoder",
+        "it is post-norm": config.norm_placement != "pre",
+        "its state has lanes": config.lanes > 1,
+        "its groups have inner blocks": config.inner_blocks > 1,
+        "its layers have corrections of their own": config.layer_rank > 0,
+        "its embedding is factorised": config.embed_dim is not None or config.embed_norm,
+        "it shares keys and values along depth": config.kv_span > 1,
+        "its tokens have types": bool(config.token_types),
+        f"its heads are of {config.head_size}, no multiple of {ROWS}": config.head_size % ROWS != 0,
+        f"its width is {config.width}, no multiple of 128": config.width % 128 != 0,
+        f"its hidden units are {config.feedforward_size}, no multiple of {ROWS}": config.feedforward_size % ROWS != 0,
+        "the solver takes several stages": any(part.times.shape[1] > 1 for part in plan),
+        "the integrator is Diffrax's": any(part.solver is not None for part in plan),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

@@ -1,0 +1,122 @@
+"""The phases of a depth step, between which all programs meet: a state goes in, and the sums that move it come out."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from odelm.models.kernels.layout import ROWS
+from odelm.models.kernels.program import Program, sum_of, vector
+
+Step = jax.Array
+"""int32 (), the number of an evaluation of a block."""
+
+
+def enter(program: Program, embedded: Callable[[], jax.Array], step: Step) -> None:
+    """Computes queries, keys and values from the state that enters a step; that of the first is `embedded`.
+
+    Each is stored twice, so that a read from the middle has the halves of a head swapped.
+    """
+    p, K = program, program.layout.head_size
+    state = lax.cond(step == 0, embedded, lambda: moved(p, step - 1))
+
+    @pl.when(p.me == 0)
+    def keep_state() -> None:
+        p.between["state"][lax.rem(step, 2)] = state
+
+    p.normalise(state, "norm1", step)
+
+    def store(tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
+        head, at = tile // (K // ROWS), lax.rem(tile, K // ROWS) * ROWS
+        p.between["qkv"][part, head, pl.ds(at, ROWS)] = y
+        p.between["qkv"][part, head, pl.ds(K + at, ROWS)] = y
+
+    p.multiply("qkv", step, p.take, store)
+
+
+def leave_attention(program: Program, step: Step) -> None:
+    """Multiplies the averaged values of all heads by the output matrix of attention."""
+    p, K, C = program, program.layout.head_size, program.layout.chunk_splits
+
+    def averaged(head: jax.Array, start: jax.Array) -> jax.Array:
+        """Returns `ROWS` of a head's values, averaged over the places that the programs shared."""
+        tops = [p.between["top"][head, c] for c in range(C)]
+        top = tops[0]
+        for other in tops[1:]:
+            top = jnp.maximum(top, other)
+        factors = [jnp.exp(one - top) for one in tops]
+        total = sum_of([factor * p.between["total"][head, c] for c, factor in enumerate(factors)])
+        parts = [vector(p.between["context"].at[c, head, pl.ds(start, ROWS)]) for c in range(C)]
+        return sum_of([part * (factor / total) for part, factor in zip(parts, factors, strict=True)])
+
+    def fill(offset: jax.Array, inputs: jax.Array) -> None:
+        for at in range(0, inputs.shape[0], ROWS):  # a head has one or more of them
+            head, start = (offset + at) // K, lax.rem(offset + at, K)
+            p.spread(averaged(head, start), inputs.at[pl.ds(at, ROWS)])
+
+    p.multiply("out", step, fill, lambda tile, part, y: _put(p, "out", tile, part, y))
+
+
+def feed(program: Program, step: Step) -> None:
+    """Computes the hidden units before their activation."""
+    p = program
+    state = p.between["state"][lax.rem(step, 2)]
+    p.normalise(state if p.layout.parallel else state + attended(p, step), "norm2", step)
+    p.multiply("up", step, p.take, lambda tile, part, y: _put(p, "up", tile, part, y))
+
+
+def leave_feedforward(program: Program, step: Step) -> None:
+    """Multiplies the hidden units by the output matrix of the feed-forward branch."""
+    p, F = program, program.layout.hidden
+
+    def before(offset: jax.Array, size: int) -> jax.Array:
+        place = pl.ds(offset, size)
+        slices = range(p.between["up"].shape[0])
+        return sum_of([vector(p.between["up"].at[i, place]) for i in slices]) + vector(
+            p.vectors["up_bias"].at[step, place]
+        )
+
+    def fill(offset: jax.Array, inputs: jax.Array) -> None:
+        size = inputs.shape[0]
+        if p.layout.activation == "swiglu":
+            x = activated(before(offset, size), "silu") * before(F + offset, size)
+        else:
+            x = activated(before(offset, size), p.layout.activation)
+        p.spread(x * vector(p.vectors["hidden_scale"].at[step, pl.ds(offset, size)]), inputs)
+
+    p.multiply("down", step, fill, lambda tile, part, y: _put(p, "down", tile, part, y))
+
+
+def moved(program: Program, step: Step) -> jax.Array:
+    """Returns the state (D,) after a step whose phases are done."""
+    p = program
+    fed = p.vectors["gate2"][step] * p.summed("down") + p.vectors["down_bias"][step]
+    return p.between["state"][lax.rem(step, 2)] + p.vectors["size"][step] * (attended(p, step) + fed)
+
+
+def attended(program: Program, step: Step) -> jax.Array:
+    """Returns what the attention branch adds (D,), for a step of size 1."""
+    return program.vectors["gate1"][step] * program.summed("out") + program.vectors["out_bias"][step]
+
+
+def activated(x: jax.Array, name: str) -> jax.Array:
+    """Applies an activation of one argument, by the operations that a kernel has."""
+    match name:
+        case "gelu":
+            return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+        case "gelu_tanh":
+            return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        case "relu":
+            return jnp.maximum(x, 0.0)
+        case "relu2":
+            return jnp.square(jnp.maximum(x, 0.0))
+        case "silu":
+            return x / (1 + jnp.exp(-x))
+    raise ValueError(f"activation is {name!r}")
+
+
+def _put(program: Program, name: str, tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
+    program.between[name][part, pl.ds(tile * ROWS, ROWS)] = y

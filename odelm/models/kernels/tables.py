@@ -1,0 +1,128 @@
+"""What a kernel reads of a model: its matrices with the inputs last, and for every step of a plan its vectors."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.models.block import Condition
+from odelm.models.embed import sinusoid_table
+from odelm.models.kernels.layout import Layout
+from odelm.models.lm import CausalLM
+from odelm.models.transformer import DepthPlan
+from odelm.models.view import rotary_angles
+from odelm.ode import Plan
+
+Arrays = dict[str, jax.Array]
+MAPS = ("qkv", "out", "up", "down")
+"""The linear maps of a block, in the order in which a step applies them."""
+
+
+def matrices(model: CausalLM, layout: Layout) -> Arrays:
+    """Returns the matrices of all blocks, (blocks, outputs, inputs) each, the readout (V, D) and the embedding (V, D).
+
+    The first and the readout have the layout's dtype, the embedding is float32.
+    """
+    blocks = [_maps(block) for block in (*model.prelude, *model.blocks, *model.coda)]
+    found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.dtype) for name in MAPS}
+    readout = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
+    missing = layout.vocabulary - readout.shape[0]
+    found["readout"] = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
+    return found | {"embedding": model.embed.tokens[...] * model.embed.factor}
+
+
+def vectors(model: CausalLM, plan: DepthPlan, layout: Layout) -> Arrays:
+    """Returns what changes from step to step, with leading axis N, and what belongs to the positions and the end.
+
+    Biases that are added after a gate are multiplied by it. Those of the heads stand twice, (N, heads, 2K), so that a
+    read from the middle has the halves of a head swapped, as the kernel turns them.
+    """
+    blocks = (*model.prelude, *model.blocks, *model.coda)
+    parts = [_steps(i, block, part, layout) for i, (block, part) in enumerate(zip(blocks, plan, strict=True))]
+    found = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert model.final_norm is not None
+    end = model.final_norm.affine()
+    factor = model.head.factor
+    found["end_scale"] = end.scale / factor
+    found["end_shift"] = jnp.zeros_like(end.scale) if end.shift is None else end.shift / factor
+    return found | _positions(model, layout)
+
+
+def _steps(number: int, block: Any, part: Plan, layout: Layout) -> Arrays:
+    """Returns the vectors of the steps of one `SharedBlock`."""
+    N, D, F, K, heads = len(part.sizes), layout.width, layout.hidden, layout.head_size, layout.mapped_heads
+
+    def filled(x: jax.Array | None, shape: tuple[int, ...], default: float) -> jax.Array:
+        """Returns (N, ..) in float32, of (..) or (N, ..)."""
+        return jnp.full((N, *shape), default) if x is None else jnp.broadcast_to(x.astype(jnp.float32), (N, *shape))
+
+    condition: Condition = jax.tree.map(lambda leaf: leaf[:, 0], part.conditions[0])
+    assert condition.norm2 is not None
+    gates = [filled(gate, (D,), 1.0) for gate in (condition.gate1, condition.gate2)]
+    biases = {name: _bias(maps) for name, maps in _maps(block).items()}
+    scales = condition.scales or {}
+    of_heads = [scales[name].reshape(N, -1, K) for name in ("qkv", "query", "key_value") if name in scales]
+    found = {
+        "block": jnp.full((N,), number, jnp.int32), "size": part.sizes.astype(jnp.float32),
+        "gate1": gates[0], "gate2": gates[1],
+        "out_bias": gates[0] * filled(biases["out"], (D,), 0), "down_bias": gates[1] * filled(biases["down"], (D,), 0),
+        "up_bias": filled(biases["up"], (layout.up,), 0), "hidden_scale": filled(scales.get("hidden"), (F,), 1),
+    }  # fmt: skip
+    for name, norm in (("norm1", condition.norm1), ("norm2", condition.norm2)):
+        found |= {f"{name}_scale": filled(norm.scale, (D,), 1), f"{name}_shift": filled(norm.shift, (D,), 0)}
+    bias = biases["qkv"]
+    found["qkv_bias"] = filled(None if bias is None else bias.reshape(heads, K), (heads, K), 0)
+    found["qkv_scale"] = filled(jnp.concatenate(of_heads, 1) if of_heads else None, (heads, K), 1)
+    attention = block.attention
+    for name, norm in (("query", attention.query_norm), ("key", attention.key_norm)):
+        affine = None if norm is None else norm.affine()
+        found[f"{name}_scale"] = filled(affine and affine.scale, (K,), 1)
+        found[f"{name}_shift"] = filled(affine and affine.shift, (K,), 0)
+    twice = {name: jnp.concatenate([found[name]] * 2, -1) for name in found if name.split("_")[0] in _OF_HEADS}
+    return found | twice
+
+
+_OF_HEADS = ("qkv", "query", "key")
+
+
+def _positions(model: CausalLM, layout: Layout) -> Arrays:
+    """Returns the cosines and sines (S, K) of the places of a memory, or what is added to their embeddings (S, D)."""
+    config, S, K = model.config, layout.room, layout.head_size
+    if layout.rotary:
+        cos, sin = rotary_angles(jnp.arange(S), K, config.rotary_base)
+        added = jnp.zeros((S, layout.width))
+        return {
+            "cos": jnp.concatenate([cos, cos], -1),
+            "sin": jnp.concatenate([-sin, sin], -1),
+            "position": added,
+        }
+    learned = config.positions == "learned"
+    table = model.embed.learned[...] if learned else sinusoid_table(config.max_length, layout.width)
+    table = jnp.pad(table, ((0, max(0, S - len(table))), (0, 0)))[:S] * model.embed.factor
+    return {"cos": jnp.ones((1, K)), "sin": jnp.zeros((1, K)), "position": table}
+
+
+def _maps(block: Any) -> dict[str, list[Any]]:
+    """Returns the linear maps of a `SharedBlock`, by the names of `MAPS`."""
+    attention, feedforward = block.attention, block.feedforward
+    first = [attention.qkv] if attention.qkv is not None else [attention.query, attention.key_value]
+    return dict(zip(MAPS, (first, [attention.out], [feedforward.up], [feedforward.down]), strict=True))
+
+
+def _kernel(maps: list[Any]) -> jax.Array:
+    """Returns (outputs, inputs) of linear maps of the same inputs, one under the other."""
+
+    def turned(linear: Any) -> jax.Array:
+        kernel = linear.kernel[...]
+        inputs = len(linear.axis) if isinstance(linear, nnx.LinearGeneral) else 1
+        return kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T
+
+    return jnp.concatenate([turned(linear) for linear in maps])
+
+
+def _bias(maps: list[Any]) -> jax.Array | None:
+    if maps[0].bias is None:
+        return None
+    return jnp.concatenate([linear.bias[...].reshape(-1).astype(jnp.float32) for linear in maps])

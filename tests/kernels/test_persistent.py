@@ -1,0 +1,107 @@
+"""The kernel's arithmetic, as one program that is interpreted without a GPU, against the model's own decoding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import odelm
+from odelm.infer.decode import Decoding, advance, prefill
+from odelm.infer.sampling import sampling_options
+from tests.thorough import few
+
+if jax.__version_info__ < (0, 11):
+    pytest.skip("the kernels need jax 0.11 or later", allow_module_level=True)
+
+from jax.experimental.pallas import mosaic_gpu
+
+from odelm.infer.in_kernel import advance_in_kernel
+from odelm.models.kernels.layout import layout_of, unsupported
+
+INTERPRETED = getattr(mosaic_gpu, "InterpretGPUParams")()  # noqa: B009 (jax 0.10 lacks it)
+WORDS, NEW, PROMPT = 250, 6, 20
+MODELS = {
+    "default": {},
+    "ends": dict(prelude=1, coda=1),
+    "groups": dict(groups=2, positions="sinusoidal", activation="gelu"),
+    "parallel": dict(parallel_branches=True),
+    "gpt2": dict(norm="layernorm", bias=True, positions="learned", qk_norm=False, time_modulation=False),
+    "swiglu": dict(activation="swiglu", bias=True),
+    "kv_heads": dict(kv_heads=1, norm="layernorm", bias=True, wide_modulation=True),
+    "wide_heads": dict(heads=1, activation="relu2"),
+    "scaled": dict(reference_depth=2, reference_width=64, wide_modulation=True, tie_readout=False, activation="silu"),
+}
+
+
+def model_of(**options: object) -> odelm.CausalLM:
+    """Returns a small model in which no parameter is what it is initialised to."""
+    shape = dict(kind="decoder", vocab_size=WORDS, width=128, heads=2, depth=4, feedforward=256, max_length=64)
+    model = odelm.CausalLM(odelm.ModelConfig(**shape | {"dtype": "float32"} | options), rngs=nnx.Rngs(0))
+    leaves, tree = jax.tree.flatten(nnx.state(model, nnx.Param))
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    moved = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    nnx.update(model, jax.tree.unflatten(tree, moved))
+    return model
+
+
+def begun(model: odelm.CausalLM, plan: tuple, *, end: int = -1, length: int = PROMPT) -> Decoding:
+    """Returns the state after a prompt, which is padded at its end if it is shorter than `PROMPT`."""
+    prompt = jnp.arange(PROMPT, dtype=jnp.int32)[None] * 7 % WORDS
+    options = dict(new_tokens=NEW, end=end)
+    return prefill(model, plan, prompt, jnp.array([length]), sampling_options(), jax.random.key(0), **options)
+
+
+def in_kernel(model: odelm.CausalLM, plan: tuple, state: Decoding, until: int, **options: int) -> Decoding:
+    assert unsupported(model.config, plan) is None
+    sizes = dict(slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
+    layout = layout_of(model.config, plan, state.memory.room, dtype=jnp.float32, programs=1, **sizes)
+    given = {"end": -1} | options
+    return advance_in_kernel(model, plan, state, until, layout=layout, interpret=INTERPRETED, **given)
+
+
+def assert_same(found: Decoding, expected: Decoding) -> None:
+    """Asserts equal tokens, and all else equal up to rounding where it counts."""
+    count = int(expected.count)
+    assert int(found.count) == count and bool(found.done[0]) == bool(expected.done[0])
+    np.testing.assert_array_equal(found.tokens[:, :count], expected.tokens[:, :count])
+    np.testing.assert_allclose(found.logprobs[:, :count], expected.logprobs[:, :count], atol=2e-5)
+    np.testing.assert_array_equal(found.last, expected.last)
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    np.testing.assert_array_equal(found.memory.real, expected.memory.real)
+    assert int(np.max(found.memory.length)) == int(np.max(expected.memory.length))
+    for one, other in zip(jax.tree.leaves(found.memory.blocks), jax.tree.leaves(expected.memory.blocks), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", few(MODELS, "ends", "kv_heads"))
+def test_a_kernel_decodes_what_the_model_does(options):
+    model = model_of(**options)
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
+    assert_same(in_kernel(model, plan, state, NEW), expected)
+
+
+def test_a_kernel_goes_on_where_it_stopped_after_a_padded_prompt():
+    model = model_of(prelude=1)
+    plan = model.plan(grid=[0.0, 1.0, 3.0])
+    state = begun(model, plan, length=PROMPT - 7)
+    expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
+    half = in_kernel(model, plan, state, 3)
+    assert int(half.count) == 3
+    assert_same(in_kernel(model, plan, half, NEW), expected)
+
+
+def test_a_kernel_stops_behind_the_end_token_and_stays_there():
+    model = model_of(parallel_branches=True)
+    plan = model.plan(steps=2)
+    free = advance(model, plan, begun(model, plan), sampling_options(), NEW, end=-1)
+    end = int(free.tokens[0, 2])
+    assert end not in np.asarray(free.tokens[0, :2])
+    state = begun(model, plan, end=end)
+    expected = advance(model, plan, state, sampling_options(), NEW, end=end)
+    assert int(expected.count) == 3
+    found = in_kernel(model, plan, state, NEW, end=end)
+    assert_same(found, expected)
+    assert_same(in_kernel(model, plan, found, NEW, end=end), expected)
