@@ -1,7 +1,6 @@
-"""Decoding by the persistent kernel: the state of `odelm.infer.decode` goes in, and comes out some tokens further."""
+"""Decoding by kernels: the state of `odelm.infer.decode` goes in, and comes out some tokens further."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,7 @@ import jax.numpy as jnp
 from odelm.infer.decode import Decoding
 from odelm.models import CausalLM
 from odelm.models.kernels.attend import LEAST
-from odelm.models.kernels.layout import Layout
-from odelm.models.kernels.persistent import Begin, decode
+from odelm.models.kernels.decode import Begin, Kernels, decode
 from odelm.models.kernels.tables import matrices, vectors
 from odelm.models.memory import KeyValues, Memory
 from odelm.models.transformer import DepthPlan
@@ -22,26 +20,26 @@ def advance_in_kernel(
     state: Decoding,
     until: jax.Array | int,
     *,
-    layout: Layout,
+    kernels: Kernels,
     end: int,
-    interpret: Any = None,
+    persistent: bool = True,
 ) -> Decoding:
-    """Returns what `odelm.infer.decode.advance` does for a single row and the likeliest tokens, in one launch.
+    """Returns what `odelm.infer.decode.advance` does for a single row and the likeliest tokens.
 
-    `layout` is that of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`), of a model
-    in which `unsupported` finds nothing; `interpret` is as in `odelm.models.kernels.persistent.decode`.
+    The kernels are of the layout of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`)
+    of a model in which `unsupported` finds nothing. One launch computes all tokens if it is `persistent`.
     """
-    memory, limit = state.memory, state.tokens.shape[1]
+    memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
     places = jnp.arange(room)
     real = jnp.pad(memory.real[0], (0, room - memory.room))
     hidden = jnp.where(real | (places >= start), 0.0, LEAST)
-    keys, values = (jax.new_ref(_flat(memory, name, room)) for name in ("keys", "values"))
+    kept = jax.new_ref(_flat(memory, "keys", room)), jax.new_ref(_flat(memory, "values", room))
     count = jnp.where(state.done[0], 0, jnp.maximum(jnp.asarray(until, jnp.int32) - state.count, 0))
     begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
     tokens, logprobs, made = decode(
-        layout, matrices(model, layout), vectors(model, plan, layout), keys, values, hidden, begin, limit=limit,
-        interpret=interpret,
+        kernels, matrices(model, layout), vectors(model, plan, layout) | {"hidden": hidden}, kept, begin, limit=limit,
+        persistent=persistent,
     )  # fmt: skip
     new = jnp.arange(limit) - state.count
     fresh = (new >= 0) & (new < made)
@@ -52,7 +50,7 @@ def advance_in_kernel(
     last = jnp.where(made > 0, tokens[jnp.maximum(made - 1, 0)], state.last[0])
     filled = (places[: memory.room] >= start) & (places[: memory.room] < start + made)
     after = dataclasses.replace(
-        memory, blocks=_folded(memory, jax.freeze(keys), jax.freeze(values)), length=memory.length + made,
+        memory, blocks=_folded(memory, *map(jax.freeze, kept)), length=memory.length + made,
         real=memory.real | filled[None],
     )  # fmt: skip
     return dataclasses.replace(

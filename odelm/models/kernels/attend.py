@@ -6,27 +6,25 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.program import COLUMN, ROW, Program, sum_of, vector
+from odelm.models.kernels.program import COLUMN, ROW, Program, Token, sum_of, vector
 
 LEAST = -1e30
 """In place of the score of a position that is not seen."""
-At = tuple[jax.Array, jax.Array]
-"""The position of a token, and its place in the memory; int32 ()."""
 Running = tuple[jax.Array, jax.Array, jax.Array]
 """The largest score so far, the sum of exp(score - largest), and the values (K,) weighted by the same."""
 
 
-def attend(program: Program, at: At, step: jax.Array) -> None:
-    """Averages values over the places up to this one, and keeps the new key and value in the memory.
+def attend(program: Program, token: Token, step: jax.Array) -> None:
+    """Averages values over the places up to the token's, and keeps its key and value in the memory.
 
     The programs of a head take turns with chunks of places; the first of them has the new one too.
     """
-    layout, C, (position, place) = program.layout, program.layout.chunk_splits, at
+    layout, C, place = program.layout, program.layout.chunk_splits, token.place
 
     def work(item: jax.Array) -> None:
         head, c = item // C, lax.rem(item, C)
         group = head // (layout.heads // layout.kv_heads)
-        query, key, value = projected(program, head, group, position, step)
+        query, key, value = projected(program, head, group, token.position, step)
 
         @pl.when((c == 0) & (lax.rem(head, layout.heads // layout.kv_heads) == 0))
         def keep_new() -> None:
@@ -45,6 +43,7 @@ def attend(program: Program, at: At, step: jax.Array) -> None:
         program.between["context"][c, head] = context
         program.between["top"][head, c], program.between["total"][head, c] = top, total
 
+    program.see_stores()
     program.share(layout.heads * C, work)
 
 

@@ -68,6 +68,11 @@ class Layout:
         return self.heads + 2 * self.kv_heads
 
     @property
+    def maps(self) -> tuple[str, str, str, str]:
+        """The linear maps of a block, in the order in which a step applies them."""
+        return ("qkv", "up", "out", "down") if self.parallel else ("qkv", "out", "up", "down")
+
+    @property
     def up(self) -> int:
         """What the first feed-forward matrix gives."""
         return self.hidden * (2 if self.activation == "swiglu" else 1)

@@ -1,26 +1,44 @@
-"""The phases of a depth step, between which all programs meet: a state goes in, and the sums that move it come out."""
+"""The phases of a depth step, between which all programs meet: a state goes in, and the sums that move it come out.
+
+With parallel branches there are three, since both branches read the same state: into both, attention, out of both.
+Otherwise there are five.
+"""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from odelm.models.kernels.layout import ROWS
-from odelm.models.kernels.program import Program, sum_of, vector
+from odelm.models.kernels.attend import attend
+from odelm.models.kernels.layout import ROWS, Layout
+from odelm.models.kernels.program import Program, Token, sum_of, vector
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
+Phase = Callable[[Program, Token, Step], Any]
 
 
-def enter(program: Program, embedded: Callable[[], jax.Array], step: Step) -> None:
-    """Computes queries, keys and values from the state that enters a step; that of the first is `embedded`.
+def phases_of(layout: Layout) -> tuple[Phase, ...]:
+    """Returns the phases of a step, in turn."""
+    if layout.parallel:
+        return _enter_both, attend, _leave_both
+    return enter, attend, leave_attention, feed, leave_feedforward
 
-    Each is stored twice, so that a read from the middle has the halves of a head swapped.
+
+def enter(program: Program, token: Token, step: Step) -> jax.Array:
+    """Computes queries, keys and values from the state that enters a step, first of all the token's embedding.
+
+    Returns that state (D,). Each is stored twice, so that a read from the middle has the halves of a head swapped.
     """
     p, K = program, program.layout.head_size
+
+    def embedded() -> jax.Array:
+        return p.matrices["embedding"][token.word] + p.vectors["position"][token.position]
+
     state = lax.cond(step == 0, embedded, lambda: moved(p, step - 1))
 
     @pl.when(p.me == 0)
@@ -35,10 +53,12 @@ def enter(program: Program, embedded: Callable[[], jax.Array], step: Step) -> No
         p.between["qkv"][part, head, pl.ds(K + at, ROWS)] = y
 
     p.multiply("qkv", step, p.take, store)
+    return state
 
 
-def leave_attention(program: Program, step: Step) -> None:
+def leave_attention(program: Program, token: Token, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
+    del token
     p, K, C = program, program.layout.head_size, program.layout.chunk_splits
 
     def averaged(head: jax.Array, start: jax.Array) -> jax.Array:
@@ -60,16 +80,17 @@ def leave_attention(program: Program, step: Step) -> None:
     p.multiply("out", step, fill, lambda tile, part, y: _put(p, "out", tile, part, y))
 
 
-def feed(program: Program, step: Step) -> None:
+def feed(program: Program, token: Token, step: Step) -> None:
     """Computes the hidden units before their activation."""
+    del token
     p = program
-    state = p.between["state"][lax.rem(step, 2)]
-    p.normalise(state if p.layout.parallel else state + attended(p, step), "norm2", step)
-    p.multiply("up", step, p.take, lambda tile, part, y: _put(p, "up", tile, part, y))
+    p.normalise(p.between["state"][lax.rem(step, 2)] + attended(p, step), "norm2", step)
+    _feed(p, step)
 
 
-def leave_feedforward(program: Program, step: Step) -> None:
+def leave_feedforward(program: Program, token: Token, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
+    del token
     p, F = program, program.layout.hidden
 
     def before(offset: jax.Array, size: int) -> jax.Array:
@@ -116,6 +137,21 @@ def activated(x: jax.Array, name: str) -> jax.Array:
         case "silu":
             return x / (1 + jnp.exp(-x))
     raise ValueError(f"activation is {name!r}")
+
+
+def _enter_both(program: Program, token: Token, step: Step) -> None:
+    state = enter(program, token, step)
+    program.normalise(state, "norm2", step)
+    _feed(program, step)
+
+
+def _leave_both(program: Program, token: Token, step: Step) -> None:
+    leave_attention(program, token, step)
+    leave_feedforward(program, token, step)
+
+
+def _feed(program: Program, step: Step) -> None:
+    program.multiply("up", step, program.take, lambda tile, part, y: _put(program, "up", tile, part, y))
 
 
 def _put(program: Program, name: str, tile: jax.Array, part: jax.Array, y: jax.Array) -> None:

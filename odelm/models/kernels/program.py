@@ -11,7 +11,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.layout import COLUMNS, ROWS, Layout
-from odelm.models.kernels.tables import MAPS
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
@@ -23,6 +22,16 @@ Fill = Callable[[jax.Array, Ref], None]
 """Writes inputs from an offset on into the right side of a product, (slice, `COLUMNS`)."""
 Store = Callable[[jax.Array, jax.Array, jax.Array], None]
 """Takes the number of a tile of `ROWS` outputs, that of a slice of inputs, and the sums over it (`ROWS`,)."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """The token that is computed; int32 () each."""
+
+    word: jax.Array
+    position: jax.Array
+    place: jax.Array
+    """Where its key and value go in the memory."""
 
 
 @dataclass
@@ -44,6 +53,13 @@ class Program:
     near: dict[str, Ref]
     """Shared memory and its barriers, as in `scratch`."""
     arrived: Ref | None = field(default=None)
+    """What programs count themselves in as they meet, int32 (1,), 0 at first; None is no meeting, because they end
+    after each phase."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether a phase is a launch of its own, so that no piece of a matrix is sent for ahead of it."""
+        return self.arrived is None and self.layout.programs > 1
 
     def meet(self, count: jax.Array) -> jax.Array:
         """Waits until all programs are here, for the time `count`, from 0 on; returns the next count.
@@ -51,9 +67,13 @@ class Program:
         What they wrote before is then seen by all.
         """
         if self.arrived is not None:
-            pl.semaphore_signal(self.arrived, 1)
-            pl.semaphore_wait(self.arrived, (count + 1) * self.layout.programs, decrement=False)
+            meet(self.arrived, (count + 1) * self.layout.programs)
         return count + 1
+
+    def see_stores(self) -> None:
+        """Lets the copies that this program starts see what programs stored before they met."""
+        if self.arrived is not None:
+            order_copies_after_stores()
 
     def share(self, count: int, work: Callable[[jax.Array], None]) -> None:
         """Does this program's part of `count` pieces of work."""
@@ -67,8 +87,7 @@ class Program:
         are computed. A place must not be in use.
         """
         ahead, item = item is None, self.me if item is None else item
-        size, splits = self.layout.slice, self._splits(name)
-        place = MAPS.index(name) % 2
+        size, splits, place = self.layout.slice, self._splits(name), self._place(name)
 
         def copy() -> None:
             tile, part = item // splits, lax.rem(item, splits)
@@ -80,10 +99,9 @@ class Program:
     def multiply(self, name: str, step: jax.Array, fill: Fill, store: Store) -> None:
         """Computes this program's part of a linear map of a block, of which the first piece is on its way.
 
-        Then it sends for the next piece that takes the same place.
+        Then it sends for the next piece that takes the same place. A program that is `alone` sends for its own first.
         """
-        size, splits = self.layout.slice, self._splits(name)
-        place = MAPS.index(name) % 2
+        size, splits, place = self.layout.slice, self._splits(name), self._place(name)
         matrix, inputs = self.near["matrix"].at[place], self.near["inputs"].at[pl.ds(0, size)]
 
         def work(item: jax.Array) -> None:
@@ -97,12 +115,14 @@ class Program:
             self.fetch(name, step, item)
             work(item)
 
-        count = self._count(name)
+        count, order = self._count(name), self.layout.maps
+        if self.alone:
+            self.share(count, fetched)
+            return
         pl.when(self.me < count)(lambda: work(self.me))
         self._share_rest(count, fetched)
-        after = MAPS[(MAPS.index(name) + 2) % 4]
-        following = lax.rem(step + 1, self.layout.steps) if name in MAPS[2:] else step
-        self.fetch(after, following)
+        after = order[(order.index(name) + 2) % 4]
+        self.fetch(after, lax.rem(step + 1, self.layout.steps) if name in order[2:] else step)
 
     def product(self, add: Callable[[Ref], None]) -> jax.Array:
         """Returns (`ROWS`,) float32, what `add` sums up in an accumulator whose columns are all equal."""
@@ -115,8 +135,8 @@ class Program:
 
     def wait_for_pieces(self) -> None:
         """Waits for what is still on its way before the program ends."""
-        for name in MAPS[:2]:
-            pl.when(self.me < self._count(name))(lambda name=name: plgpu.barrier_wait(self._bar(MAPS.index(name))))
+        for place, name in enumerate(self.layout.maps[:2]):
+            pl.when(self.me < self._count(name))(lambda place=place: plgpu.barrier_wait(self._bar(place)))
 
     def normalise(self, h: jax.Array, name: str, step: jax.Array | None = None) -> None:
         """Keeps the normalised state (D,) near, times the scale `name`, plus its shift; those of a step if given."""
@@ -155,8 +175,48 @@ class Program:
     def _count(self, name: str) -> int:
         return self.matrices[name].shape[1] // ROWS * self._splits(name)
 
+    def _place(self, name: str) -> int:
+        return self.layout.maps.index(name) % 2
+
     def _bar(self, place: int) -> Ref:
         return self.near["arrival"].at[place]
+
+
+def meet(counter: Ref, target: jax.Array) -> None:
+    """Adds 1 to a counter, int32 (1,) in global memory, and waits until it has reached a target, int32 ().
+
+    All that a program wrote before is then seen by those of the same GPU. (The semaphores of Pallas are seen by other
+    devices too, which takes longer.)
+    """
+    mosaic = _mosaic()
+
+    def cross(context: Any, counter: Any, target: Any) -> None:
+        del context
+        semaphore = mosaic.SemaphoreRef(mosaic.memref_ptr(counter))
+        mosaic.warpgroup_barrier()
+        semaphore.signal(1, memory_scope="gpu")
+        semaphore.wait(target.registers.item(), decrement=False, memory_scope="gpu")
+
+    plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(cross)(counter, target)
+
+
+def order_copies_after_stores() -> None:
+    """Orders the copying unit's reads of global memory after stores that this program knows of: it has a path to memory
+    of its own (PTX, "Proxies")."""
+    mosaic = _mosaic()
+
+    def order(context: Any) -> None:
+        del context
+        mosaic.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
+
+    plgpu.inline_mgpu()(order)()
+
+
+def _mosaic() -> Any:
+    """Returns what a kernel is made of where Pallas has no name for it."""
+    from jax.experimental.mosaic.gpu import utils
+
+    return utils
 
 
 def vector(ref: Ref, layout: Any = ROW) -> jax.Array:
@@ -173,7 +233,7 @@ def sum_of(parts: list[jax.Array]) -> jax.Array:
 
 
 def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the arrays through which programs hand results on, in global memory; nothing in them is set before."""
+    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin."""
     s, L = layout, layout.slice
     H, K, C, D = s.heads, s.head_size, s.chunk_splits, s.width
     shapes = {
@@ -182,7 +242,8 @@ def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
         "best": (s.slots,), "sum": (s.slots,),
     }  # fmt: skip
     found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    return found | {"best_word": jax.ShapeDtypeStruct((s.slots,), jnp.int32)}
+    whole = {"best_word": s.slots, "arrived": 1}
+    return found | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name, size in whole.items()}
 
 
 def scratch(layout: Layout) -> dict[str, Any]:

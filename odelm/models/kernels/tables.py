@@ -17,7 +17,7 @@ from odelm.ode import Plan
 
 Arrays = dict[str, jax.Array]
 MAPS = ("qkv", "out", "up", "down")
-"""The linear maps of a block, in the order in which a step applies them."""
+"""The linear maps of a block."""
 
 
 def matrices(model: CausalLM, layout: Layout) -> Arrays:

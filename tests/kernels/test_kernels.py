@@ -17,6 +17,7 @@ if jax.__version_info__ < (0, 11):
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.infer.in_kernel import advance_in_kernel
+from odelm.models.kernels.decode import Kernels
 from odelm.models.kernels.layout import layout_of, unsupported
 
 INTERPRETED = getattr(mosaic_gpu, "InterpretGPUParams")()  # noqa: B009 (jax 0.10 lacks it)
@@ -52,12 +53,15 @@ def begun(model: odelm.CausalLM, plan: tuple, *, end: int = -1, length: int = PR
     return prefill(model, plan, prompt, jnp.array([length]), sampling_options(), jax.random.key(0), **options)
 
 
-def in_kernel(model: odelm.CausalLM, plan: tuple, state: Decoding, until: int, **options: int) -> Decoding:
+def in_kernel(
+    model: odelm.CausalLM, plan: tuple, state: Decoding, until: int, *, programs: int = 1, end: int = -1
+) -> Decoding:
+    """Decodes by one program that stays, or by launches of several."""
     assert unsupported(model.config, plan) is None
     sizes = dict(slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
-    layout = layout_of(model.config, plan, state.memory.room, dtype=jnp.float32, programs=1, **sizes)
-    given = {"end": -1} | options
-    return advance_in_kernel(model, plan, state, until, layout=layout, interpret=INTERPRETED, **given)
+    layout = layout_of(model.config, plan, state.memory.room, dtype=jnp.float32, programs=programs, **sizes)
+    kernels = Kernels(layout, INTERPRETED)
+    return advance_in_kernel(model, plan, state, until, kernels=kernels, end=end, persistent=programs == 1)
 
 
 def assert_same(found: Decoding, expected: Decoding) -> None:
@@ -81,6 +85,15 @@ def test_a_kernel_decodes_what_the_model_does(options):
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
     assert_same(in_kernel(model, plan, state, NEW), expected)
+
+
+@pytest.mark.parametrize(("name", "programs"), few([("ends", 3), ("parallel", 5), ("swiglu", 40)], ("parallel", 5)))
+def test_launches_of_several_programs_decode_what_the_model_does(name, programs):
+    model = model_of(**MODELS[name])
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
+    assert_same(in_kernel(model, plan, state, 3, programs=programs), expected)
 
 
 def test_a_kernel_goes_on_where_it_stopped_after_a_padded_prompt():
