@@ -111,7 +111,10 @@ def exchange(rounds: int) -> Kernel:
 
             plgpu.barrier_wait(arrival.at[place])
             found = [plgpu.layout_cast(parts[place, k], plgpu.Layout.WGMMA) for k in range(CLUSTER)]
-            return sum(found[1:], found[0]) * 0.1
+            total = found[0]
+            for other in found[1:]:
+                total = total + other
+            return total * 0.1
 
         start = plgpu.layout_cast(jnp.full((64, 8), 1.0, jnp.float32), plgpu.Layout.WGMMA)
         x = lax.fori_loop(0, rounds, one, start)

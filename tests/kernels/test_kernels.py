@@ -1,5 +1,7 @@
 """The kernel's arithmetic, as one program that is interpreted without a GPU, against the model's own decoding."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 import odelm
 from odelm.infer.decode import Decoding, advance, prefill
+from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from tests.thorough import few
 
@@ -54,12 +57,19 @@ def begun(model: odelm.CausalLM, plan: tuple, *, end: int = -1, length: int = PR
 
 
 def in_kernel(
-    model: odelm.CausalLM, plan: tuple, state: Decoding, until: int, *, programs: int = 1, end: int = -1
+    model: odelm.CausalLM,
+    plan: tuple,
+    state: Decoding,
+    until: int,
+    *,
+    programs: int = 1,
+    end: int = -1,
+    dtype: Any = jnp.float32,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several."""
     assert unsupported(model.config, plan) is None
     sizes = dict(slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
-    layout = layout_of(model.config, plan, state.memory.room, dtype=jnp.float32, programs=programs, **sizes)
+    layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
     return advance_in_kernel(model, plan, state, until, kernels=kernels, end=end, persistent=programs == 1)
 
@@ -94,6 +104,22 @@ def test_launches_of_several_programs_decode_what_the_model_does(name, programs)
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), 3, end=-1)
     assert_same(in_kernel(model, plan, state, 3, programs=programs), expected)
+
+
+def test_a_kernel_in_bfloat16_is_as_near_to_float32_as_the_model_is():
+    exact = model_of(prelude=1)
+    state = begun(exact, exact.plan(steps=2))
+    coarse = Runner.of(with_dtype(exact, "bfloat16")).model
+    plan = coarse.plan(steps=2)
+    start = begun(coarse, plan)
+    found = in_kernel(coarse, plan, start, NEW, dtype=jnp.bfloat16)
+    written = jnp.concatenate([jnp.arange(PROMPT, dtype=jnp.int32) * 7 % WORDS, found.tokens[0]])[None, :-1]
+    logits = exact(written, steps=2)[0, PROMPT - 1 :]
+    chosen = jnp.take_along_axis(logits, found.tokens[0][:, None], 1)[:, 0]
+    rounding = jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max()
+    assert int(state.tokens[0, 0]) == int(found.tokens[0, 0])
+    assert (logits.max(-1) - chosen).max() <= rounding
+    np.testing.assert_allclose(found.logprobs[0], chosen - jax.nn.logsumexp(logits, axis=-1), atol=0.5 * rounding)
 
 
 def test_a_kernel_goes_on_where_it_stopped_after_a_padded_prompt():

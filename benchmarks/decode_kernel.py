@@ -1,0 +1,202 @@
+"""A token of a decoder by kernels against XLA, on one GPU: time, and how far each is from float32.
+
+    python -m benchmarks.decode_kernel --shape=small --steps=12,3 --context=512
+    python -m benchmarks.decode_kernel --model=small-decoder --steps=10,3
+    python -m benchmarks.decode_kernel --launches=10000
+
+One row is continued greedily in bfloat16, by `xla` (`odelm.infer.decode.advance`), by `launches`, one for each phase of
+a step, and by the `persistent` kernel, in turns. The time of a token is the difference between many and one, divided by
+those between. Afterwards one pass of the model in float32 over what each has written says how far the logit of each
+token is below the largest (`below`: 0 where it is the likeliest), and how far its log-probability is from the
+one that was reported. `--launches` starts the persistent kernel so often, while another stream is busy with products.
+`--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU (docs/kernels.md).
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import odelm
+from benchmarks.training import SHAPES, VOCABULARY
+from odelm.infer.decode import Decoding, advance, prefill
+from odelm.infer.in_kernel import advance_in_kernel
+from odelm.infer.runner import Runner, with_dtype
+from odelm.infer.sampling import sampling_options
+from odelm.models.kernels.decode import Kernels
+from odelm.models.kernels.layout import layout_of, unsupported
+
+HOWS = ("xla", "launches", "persistent")
+
+
+def model_of(options: argparse.Namespace) -> odelm.CausalLM:
+    """Returns the model, in float32: one of random weights of a shape, or one that was trained."""
+    if options.model:
+        model, *_ = odelm.load(options.model)
+        assert isinstance(model, odelm.CausalLM)
+        return model
+    shape = SHAPES[options.shape]
+    config = odelm.ModelConfig(
+        kind="decoder", vocab_size=VOCABULARY, width=shape["width"], heads=shape["heads"], depth=shape["depth"],
+        max_length=2048, prelude=options.ends, coda=options.ends, parallel_branches=options.parallel,
+    )  # fmt: skip
+    return odelm.CausalLM(config, rngs=nnx.Rngs(0))
+
+
+class Case:
+    """One model and grid: the state after a prompt, and for each way the compiled program that goes on from there."""
+
+    def __init__(self, model: odelm.CausalLM, steps: int, options: argparse.Namespace):
+        self.exact, self.options, self.steps = model, options, steps
+        self.runner = Runner.of(with_dtype(model, "bfloat16"))
+        self.plan = self.runner.model.plan(steps=steps)
+        assert (reason := unsupported(model.config, self.plan)) is None, reason
+        self.prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, options.context).astype(np.int32)
+        room = options.context + options.tokens - 1
+        self.layout = layout_of(self.runner.model.config, self.plan, room, **json.loads(options.layout))
+
+    def begin(self, params: Any) -> Decoding:
+        """Returns the state after the prompt."""
+        B, P = 1, self.options.context
+        model = nnx.merge(self.runner.graph, params)
+        prompts, lengths = jnp.asarray(self.prompt)[None], jnp.full(B, P, jnp.int32)
+        given = dict(new_tokens=self.options.tokens, end=-1)
+        return prefill(model, self.plan, prompts, lengths, sampling_options(), jax.random.key(0), **given)
+
+    def program(self, how: str) -> Any:
+        """Returns the jitted `program(params, plan, state, until)`."""
+
+        def run(params: Any, plan: Any, state: Decoding, until: jax.Array) -> Decoding:
+            model = nnx.merge(self.runner.graph, params)
+            if how == "xla":
+                return advance(model, plan, state, sampling_options(), until, end=-1)
+            kernels = Kernels(self.layout)
+            return advance_in_kernel(model, plan, state, until, kernels=kernels, end=-1, persistent=how == "persistent")
+
+        return jax.jit(run)
+
+    def differences(self, state: Decoding) -> tuple[float, float]:
+        """Returns the largest distance of a written token's logit below the largest, and of its log-probability from
+        the one reported, by the model in float32."""
+        count = int(state.count)
+        written = np.asarray(state.tokens[0, :count])
+        text = jnp.asarray(np.concatenate([self.prompt, written]))[None, :-1]
+        exact = with_dtype(self.exact, "float32")
+        with jax.default_matmul_precision("highest"):
+            logits = jax.jit(lambda text: exact(text, steps=self.steps))(text)[0, len(self.prompt) - 1 :]
+        chosen = jnp.take_along_axis(logits, jnp.asarray(written)[:, None], 1)[:, 0]
+        reported = jnp.asarray(state.logprobs[0, :count])
+        error = chosen - jax.nn.logsumexp(logits, axis=-1) - reported
+        return float((logits.max(-1) - chosen).max()), float(jnp.abs(error).max())
+
+
+def measure(case: Case, hows: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+    """Returns for each way the seconds of a token, and how far it is from float32."""
+    params, plan = case.runner.params, case.plan
+    state = jax.jit(case.begin)(params)
+    programs = {how: case.program(how) for how in hows}
+    short, long = jnp.int32(2), jnp.int32(case.options.tokens)
+    ends, found = {}, {}
+    for how, program in programs.items():
+        start = time.perf_counter()
+        ends[how] = jax.block_until_ready(program(params, plan, state, long))
+        print(f"    {how}: compiled and run in {time.perf_counter() - start:.1f} s", flush=True)
+    seconds: dict[str, list[float]] = {how: [] for how in hows}
+    for _ in range(repeats):
+        for how, program in programs.items():
+            times = []
+            for until in (short, long):
+                start = time.perf_counter()
+                jax.block_until_ready(program(params, plan, state, until))
+                times.append(time.perf_counter() - start)
+            seconds[how].append((times[1] - times[0]) / (int(long) - int(short)))
+    for how, end in ends.items():
+        below, error = case.differences(end)
+        found[how] = {"seconds": seconds[how], "below": below, "logprob_error": error}
+        times = sorted(1e6 * one for one in seconds[how])
+        print(
+            f"    {how:12} {statistics.median(times):8.1f} us ({times[0]:.1f} to {times[-1]:.1f}), "
+            f"below {below:.4f}, log-probability {error:.4f}", flush=True,
+        )  # fmt: skip
+    return found
+
+
+def launch_often(case: Case, count: int) -> None:
+    """Launches the persistent kernel so often, a few tokens each, beside products on another stream."""
+    params, plan = case.runner.params, case.plan
+    state = jax.jit(case.begin)(params)
+    program = case.program("persistent")
+    x = jnp.ones((4096, 4096), jnp.bfloat16)
+    busy = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: (y @ x) * 1e-4, x))
+    until = jnp.int32(3)
+    expected = np.asarray(jax.block_until_ready(program(params, plan, state, until)).tokens)
+    start = time.perf_counter()
+    for number in range(1, count + 1):
+        other = busy(x) if number % 10 == 0 else x
+        found = program(params, plan, state, until).tokens
+        if number % 500 == 0 or number == count:
+            assert (np.asarray(found) == expected).all(), f"launch {number} found other tokens"
+            jax.block_until_ready(other)
+            print(f"    {number} launches of the same tokens in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def compile_for(target: Path, case: Case, hows: list[str]) -> None:
+    """Compiles for a card that is not there, and prints what the programs take."""
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="card", topology="1x1x1", target_config=target.read_text()
+    )
+    there = NamedSharding(Mesh(np.array(topology.devices[:1]), "x"), PartitionSpec())
+    place = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there))
+    state = jax.eval_shape(case.begin, case.runner.params)
+    given = (case.runner.params, case.plan, state, jax.ShapeDtypeStruct((), jnp.int32))
+    for how in hows:
+        lowered = case.program(how).lower(*map(place, given))
+        memory = lowered.compile(compiler_options={"xla_gpu_autotune_level": 0}).memory_analysis()
+        assert memory is not None
+        print(f"    {how}: compiled, {memory.temp_size_in_bytes / 1e6:.1f} MB of scratch memory", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="small", help="of random weights: small, medium")
+    parser.add_argument("--model", default="", help="or a trained model: a run, a folder, a name")
+    parser.add_argument("--ends", type=int, default=0, help="blocks of its own before, and as many after, the core")
+    parser.add_argument("--parallel", action="store_true", help="parallel branches")
+    parser.add_argument("--steps", default="12,3", help="steps over the core: A,B")
+    parser.add_argument("--context", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--how", default=",".join(HOWS), help="which ways, in turns")
+    parser.add_argument("--layout", default="{}", help="numbers of `odelm.models.kernels.layout.Layout`, as JSON")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--launches", type=int, default=0, help="launch the persistent kernel so often, and end")
+    parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
+    parser.add_argument("--out", type=Path, help="where to write all times as JSON")
+    options = parser.parse_args()
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
+    model, results = model_of(options), {}
+    for steps in map(int, options.steps.split(",")):
+        case = Case(model, steps, options)
+        print(f"  {steps} steps, {case.layout.steps} evaluations, context {options.context}", flush=True)
+        if options.compile_for:
+            compile_for(options.compile_for, case, options.how.split(","))
+        elif options.launches:
+            launch_often(case, options.launches)
+        else:
+            results[steps] = measure(case, options.how.split(","), options.repeats)
+            if options.out:
+                options.out.write_text(json.dumps({"options": vars(options), "results": results}, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
