@@ -10,7 +10,7 @@ JOBS ?= 2
 NEWER = python3.14 python3.13 python3.12 \
 	$(foreach minor,14 13 12,$(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python))
 
-.PHONY: try demo test test-all test-kills test-beam test-wandb test-harness test-interop test-newest test-newest-with lint docs clean
+.PHONY: try demo test test-all test-kills test-beam test-wandb test-harness test-interop test-gpu test-newest test-newest-with lint docs clean
 
 try: .venv/.installed
 	$(BIN)/python infer.py --model=small-decoder --prompt="The history of the city begins" --steps=10,1
@@ -45,6 +45,10 @@ test-beam: .venv/.installed-beam-test
 # Metrics to Weights & Biases, without a network; without it `make test` skips this.
 test-wandb: .venv/.installed-wandb-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/train/test_wandb.py
+
+# Kernels on a GPU of this machine, with the Python of `BIN`: what has no GPU that they are for is skipped, with a reason.
+test-gpu:
+	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -q -rs tests/gpu
 
 # Tasks against lm-eval, by our model in it and by its own of transformers, without a network; without lm-eval `make test`
 # skips these. Deprecations are those of its dependencies.

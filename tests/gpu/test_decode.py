@@ -1,0 +1,110 @@
+"""Kernels on a card: `make test-gpu`. What is skipped is said, with the reason."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import odelm
+
+if jax.default_backend() != "gpu":
+    pytest.skip("there is no GPU here (JAX_PLATFORMS=cuda)", allow_module_level=True)
+if jax.__version_info__ < (0, 11):
+    pytest.skip("the kernels need jax 0.11 or later", allow_module_level=True)
+if not str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9"):
+    pytest.skip("the kernels are for Hopper cards", allow_module_level=True)
+
+from odelm.infer.decode import Decoding, advance, prefill
+from odelm.infer.in_kernel import advance_in_kernel
+from odelm.infer.runner import Runner, with_dtype
+from odelm.infer.sampling import sampling_options
+from odelm.models.kernels.decode import Kernels
+from odelm.models.kernels.layout import layout_of, unsupported
+
+NEW, PROMPT = 40, 100
+MODELS = {
+    "small": {},
+    "ends": dict(prelude=1, coda=1, depth=8),
+    "parallel": dict(parallel_branches=True),
+    "gpt2": dict(norm="layernorm", bias=True, positions="learned", qk_norm=False, time_modulation=False, depth=4),
+    "swiglu": dict(activation="swiglu", bias=True, depth=4, groups=2),
+    "kv_heads": dict(kv_heads=4, wide_modulation=True, depth=4),
+    "medium": dict(width=1024, heads=16, depth=6),
+    "narrow": dict(width=512, heads=8, depth=8),
+}
+
+
+def model_of(**options: object) -> odelm.CausalLM:
+    shape = dict(kind="decoder", vocab_size=5000, width=768, heads=12, depth=6, max_length=512)
+    model = odelm.CausalLM(odelm.ModelConfig(**shape | options), rngs=nnx.Rngs(0))
+    leaves, tree = jax.tree.flatten(nnx.state(model, nnx.Param))
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    nnx.update(model, jax.tree.unflatten(tree, moved))
+    return model
+
+
+def begun(model: odelm.CausalLM, plan: tuple, seed: int) -> Decoding:
+    prompt = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, PROMPT)).astype(np.int32)
+    given = dict(new_tokens=NEW, end=-1)
+    return prefill(
+        model, plan, jnp.asarray(prompt), jnp.array([PROMPT]), sampling_options(), jax.random.key(0), **given
+    )
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["launches", "persistent"])
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_find_the_likeliest_tokens(name, persistent):
+    exact = model_of(**MODELS[name])
+    runner = Runner.of(with_dtype(exact, "bfloat16"))
+    plan = runner.model.plan(steps=exact.config.core // 2)
+    assert unsupported(exact.config, plan) is None
+    for seed in range(3):
+        state = jax.jit(lambda params, seed=seed: begun(nnx.merge(runner.graph, params), plan, seed))(runner.params)
+        kernels = Kernels(layout_of(runner.model.config, plan, state.memory.room))
+
+        def run(params, state, kernels=kernels):
+            model = nnx.merge(runner.graph, params)
+            return advance_in_kernel(model, plan, state, NEW, kernels=kernels, end=-1, persistent=persistent)
+
+        found = jax.jit(run)(runner.params, state)
+        assert int(found.count) == NEW
+        prompt = np.random.default_rng(seed).integers(0, exact.config.vocab_size, PROMPT)
+        text = jnp.asarray(np.concatenate([prompt, found.tokens[0]]).astype(np.int32))[None, :-1]
+        with jax.default_matmul_precision("highest"):
+            logits = with_dtype(exact, "float32")(text, steps=exact.config.core // 2)[0, PROMPT - 1 :]
+        chosen = jnp.take_along_axis(logits, found.tokens[0][:, None], 1)[:, 0]
+        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        assert float((logits.max(-1) - chosen).max()) <= rounding
+        error = found.logprobs[0] - (chosen - jax.nn.logsumexp(logits, axis=-1))
+        assert float(jnp.abs(error).max()) <= rounding
+
+
+def test_a_kernel_goes_on_in_parts_as_at_once():
+    model = Runner.of(with_dtype(model_of(prelude=1), "bfloat16")).model
+    plan = model.plan(steps=2)
+    state = begun(model, plan, 0)
+    kernels = Kernels(layout_of(model.config, plan, state.memory.room))
+    whole = advance_in_kernel(model, plan, state, NEW, kernels=kernels, end=-1)
+    parts = state
+    for until in (1, 2, 17, NEW):
+        parts = advance_in_kernel(model, plan, parts, until, kernels=kernels, end=-1)
+    np.testing.assert_array_equal(parts.tokens, whole.tokens)
+    np.testing.assert_array_equal(parts.logprobs, whole.logprobs)
+    expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
+    assert (expected.tokens == whole.tokens).mean() > 0.5  # they part where two logits are as good as equal
+
+
+def test_ten_thousand_launches_beside_another_stream_do_not_hang():
+    command = [sys.executable, "-m", "benchmarks.decode_kernel", "--shape=small", "--steps=3", "--launches=10000"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10000 launches of the same tokens" in done.stdout
