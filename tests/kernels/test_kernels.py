@@ -65,10 +65,11 @@ def in_kernel(
     programs: int = 1,
     end: int = -1,
     dtype: Any = jnp.float32,
+    sharing: bool = False,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several."""
     assert unsupported(model.config, plan) is None
-    sizes = dict(slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
+    sizes = dict(slices=(64,) * 4, sharing=sharing, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
     return advance_in_kernel(model, plan, state, until, kernels=kernels, end=end, persistent=programs == 1)
@@ -88,13 +89,22 @@ def assert_same(found: Decoding, expected: Decoding) -> None:
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", few(MODELS, "ends", "kv_heads"))
+@pytest.mark.parametrize("options", few(MODELS, "ends", "kv_heads", "parallel"))
 def test_a_kernel_decodes_what_the_model_does(options):
     model = model_of(**options)
     plan = model.plan(steps=2)
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
     assert_same(in_kernel(model, plan, state, NEW), expected)
+
+
+@pytest.mark.parametrize("name", few(["default", "ends", "parallel"], "ends"))
+def test_maps_may_share_their_places(name):
+    model = model_of(**MODELS[name])
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
+    assert_same(in_kernel(model, plan, state, 3, sharing=True), expected)
 
 
 @pytest.mark.parametrize(("name", "programs"), few([("ends", 3), ("parallel", 5), ("swiglu", 40)], ("parallel", 5)))

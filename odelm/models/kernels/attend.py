@@ -21,7 +21,7 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
     """
     layout, C, place = program.layout, program.layout.chunk_splits, token.place
 
-    def work(item: jax.Array) -> None:
+    def work(_: jax.Array, item: jax.Array) -> None:
         head, c = item // C, lax.rem(item, C)
         group = head // (layout.heads // layout.kv_heads)
         query, key, value = projected(program, head, group, token.position, step)

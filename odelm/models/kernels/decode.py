@@ -125,10 +125,9 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 
         return done + 1, word, met
 
-    for name in program.layout.maps[:2]:
-        program.fetch(name, jnp.int32(0))
+    program.begin()
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), first, jnp.int32(0)))
-    program.wait_for_pieces()
+    program.end()
 
     @pl.when(program.me == 0)
     def count_tokens() -> None:

@@ -15,8 +15,10 @@ ROWS = 64
 COLUMNS = 16
 """Columns of the other factor: the fewest, of 16 bits, that shared memory holds as that instruction reads them. For one
 row of the batch all are equal."""
-SLICE, RING_SLICE = 512, 128
-"""The most inputs of a matrix that a program sums over at a time, in the blocks and in the readout."""
+SLICE, RING_SLICES = 512, (128, 64)
+"""The most inputs of a matrix that a program sums over at a time, in the blocks, and how many in the readout."""
+MAPS = ("qkv", "out", "up", "down")
+"""The linear maps of a block."""
 CHUNK = 64
 """Positions whose keys a program reads at a time."""
 PROGRAMS = 132
@@ -53,14 +55,17 @@ class Layout:
     dtype: Any = jnp.bfloat16
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS
-    slice: int = SLICE
-    """Inputs that are summed over at a time: the sums of a row's slices are added by those who read them."""
+    slices: tuple[int, int, int, int] = (SLICE,) * 4
+    """Inputs of each of `MAPS` that are summed over at a time: the sums of a row's slices are added by those who read
+    them."""
+    sharing: bool = True
+    """Whether every other map takes the place in shared memory of the one before it; if not, each has its own."""
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head."""
     ring: int = 2
     """Pieces of the readout that are on their way or in use."""
-    ring_slice: int = RING_SLICE
+    ring_slice: int = RING_SLICES[-1]
 
     @property
     def mapped_heads(self) -> int:
@@ -77,12 +82,48 @@ class Layout:
         """What the first feed-forward matrix gives."""
         return self.hidden * (2 if self.activation == "swiglu" else 1)
 
+    def slice_of(self, name: str) -> int:
+        """Returns how many inputs of a map are summed over at a time."""
+        return self.slices[MAPS.index(name)]
+
+    def inputs(self, name: str) -> int:
+        """Returns how many inputs a map has."""
+        return {"qkv": self.width, "out": self.heads * self.head_size, "up": self.width, "down": self.hidden}[name]
+
+    def splits(self, name: str) -> int:
+        """Returns in how many slices the inputs of a map are cut."""
+        return self.inputs(name) // self.slice_of(name)
+
+    def pieces(self, name: str) -> int:
+        """Returns how many pieces of `ROWS` by a slice a map has."""
+        rows = {"qkv": self.mapped_heads * self.head_size, "out": self.width, "up": self.up, "down": self.width}
+        return rows[name] // ROWS * self.splits(name)
+
+    def rounds(self, name: str) -> int:
+        """Returns how many pieces of a map a program has at most."""
+        return -(-self.pieces(name) // self.programs)
+
+    @property
+    def places(self) -> tuple[tuple[str, ...], ...]:
+        """The maps that take turns with each place in shared memory."""
+        order = self.maps
+        return ((order[0], order[2]), (order[1], order[3])) if self.sharing else tuple((name,) for name in order)
+
+    def place_shape(self, names: tuple[str, ...]) -> tuple[int, int, int]:
+        """Returns the shape of a place for the pieces of maps whose slices are equal: rounds, rows, inputs."""
+        return max(map(self.rounds, names)), ROWS, self.slice_of(names[0])
+
     @property
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
-        inputs = max(self.width, self.slice) * COLUMNS
-        numbers = inputs + 2 * ROWS * self.slice + self.ring * ROWS * self.ring_slice + 2 * self.chunk * self.head_size
+        numbers = max(self.width, *self.slices) * COLUMNS + 2 * self.chunk * self.head_size
+        numbers += self.ring * ROWS * self.ring_slice + sum(math.prod(self.place_shape(names)) for names in self.places)
         return numbers * jnp.dtype(self.dtype).itemsize + self.width * 4
+
+    @property
+    def fits(self) -> bool:
+        """Whether a Hopper card has so much."""
+        return self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
 
     @property
     def slots(self) -> int:
@@ -93,11 +134,11 @@ class Layout:
 def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
     """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
 
-    The pieces are as large, and as many, as the shared memory of a Hopper card allows.
+    Each map has a place of its own, with slices as short as they can be for every program to have one piece, if the
+    shared memory of a Hopper card allows it; if not, maps share places. The readout gets what is left. `options` are
+    fields of the layout; with `slices` among them nothing is chosen.
     """
-    chunk = options.get("chunk", CHUNK)
-    D, F, inner = config.width, config.feedforward_size, config.heads * config.head_size
-    options = dict(slice=largest(SLICE, D, inner, F), ring_slice=largest(RING_SLICE, D)) | options
+    chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -105,16 +146,26 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
         qk_norm=config.qk_norm, **options,
     )  # fmt: skip
-    if "ring" in options:
+    if "slices" in options:
         return layout
-    rings = (dataclasses.replace(layout, ring=ring) for ring in RINGS)
-    return next((one for one in rings if one.shared_bytes + SPARE_BYTES <= SHARED_BYTES), layout)
+    shared = max(_divisors(math.gcd(D, config.heads * config.head_size, F)))
+    choices = [dict(slices=tuple(_shortest(layout, name) for name in MAPS), sharing=False)]
+    choices.append(dict(slices=(shared,) * 4, sharing=True))
+    rings = [dict(ring=ring, ring_slice=size) for size in RING_SLICES if D % size == 0 for ring in RINGS]
+    all_of = [dataclasses.replace(layout, **places | ring) for places in choices for ring in rings]
+    return next((one for one in all_of if one.fits), all_of[-1])
 
 
-def largest(limit: int, *sizes: int) -> int:
-    """Returns the largest multiple of `ROWS` up to `limit` that divides all sizes."""
-    common = math.gcd(*sizes)
-    return max(n for n in range(ROWS, limit + 1, ROWS) if common % n == 0)
+def _shortest(layout: Layout, name: str) -> int:
+    """Returns the shortest slice of a map with which no program has two pieces, or the longest of all."""
+    lengths = _divisors(layout.inputs(name))
+    layouts = [dataclasses.replace(layout, slices=(length,) * 4) for length in lengths]
+    return next((one.slices[0] for one in layouts if one.rounds(name) == 1), lengths[-1])
+
+
+def _divisors(inputs: int) -> list[int]:
+    """Returns the lengths of slices into which so many inputs can be cut."""
+    return [n for n in range(ROWS, SLICE + 1, ROWS) if inputs % n == 0]
 
 
 def unsupported(config: ModelConfig, plan: DepthPlan) -> str | None:

@@ -75,54 +75,68 @@ class Program:
         if self.arrived is not None:
             order_copies_after_stores()
 
-    def share(self, count: int, work: Callable[[jax.Array], None]) -> None:
-        """Does this program's part of `count` pieces of work."""
-        pl.when(self.me < count)(lambda: work(self.me))
-        self._share_rest(count, work)
+    def share(self, count: int, work: Callable[[Any, jax.Array], None]) -> None:
+        """Does this program's part of `count` pieces of work: `work(n, piece)` for its n-th."""
+        programs = self.layout.programs
+        if count <= programs:
+            pl.when(self.me < count)(lambda: work(0, self.me))
+            return
 
-    def fetch(self, name: str, step: jax.Array, item: jax.Array | None = None) -> None:
-        """Starts to copy a piece of a matrix into shared memory: this program's first, or `item`.
+        @pl.loop(0, -(-count // programs))
+        def one(number: jax.Array) -> None:
+            piece = number * programs + self.me
+            pl.when(piece < count)(lambda: work(number, piece))
 
-        The four maps of a block take turns with two places, so that a piece is on its way while the phases before it
-        are computed. A place must not be in use.
-        """
-        ahead, item = item is None, self.me if item is None else item
-        size, splits, place = self.layout.slice, self._splits(name), self._place(name)
+    def fetch(self, name: str, step: jax.Array) -> None:
+        """Starts to copy this program's pieces of a map, for a step, into their place, which must not be in use."""
+        layout, splits, size = self.layout, self.layout.splits(name), self.layout.slice_of(name)
+        place, arrival = self._place(name)
 
-        def copy() -> None:
+        def piece(number: jax.Array, item: jax.Array) -> None:
             tile, part = item // splits, lax.rem(item, splits)
             of = (self.vectors["block"][step], pl.ds(tile * ROWS, ROWS), pl.ds(part * size, size))
-            plgpu.copy_gmem_to_smem(self.matrices[name].at[of], self.near["matrix"].at[place], self._bar(place))
+            plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place.at[number], arrival.at[number])
 
-        pl.when(item < self._count(name))(copy) if ahead else copy()
+        self.share(layout.pieces(name), piece)
 
     def multiply(self, name: str, step: jax.Array, fill: Fill, store: Store) -> None:
-        """Computes this program's part of a linear map of a block, of which the first piece is on its way.
+        """Computes this program's part of a linear map of a block, whose pieces are near or on their way.
 
-        Then it sends for the next piece that takes the same place. A program that is `alone` sends for its own first.
+        Then it sends for the next ones of that place, unless they stay. A program that is `alone` sends for its own
+        first.
         """
-        size, splits, place = self.layout.slice, self._splits(name), self._place(name)
-        matrix, inputs = self.near["matrix"].at[place], self.near["inputs"].at[pl.ds(0, size)]
-
-        def work(item: jax.Array) -> None:
-            tile, part = item // splits, lax.rem(item, splits)
-            fill(part * size, inputs)
-            plgpu.commit_smem()
-            plgpu.barrier_wait(self._bar(place))
-            store(tile, part, self.product(lambda acc: plgpu.wgmma(acc, matrix, inputs)))
-
-        def fetched(item: jax.Array) -> None:
-            self.fetch(name, step, item)
-            work(item)
-
-        count, order = self._count(name), self.layout.maps
+        splits, size = self.layout.splits(name), self.layout.slice_of(name)
+        (place, arrival), inputs = self._place(name), self.near["inputs"].at[pl.ds(0, size)]
         if self.alone:
-            self.share(count, fetched)
-            return
-        pl.when(self.me < count)(lambda: work(self.me))
-        self._share_rest(count, fetched)
-        after = order[(order.index(name) + 2) % 4]
-        self.fetch(after, lax.rem(step + 1, self.layout.steps) if name in order[2:] else step)
+            self.fetch(name, step)
+
+        def piece(number: jax.Array, item: jax.Array) -> None:
+            fill(lax.rem(item, splits) * size, inputs)
+            plgpu.commit_smem()
+            if not self.stays(name):
+                plgpu.barrier_wait(arrival.at[number])
+            sums = self.product(lambda acc: plgpu.wgmma(acc, place.at[number], inputs))
+            store(item // splits, lax.rem(item, splits), sums)
+
+        self.share(self.layout.pieces(name), piece)
+        if not self.alone and not self.stays(name):
+            names = next(names for names in self.layout.places if name in names)
+            last = name == names[-1]
+            self.fetch(names[0] if last else names[-1], lax.rem(step + 1, self.layout.steps) if last else step)
+
+    def stays(self, name: str) -> bool:
+        """Whether the pieces of a map stay in shared memory, since all steps have one block."""
+        return not self.layout.sharing and not self.alone and self.matrices[name].shape[0] == 1
+
+    def begin(self) -> None:
+        """Sends for the first pieces of every place, and waits for those that stay."""
+        for names in self.layout.places:
+            self.fetch(names[0], jnp.int32(0))
+        self._wait(staying=True)
+
+    def end(self) -> None:
+        """Waits for what is still on its way."""
+        self._wait(staying=False)
 
     def product(self, add: Callable[[Ref], None]) -> jax.Array:
         """Returns (`ROWS`,) float32, what `add` sums up in an accumulator whose columns are all equal."""
@@ -132,11 +146,6 @@ class Program:
             return acc[...]
 
         return jnp.max(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32)), axis=1)
-
-    def wait_for_pieces(self) -> None:
-        """Waits for what is still on its way before the program ends."""
-        for place, name in enumerate(self.layout.maps[:2]):
-            pl.when(self.me < self._count(name))(lambda place=place: plgpu.barrier_wait(self._bar(place)))
 
     def normalise(self, h: jax.Array, name: str, step: jax.Array | None = None) -> None:
         """Keeps the normalised state (D,) near, times the scale `name`, plus its shift; those of a step if given."""
@@ -159,27 +168,20 @@ class Program:
         """Returns the sum over the slices of what all programs stored under a name."""
         return sum_of([self.between[name][i] for i in range(self.between[name].shape[0])])
 
-    def _share_rest(self, count: int, work: Callable[[jax.Array], None]) -> None:
-        programs = self.layout.programs
-        if count <= programs:
-            return
+    def _wait(self, *, staying: bool) -> None:
+        for names in self.layout.places:
+            if self.stays(names[0]) == staying:
+                _, arrival = self._place(names[0])
 
-        @pl.loop(1, -(-count // programs))
-        def rest(i: jax.Array) -> None:
-            item = i * programs + self.me
-            pl.when(item < count)(lambda: work(item))
+                def piece(number: jax.Array, _: jax.Array, arrival: Ref = arrival) -> None:
+                    plgpu.barrier_wait(arrival.at[number])
 
-    def _splits(self, name: str) -> int:
-        return self.matrices[name].shape[2] // self.layout.slice
+                self.share(self.layout.pieces(names[0]), piece)
 
-    def _count(self, name: str) -> int:
-        return self.matrices[name].shape[1] // ROWS * self._splits(name)
-
-    def _place(self, name: str) -> int:
-        return self.layout.maps.index(name) % 2
-
-    def _bar(self, place: int) -> Ref:
-        return self.near["arrival"].at[place]
+    def _place(self, name: str) -> tuple[Ref, Ref]:
+        """Returns the place of a map's pieces in shared memory, and what says that each has arrived."""
+        number = next(i for i, names in enumerate(self.layout.places) if name in names)
+        return self.near["matrices"][number], self.near["arrivals"][number]
 
 
 def meet(counter: Ref, target: jax.Array) -> None:
@@ -234,11 +236,11 @@ def sum_of(parts: list[jax.Array]) -> jax.Array:
 
 def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin."""
-    s, L = layout, layout.slice
+    s, splits = layout, layout.splits
     H, K, C, D = s.heads, s.head_size, s.chunk_splits, s.width
     shapes = {
-        "state": (2, D), "qkv": (D // L, s.mapped_heads, 2 * K), "context": (C, H, K), "top": (H, C), "total": (H, C),
-        "out": (H * K // L, D), "up": (D // L, s.up), "down": (s.hidden // L, D),
+        "state": (2, D), "qkv": (splits("qkv"), s.mapped_heads, 2 * K), "context": (C, H, K), "top": (H, C),
+        "total": (H, C), "out": (splits("out"), D), "up": (splits("up"), s.up), "down": (splits("down"), D),
         "best": (s.slots,), "sum": (s.slots,),
     }  # fmt: skip
     found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -251,9 +253,9 @@ def scratch(layout: Layout) -> dict[str, Any]:
     s, dtype = layout, layout.dtype
     return {
         "state": plgpu.SMEM((s.width,), jnp.float32),
-        "inputs": plgpu.SMEM((max(s.width, s.slice), COLUMNS), dtype),
-        "matrix": plgpu.SMEM((2, ROWS, s.slice), dtype),
-        "arrival": plgpu.Barrier(num_barriers=2),
+        "inputs": plgpu.SMEM((max(s.width, *s.slices), COLUMNS), dtype),
+        "matrices": [plgpu.SMEM(s.place_shape(names), dtype) for names in s.places],
+        "arrivals": [plgpu.Barrier(num_barriers=s.place_shape(names)[0]) for names in s.places],
         "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "values": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "memory_arrival": plgpu.Barrier(num_barriers=2),

@@ -9,15 +9,13 @@ from flax import nnx
 
 from odelm.models.block import Condition
 from odelm.models.embed import sinusoid_table
-from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.layout import MAPS, Layout
 from odelm.models.lm import CausalLM
 from odelm.models.transformer import DepthPlan
 from odelm.models.view import rotary_angles
 from odelm.ode import Plan
 
 Arrays = dict[str, jax.Array]
-MAPS = ("qkv", "out", "up", "down")
-"""The linear maps of a block."""
 
 
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
