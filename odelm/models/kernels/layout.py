@@ -55,7 +55,7 @@ class Layout:
     dtype: Any = jnp.bfloat16
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS
-    slices: tuple[int, int, int, int] = (SLICE,) * 4
+    slices: tuple[int, int, int, int] = (SLICE, SLICE, SLICE, SLICE)
     """Inputs of each of `MAPS` that are summed over at a time: the sums of a row's slices are added by those who read
     them."""
     sharing: bool = True
