@@ -1,5 +1,6 @@
 """The command line of `train.py` and `infer.py`: flags, help, and mistakes told in one line."""
 
+import errno
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from odelm.interrupts import FAILED, interrupted
 
 HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 WIDTH = 100
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
+"""What the system says of a path that cannot be used as it was given, whatever a program does with it."""
 
 
 def new_flags() -> flags.FlagValues:
@@ -56,7 +59,8 @@ def run(
 
 def told_in_one_line(main: Callable[[], int]) -> int:
     """Returns the exit status of `main`; a mistake in the input is one line on stderr and status 2, a run that cannot
-    continue one line and status 1.
+    continue one line and status 1. A path that the system refuses, such as one in a folder of another user, is a
+    mistake in the input too.
 
     Any other exception is a defect of ours and keeps its traceback.
     """
@@ -69,11 +73,19 @@ def told_in_one_line(main: Callable[[], int]) -> int:
     except (InputError, flags.Error) as error:
         if interrupted():
             raise KeyboardInterrupt from error
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSED:
+            raise
+        return _refused(f"{error.filename} cannot be used ({error.strerror}): give another path, or change its rights")
     except RunFailure as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
+
+
+def _refused(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str]) -> None:

@@ -110,3 +110,16 @@ def test_what_is_no_flag_is_told_in_one_line(values, capsys):
         assert command_line.run(lambda: pytest.fail("ran"), values, [wrong], "") == 2
         told = capsys.readouterr().err
         assert words in told and told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, capsys):
+    def opened(path: Path) -> int:
+        return path.stat().st_size
+
+    (tmp_path / "file").touch()
+    for path, reason in ((tmp_path / ("a" * 300), "File name too long"), (tmp_path / "file" / "b", "Not a directory")):
+        assert command_line.told_in_one_line(lambda path=path: opened(path)) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {path} cannot be used ({reason}): ") and told.count("\n") == 1
+    with pytest.raises(FileNotFoundError):
+        command_line.told_in_one_line(lambda: opened(tmp_path / "absent"))
