@@ -116,6 +116,14 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def data_folder(data_dir: str) -> Path:
+    """Returns the folder that `data.data_dir` names; InputError if its path is not UTF-8, which ArrayRecord and the
+    tokenizers library cannot write to."""
+    folder = Path(data_dir).expanduser()
+    whole_characters(f"data.data_dir {data_dir!r}", str(folder.absolute()))
+    return folder
+
+
 def is_url(path: Any) -> bool:
     """Returns whether a path is a URL, a place that is not of this machine's file system (see `odelm.remote`)."""
     return "://" in str(path)

@@ -31,7 +31,7 @@ from odelm.data.sources.documents import Document
 from odelm.data.sources.files import TXT_ENDINGS, stats
 from odelm.data.sources.tfds import CorpusBuilder, CorpusConfig, quiet
 from odelm.errors import InputError
-from odelm.files import fingerprint, resumed
+from odelm.files import data_folder, fingerprint, resumed
 
 FORMAT = 3
 """Part of every corpus's name: raise it when what is written changes."""
@@ -103,7 +103,7 @@ class FileCorpus:
 
     @property
     def directory(self) -> Path:
-        return Path(self.config.data_dir).expanduser() / "corpora" / self.name
+        return data_folder(self.config.data_dir) / "corpora" / self.name
 
     def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
         with resumed(self.directory) as partial:

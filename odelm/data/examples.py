@@ -18,7 +18,7 @@ from odelm.data.glue import all_texts, read_task
 from odelm.data.scores import majority_of, scores_of
 from odelm.data.tokens import TOKENIZER
 from odelm.errors import InputError
-from odelm.files import fingerprint, publish
+from odelm.files import data_folder, fingerprint, publish
 
 Batch = dict[str, np.ndarray]
 
@@ -204,7 +204,7 @@ def _trained_tokenizer(config: Config, texts: Sequence[str]) -> Path:
     tokenizers.check_trainable(vocab_size)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     key = fingerprint("task", digest, vocab_size, config.data.tokenizer_bytes)
-    directory = Path(config.data.data_dir).expanduser() / "tokenizers" / key
+    directory = data_folder(config.data.data_dir) / "tokenizers" / key
     if not directory.is_dir():
         trained = tokenizers.train(texts, vocab_size=vocab_size, max_bytes=config.data.tokenizer_bytes)
         with publish(directory) as partial:

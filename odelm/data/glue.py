@@ -98,11 +98,14 @@ def read_examples(path: Path, task: Task) -> Labelled:
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yields the columns of each line that is not blank; a quotation mark is a character like any other."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); data.source is the folder of its files") from error
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}): convert it (iconv -t UTF-8)") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line} is not UTF-8 ({error.reason}): convert it (iconv -t UTF-8)") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield f"line {number}", line.removesuffix("\r").split("\t")

@@ -23,7 +23,7 @@ from odelm.data.sources.documents import checked, text_documents
 from odelm.data.sources.files import text_files
 from odelm.data.tokens import INDEX, RECORD_TOKENS, TOKENIZER, Prepared, Stream, index, open_prepared, sha256
 from odelm.errors import InputError
-from odelm.files import fingerprint, publish, resumed, writing
+from odelm.files import data_folder, fingerprint, publish, resumed, writing
 
 FORMAT = 3
 """Part of every fingerprint: raise it when what is written changes, the sizes of records and shards included."""
@@ -64,7 +64,7 @@ def prepare(
     tokenizers.end_id(tokenizer, end)
     key = fingerprint(FORMAT, corpus.name, tokenizer.to_str(), *([end] if end else []))
     name = config.data.corpus.replace(":", "-").replace("/", "-")
-    directory = Path(config.data.data_dir).expanduser() / "tokens" / f"{name}-{key}"
+    directory = data_folder(config.data.data_dir) / "tokens" / f"{name}-{key}"
     made = not directory.is_dir()
     if made:
         corpus.prepare(workers=workers, beam=beam)
@@ -192,7 +192,7 @@ def _trained_tokenizer(
     """Returns the path of the tokenizer trained on the corpus, training it if it is not there."""
     vocab_size = config.data.vocab_size or config.model.vocab_size
     key = fingerprint(FORMAT, corpus.name, vocab_size, config.data.tokenizer_bytes)
-    directory = Path(config.data.data_dir).expanduser() / "tokenizers" / key
+    directory = data_folder(config.data.data_dir) / "tokenizers" / key
     if not directory.is_dir():
         tokenizers.check_trainable(vocab_size)
         corpus.prepare(workers=workers, beam=beam)

@@ -14,7 +14,7 @@ from odelm.data.sources.documents import Document, digest, is_held_out
 from odelm.data.sources.files import stats
 from odelm.data.sources.tfds import quiet
 from odelm.errors import InputError, nearest
-from odelm.files import fingerprint, only_one, resumed
+from odelm.files import data_folder, fingerprint, only_one, resumed
 
 PREFIX = "tfds:"
 TRAIN, HELD_OUT = "train", ("validation", "test")
@@ -41,7 +41,7 @@ class Catalogue:
     @property
     def directory(self) -> Path:
         """Holds the digests of the held-out documents, where the catalogue has a split of them."""
-        return Path(self.config.data_dir).expanduser() / "corpora" / self.name
+        return data_folder(self.config.data_dir) / "corpora" / self.name
 
     def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
         with resumed(self.directory) as partial:
@@ -106,7 +106,7 @@ def open_catalogue(config: DataConfig, beam: tfds.download.DownloadConfig | None
     Raises InputError if the catalogue has no such corpus, it has no text, or it cannot be prepared here.
     """
     name = config.corpus.removeprefix(PREFIX)
-    folder = Path(config.source or Path(config.data_dir) / "tfds").expanduser()
+    folder = Path(config.source or data_folder(config.data_dir) / "tfds").expanduser()
     with quiet():
         builder = _builder(name, folder)
         if not builder.info.splits:

@@ -80,7 +80,10 @@ def text_documents(path: Path, field: str = "text") -> Records:
 
 
 def parquet_documents(path: Path, field: str) -> Records:
-    """Yields the texts of a column of a Parquet file; a row without one is a bad record."""
+    """Yields the texts of a column of a Parquet file; a row without one is a bad record.
+
+    Raises InputError for a file that is damaged, once the texts before the damage were given.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -95,14 +98,26 @@ def parquet_documents(path: Path, field: str) -> Records:
                     f"{path} has no column {field!r}, but {', '.join(file.schema_arrow.names)}: set data.text_field"
                 )
             for batch in file.iter_batches(1024, columns=[field]):
-                for text in batch.column(0).to_pylist():
+                for value in batch.column(0):
                     number += 1
-                    if not isinstance(text, str):
-                        yield BadRecord(f"{path}, row {number}: {field!r} is {type(text).__name__}, expected a text")
-                    elif text.strip():
-                        yield Document(text, stem(path))
-        except pyarrow.ArrowInvalid as error:
+                    yield from _row(value.as_py, f"{path}, row {number}", field, stem(path))
+        # An OSError with a number is the system's; one without is of damaged pages.
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise InputError(f"{path} cannot be read to its end ({error}); copy or make it again") from error
+
+
+def _row(read: Callable[[], object], place: str, field: str, component: str) -> Records:
+    try:
+        text = read()
+    except UnicodeDecodeError:
+        yield BadRecord(f"{place}: {field!r} is not UTF-8; write it again")
+        return
+    if not isinstance(text, str):
+        yield BadRecord(f"{place}: {field!r} is {type(text).__name__}, expected a text")
+    elif text.strip():
+        yield Document(text, component)
 
 
 def pile_documents(path: Path) -> Records:
@@ -182,7 +197,9 @@ def _json_object(line: bytes, place: str, field: str) -> dict | None:
         raise InputError(f'{place} is not JSON ({error}); expected one object a line, {{"{field}": ...}}') from error
     text = value.get(field) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        there = f", but {', '.join(value)}" if isinstance(value, dict) and value else ""
+        there = ""
+        if isinstance(value, dict) and value:
+            there = f": it is {type(text).__name__}" if field in value else f", but {', '.join(value)}"
         raise InputError(
             f'{place} has no string "{field}"{there}; expected one object a line, {{"{field}": "..."}}, or the name of '
             "its text in data.text_field"

@@ -10,8 +10,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 import zstandard
+from pyarrow import parquet
 from small_corpus import documents, inner_archives, make_config, pile_lines, tar_of, texts_of, write_jsonl
 
 from odelm.config import Config, replace
@@ -54,6 +56,19 @@ def spoilt_header(data: bytes) -> bytes:
 
 def whole_tar() -> bytes:
     return tar_of(inner_archives(documents(40), 2))
+
+
+def table_of(texts: list[bytes]) -> bytes:
+    """Returns a Parquet file whose column `text` holds these bytes, UTF-8 or not."""
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(texts), pyarrow.array(texts).buffers())
+    data = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": column}), data)
+    return data.getvalue()
+
+
+def spoilt_page(data: bytes) -> bytes:
+    """Returns a Parquet file with some bytes of its first page changed."""
+    return data[:40] + bytes(60) + data[100:]
 
 
 def inner_of(texts: list[str], change: Callable[[bytes], bytes]) -> bytes:
@@ -109,6 +124,14 @@ BAD = {
     "no text": ("text", "a.jsonl", lines(documents(3)) + b'{"body": "x"}\n', 'line 4 has no string "text"'),
     "not UTF-8": ("text", "a.jsonl", lines(documents(3)) + b'{"text": "\xff"}\n', "line 4: byte 0xff is not UTF-8"),
     "text not UTF-8": ("text", "a.txt", b"one\ntwo \xff\n", "line 2: byte 0xff is not UTF-8"),
+    "field that is no text": ("text", "a.jsonl", b'{"text": [1]}\n', 'line 1 has no string "text": it is list'),
+    "page of Parquet": (
+        "text",
+        "a.parquet",
+        spoilt_page(table_of([text.encode() for text in documents(40)])),
+        "a.parquet cannot be read to its end",
+    ),
+    "row not UTF-8": ("text", "a.parquet", table_of([b"one", b"\xff two"]), "row 2: 'text' is not UTF-8"),
     "no set": (
         "pile",
         "00.jsonl",
@@ -144,6 +167,12 @@ def test_it_is_named_with_its_place_and_leaves_nothing(config_with, tmp_path: Pa
     message = str(caught.value)
     assert f"{tmp_path / 'in' / BAD[case][1]}" in message and BAD[case][3] in message and "\n" not in message
     assert_nothing_kept(tmp_path / "cache")
+
+
+def test_a_data_dir_that_is_not_utf8_is_refused(tmp_path: Path):
+    config = make_config(write_jsonl(tmp_path / "docs.jsonl", documents(10)), Path(f"{tmp_path}/\udcff"))
+    with pytest.raises(InputError, match="data.data_dir .* is not UTF-8"):
+        prepare(config)
 
 
 @pytest.mark.parametrize("case", ["not JSON", "inner archive truncated", ".zst truncated"])

@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="dev.tsv cannot be read"):
         read(tmp_path / "SST", "sst2")
     (tmp_path / "SST" / "dev.tsv").write_bytes(b"sentence\tlabel\n\xff\t1\n")
-    with pytest.raises(InputError, match="dev.tsv is not UTF-8"):
+    with pytest.raises(InputError, match="dev.tsv, line 2 is not UTF-8"):
         read(tmp_path / "SST", "sst2")
 
 
