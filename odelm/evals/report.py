@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +137,15 @@ def publish(
         raise InputError(f"the report cannot be written to {directory} ({error}); give --out") from error
     finally:
         (show or print_table)(report, console)
+    return directory
+
+
+def check_out(directory: Path) -> Path:
+    """Returns the directory of a report; InputError if it cannot be made or written to, before anything is measured."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written" if existing.is_dir() else "is a file"
+        raise InputError(f"the report cannot be written to {directory}, because {existing} {what}; give --out")
     return directory
 
 

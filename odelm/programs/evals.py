@@ -117,6 +117,7 @@ def _steps() -> tuple[int, ...] | None:
 def _out() -> Path:
     """Returns the directory of the results; InputError if it has some that are not to be replaced."""
     from odelm import shipped
+    from odelm.evals.report import check_out
 
     model = shipped.found(FLAGS.model)
     if FLAGS.out is None and (is_url(FLAGS.model) or not model.is_dir()):
@@ -128,7 +129,7 @@ def _out() -> Path:
     file = out / f"{RESULTS}.json"
     if file.exists() and not FLAGS.overwrite:
         raise InputError(f"{file} is there already: give another --out, or --overwrite to replace it")
-    return out
+    return check_out(out)
 
 
 def _length(config: Config) -> int:

@@ -246,12 +246,16 @@ def _options(source: Path) -> "Comparison":
 
 def _out(source: Path) -> Path | None:
     """Returns where reports go, None for `infer/` in the source."""
-    if FLAGS.out:
-        return Path(FLAGS.out).expanduser()
     from odelm import shipped
+    from odelm.evals.report import check_out
 
+    if FLAGS.out:
+        return check_out(Path(FLAGS.out).expanduser())
     own = shipped.reports(source)
-    return None if own is None else own / "infer"
+    if own is None:
+        check_out(source / "infer")
+        return None
+    return check_out(own / "infer")
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:

@@ -78,10 +78,19 @@ def test_a_decoder_is_scored_at_each_step_count(call, decoder, data, tmp_path):
     before = (tmp_path / "results.json").read_bytes()
     refused(call("evals", *arguments, tasks), "results.json is there already", "--overwrite")
     assert (tmp_path / "results.json").read_bytes() == before
-    assert call("evals", *arguments, "--tasks=own.jsonl", "--overwrite", "--limit=1").returncode == 0
-    again = rows_of(tmp_path)
-    assert {task for task, _, _ in again} == {"own"}
-    assert again["own", "acc", 4]["n"] == 1 and again["own", "acc", 4]["stderr"] is None
+
+
+def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_scored(call, decoder, data, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "x"):
+        message = f"the report cannot be written to {out}, because {tmp_path / 'file'} is a file; give --out"
+        own = f"--tasks={data / 'own.jsonl'}"
+        for done in (
+            call("evals", f"--model={decoder}", f"--out={out}", own, *QUICK),
+            call("infer.py", f"--workdir={decoder}", f"--out={out}", "--repeats=1"),
+        ):
+            refused(done, message)
+            assert not done.stdout
 
 
 def test_an_encoder_is_scored_on_pairs_of_sentences(call, encoder, data, tmp_path):
