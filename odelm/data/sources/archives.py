@@ -20,7 +20,7 @@ COMPONENT = "openwebtext"
 OUTER, INNER = (".tar", ".tar.xz", ".tar.gz"), "_data.xz"
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A header that raises ReadError if it cannot be read: tarfile takes such a one for the end of the archive."""
 
     @classmethod
@@ -41,9 +41,9 @@ def members(path: Path) -> list[Source]:
     """
     with _named(str(path)):
         try:
-            outer = tarfile.open(path, "r:", tarinfo=_Header)
+            outer = tarfile.open(path, "r:", tarinfo=Header)
         except tarfile.ReadError:
-            with tarfile.open(path, "r|*", tarinfo=_Header):
+            with tarfile.open(path, "r|*", tarinfo=Header):
                 return [Source(path, path.stat().st_size)]
         found = []
         with outer:
@@ -69,10 +69,10 @@ def outer_documents(source: Source) -> Records:
             yield from inner_documents(io.BytesIO(file.read(source.size)), f"{source.path}, member {source.member}")
             return
         if not source.size:
-            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as outer:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as outer:
                 outer.getmembers()
             return
-        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as outer:
+        with tarfile.open(fileobj=file, mode="r|*", tarinfo=Header) as outer:
             for member in outer:
                 inner = outer.extractfile(member) if member.isfile() else None
                 if inner is not None:
@@ -88,7 +88,7 @@ def extracted_documents(path: Path) -> Records:
 
 def inner_documents(file: IO[bytes], place: str) -> Records:
     """Yields the documents of an inner archive, read from front to end."""
-    with _named(place), lzma.open(file) as data, tarfile.open(fileobj=data, mode="r|", tarinfo=_Header) as inner:
+    with _named(place), lzma.open(file) as data, tarfile.open(fileobj=data, mode="r|", tarinfo=Header) as inner:
         for member in inner:
             text = inner.extractfile(member) if member.isfile() else None
             if text is not None:

@@ -81,7 +81,7 @@ def keyed(asked: Any, choices: tuple[str, ...], labels: Any, key: Any) -> Questi
         raise InputError(f"has {len(choices)} choices, expected a label for each of them")
     if key not in labels:
         raise InputError(f"has the answer {key!r}, expected one of {', '.join(map(str, labels))}")
-    return question(f"Question: {asked}\nAnswer:", choices, labels.index(key))
+    return question(f"Question: {_whole('question', asked)}\nAnswer:", choices, labels.index(key))
 
 
 def blimp(record: Record) -> SentencePair:
@@ -140,10 +140,10 @@ def question(context: str, choices: tuple[str, ...], label: int) -> Question:
 def label_of(record: Record) -> int:
     """Returns the label of a record, a whole number or its digits; raises InputError for anything else."""
     label = record.get("label")
-    if isinstance(label, str) and label.strip().isdecimal():
+    if isinstance(label, str) and label.strip().isdecimal() and len(label) < 20:
         return int(label)
     if not isinstance(label, int) or isinstance(label, bool):
-        raise InputError(f"has the label {label!r}, expected the index of the right choice")
+        raise InputError(f"has the label {label!r:.80}, expected the index of the right choice")
     return label
 
 

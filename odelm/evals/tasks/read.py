@@ -3,15 +3,14 @@
 import contextlib
 import csv
 import json
-import lzma
 import sys
 import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from odelm.data.sources.files import COMPRESSIONS, open_file
+from odelm.data.sources.archives import Header
+from odelm.data.sources.files import COMPRESSIONS, as_input_error, open_file
 from odelm.errors import InputError
 from odelm.evals.tasks import formats, wikitext
 from odelm.evals.tasks.items import Item, SentencePair, Task
@@ -41,10 +40,24 @@ def read_file(path: Path, *, limit: int | None = None, name: str | None = None, 
     if kind is None:
         raise InputError(f"{path} is no file of a task; expected one of {', '.join(KINDS)}, compressed or not")
     if kind in ARCHIVES:
-        return [_task(part, _records(lines), limit, part, group, path) for part, lines in _members(path)]
+        return _archived(path, limit, group)
     lines = _lines(path)
     items = _ITEMS[kind](lines) if kind in _ITEMS else _records(lines, _labels_beside(path))
     return [_task(_stem(path.name), items, limit, name, group, path)]
+
+
+def _archived(path: Path, limit: int | None, group: str | None) -> list[Task]:
+    """Returns the task in each file of an archive; InputError if there is none, or if two would have one name."""
+    found: dict[str, Task] = {}
+    for part, lines in _members(path):
+        if part in found:
+            raise InputError(f"{path} has two files that give a task {part}: rename one of them")
+        found[part] = _task(part, _records(lines), limit, part, group, path)
+    if not found:
+        raise InputError(
+            f"{path} has no file of JSON lines (.jsonl or .ndjson), which an archive of a task consists of"
+        )
+    return list(found.values())
 
 
 def _task(stem: str, items: Iterable[Item], limit: int | None, name: str | None, group: str | None, path: Path) -> Task:
@@ -76,14 +89,27 @@ def _decoded(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
 
 def _members(path: Path) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields the name and the lines of each file of JSON lines in an archive, as they come."""
+    with _damaged(path), open_file(path) as data, tarfile.open(fileobj=data, mode="r|*", tarinfo=Header) as archive:
+        for member in archive:
+            name = PurePosixPath(member.name).name
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is not None and name.endswith((".jsonl", ".ndjson")) and not name.startswith("."):
+                yield _stem(name), _member_lines(file, path, member.name)
+
+
+def _member_lines(file: Iterable[bytes], path: Path, member: str) -> Iterator[tuple[str, str]]:
+    # What reads these lines is not inside `_members`, which would name the damage.
+    with _damaged(path):
+        yield from _decoded(file, f"{path}, {member}")
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Turns the errors of a damaged archive into an InputError that names it."""
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is not None and name.endswith((".jsonl", ".ndjson")) and not name.startswith("."):
-                    yield _stem(name), _decoded(file, f"{path}, {member.name}")
-    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        with as_input_error(path):
+            yield
+    except tarfile.TarError as error:
         raise InputError(f"{path} cannot be read to its end ({error}): copy or make it again") from error
 
 
@@ -108,6 +134,9 @@ def _records(lines: Lines, labels: Iterator[tuple[str, str]] | None = None) -> I
             if labels is not None:
                 record = {"label": next(labels, ("", "none"))[1].strip()} | record
             yield known.read(record)
+    place, label = next(labels or iter(()), ("", ""))
+    if label.strip():
+        raise InputError(f"{place} is a label without a question: expected one for each")
 
 
 def _labels_beside(path: Path) -> Iterator[tuple[str, str]] | None:

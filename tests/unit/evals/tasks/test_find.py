@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from odelm.errors import InputError
 from odelm.evals.tasks.find import find_tasks
@@ -129,6 +130,22 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
+def archive_of(*names: str, kind: str = "w") -> bytes:
+    """Returns a tar with a file of 300 different pairs by each name."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode=kind) as archive:
+        for place, name in enumerate(names):
+            content = jsonl(*(PAIR | {"number": hash((place, i))} for i in range(300))).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return data.getvalue()
+
+
+PLAIN, PACKED = archive_of("a.jsonl", "b.jsonl"), archive_of("a.jsonl", "b.jsonl", kind="w:gz")
+SECOND = len(archive_of("a.jsonl").rstrip(b"\0")) // 512 * 512 + 512
+"""Where in `PLAIN` the second file begins."""
+
 BAD = {
     "not JSON": ("own.jsonl", jsonl(QUESTION) + "{'a'\n", "own.jsonl, line 2 is not JSON"),
     "another format": ("own.jsonl", jsonl(QUESTION, {"text": "a b"}), "own.jsonl, line 2 has no query, choices, label"),
@@ -143,6 +160,16 @@ BAD = {
     "quotes": ("arc.csv", 'Which?,"a"x,b,A\n', "arc.csv, line 1 is not CSV"),
     "passage": ("own.txt", "two words\nword\n", "own.txt, line 2 has a text without a last word"),
     "ending": ("own.yaml", "a", "own.yaml is no file of a task; expected one of .jsonl"),
+    "archive cut in a file": ("own.tar", PLAIN[: SECOND // 2], "own.tar cannot be read to its end"),
+    "archive cut between files": ("own.tar", PLAIN[:SECOND], "own.tar cannot be read to its end"),
+    "compressed archive cut": ("own.tgz", PACKED[: len(PACKED) // 2], "own.tgz cannot be read to its end"),
+    "two files of one name": ("own.tar", archive_of("x/a.jsonl", "y/a.jsonl"), "two files that give a task a: rename"),
+    "no file of a task": ("own.tar", archive_of("a.csv"), "own.tar has no file of JSON lines"),
+    "half a character": (
+        "arc.jsonl", '{"question": "\\ud800", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}',
+        'arc.jsonl, line 1 has a text that cannot be tokenised: "question" is not UTF-8',
+    ),
+    "long label": ("own.jsonl", jsonl(QUESTION | {"label": "9" * 5000}), "line 1 has the label '999"),
     "archive": ("own.tar.gz", b"\x1f\x8b00", "own.tar.gz cannot be read to its end"),
 }  # fmt: skip
 
@@ -158,6 +185,21 @@ def test_labels_that_end_early_are_told(data):
     (data / "piqa/dev-labels.lst").write_text("0\n")
     with pytest.raises(InputError, match=r"dev.jsonl, line 2 has the label 'none', expected the index"):
         find_tasks(["piqa"], data)
+
+
+def test_labels_without_a_question_are_told(data):
+    with (data / "piqa/dev-labels.lst").open("a") as labels:
+        labels.write("1\n")
+    with pytest.raises(InputError, match=r"dev-labels.lst, line 3 is a label without a question"):
+        find_tasks(["piqa"], data)
+
+
+def test_an_archive_may_be_compressed_with_zstd(tmp_path):
+    path = write(tmp_path / "own.tar.zst", zstandard.compress(PLAIN))
+    assert [(task.name, len(task.items)) for task in find_tasks([path], tmp_path)] == [
+        ("blimp/a", 300),
+        ("blimp/b", 300),
+    ]
 
 
 def test_what_is_not_there_is_told(data, tmp_path_factory):
