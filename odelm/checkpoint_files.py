@@ -114,6 +114,6 @@ class CheckpointFiles:
         return not manifest.is_sealed(self.directory(step)) and SEALED in self.meta(step)
 
     def _saved(self, step: int) -> Saved:
-        losses = self.meta(step).get("eval_loss") or {}
+        losses: dict[str, float] = self.meta(step).get("eval_loss") or {}  # full depth first
         when = datetime.datetime.fromtimestamp(self.directory(step).stat().st_mtime, datetime.UTC)
-        return Saved(step, when, {"loss": losses[max(losses, key=int)]} if losses else None)
+        return Saved(step, when, {"loss": next(iter(losses.values()))} if losses else None)

@@ -92,7 +92,7 @@ class Config:
 
     @property
     def eval_steps(self) -> tuple[int, ...]:
-        """The step counts to evaluate at, full depth first."""
+        """The step counts to evaluate at, full depth first, then the others from the most steps down."""
         if self.train.eval_steps:
-            return tuple(sorted(set(self.train.eval_steps) | {self.model.core}, reverse=True))
+            return (self.model.core, *sorted(set(self.train.eval_steps) - {self.model.core}, reverse=True))
         return default_steps(self.model)

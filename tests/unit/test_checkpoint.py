@@ -328,7 +328,8 @@ def test_checkpoints_are_kept_by_number_step_loss_and_time(tmp_path, options, ke
     losses = {1: 5.0, 2: 3.0, 4: 2.0, 5: 4.0}
     checkpoints = Checkpoints(tmp_path, retention=odelm.TrainConfig(**options))
     for step in range(1, 7):
-        loss = {"eval_loss": {"4": losses[step], "2": -step}} if step in losses else {}
+        # Full depth comes first; others may have more steps than it.
+        loss = {"eval_loss": {"4": losses[step], "8": -step, "2": -step}} if step in losses else {}
         checkpoints.save(step, {"a": jnp.ones(2)}, {"b": jnp.ones(2)}, loss)
     checkpoints.close()
     assert Checkpoints(tmp_path, read_only=True).steps() == kept

@@ -238,6 +238,7 @@ def test_fingerprint_tells_parts_apart():
 def test_steps_to_evaluate_at():
     assert c.Config().eval_steps == (12, 6, 4, 3)
     assert edited(train__eval_steps=(2, 6)).eval_steps == (12, 6, 2)
+    assert edited(train__eval_steps=(2, 24, 6)).eval_steps == (12, 24, 6, 2)
     assert c.default_steps(c.ModelConfig(groups=4)) == (12, 4)
 
 
