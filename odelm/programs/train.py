@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train() -> int:
-    if FLAGS.slice:
+    if FLAGS.slice is not None:
         return _tell_needs(FLAGS.slice)
     if FLAGS.workdir is None:
         raise InputError("--workdir is missing: give a directory for the run, such as --workdir=runs/tiny")
@@ -124,6 +124,8 @@ def _train_seeds(workdir: str) -> int:
     config = _config(str(seed_folder(folder, begun[0])) if begun else workdir)
     config = command_line.overridden(config, FLAGS.override)
     seeds = range(config.train.seed, config.train.seed + FLAGS.seeds)
+    if seeds[-1] >= 2**31:
+        raise InputError(f"--seeds={len(seeds)} from train.seed {seeds[0]} on goes past 2**31 - 1: give a lower one")
     from odelm.train.run import train
 
     with _joined():

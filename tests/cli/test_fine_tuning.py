@@ -75,6 +75,12 @@ def test_seeds_need_a_directory_of_their_own(call, classifier):
     refused(call("train.py", f"--workdir={classifier}", "--seeds=2"), "holds a run of one seed")
 
 
+def test_a_seed_that_is_too_large_is_refused_before_the_first_is_trained(call, tmp_path):
+    command = ["train.py", "--config=glue", f"--workdir={tmp_path / 'new'}", f"--config.train.seed={2**31 - 1}"]
+    refused(call(*command, "--seeds=2"), "--seeds=2 from train.seed 2147483647 on goes past 2**31 - 1")
+    assert not (tmp_path / "new").exists()
+
+
 def test_seeds_take_no_url(call):
     refused(call("train.py", "--config=glue", "--workdir=memory://runs/a", "--seeds=2"), "is a URL")
 

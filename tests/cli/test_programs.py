@@ -297,6 +297,7 @@ def refused(done, *words: str) -> None:
     ("arguments", "words"),
     [
         (["--config=configs/tiny.py", "--config.model.widht=3"], ["widht", "width"]),
+        (["--config=configs/tiny.py", "--slice="], ["--slice is ''", "v5e:16x16"]),
         (["--config=configs/tiny.py", "--config.model.width=abc"], ["model.width", "abc"]),
         (["--config=configs/tiny.py", "--config.model.heads=5"], ["model.heads", "5", "128"]),
         (["--config=configs/tiny.py", "--config.model.dtype=float16"], ["model.dtype", "float16", "bfloat16"]),
