@@ -34,14 +34,16 @@ def seeds_in(workdir: Path) -> list[int]:
 def report_seeds(workdir: Path, seeds: Sequence[int]) -> Path:
     """Writes `results.json` and `results.png` of the runs of some seeds, prints their table, and returns the directory.
 
-    Raises InputError for a run that has recorded no evaluation, and for runs that evaluated other step counts.
+    Raises InputError for a run that has recorded no evaluation, and for runs that were evaluated after another number
+    of updates, or at other step counts.
     """
     folders = [seed_folder(workdir, seed) for seed in seeds]
     config = read_config(folders[0])
-    rows = make_rows(config, seeds, [last_evaluation(folder) for folder in folders])
+    records = [last_evaluation(folder) for folder in folders]
+    rows = make_rows(config, seeds, records)
     results = {
         "task": _task(config),
-        "updates": config.train.updates,
+        "updates": records[0]["step"],
         "sampling": config.step_sampling.kind,
         "rows": rows,
     }
@@ -67,7 +69,13 @@ def make_rows(config: Config, seeds: Sequence[int], records: Sequence[dict[str, 
     how many examples, or tokens, were evaluated; `majority` is None where it means nothing. The loss is a metric too.
     """
     by_seed = [_values(record) for record in records]
-    for seed, values in zip(seeds, by_seed, strict=True):
+    for seed, record, values in zip(seeds, records, by_seed, strict=True):
+        if record["step"] != records[0]["step"]:
+            most = max(found["step"] for found in records)
+            raise InputError(
+                f"seed {seed} was evaluated after {record['step']} updates, seed {seeds[0]} after "
+                f"{records[0]['step']}: run the command with all seeds, and --config.train.updates={most}"
+            )
         if values.keys() != by_seed[0].keys():
             raise InputError(
                 f"seed {seed} evaluated other step counts than seed {seeds[0]}: run the command with all seeds, and "
@@ -112,7 +120,8 @@ def print_seeds(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     seeds = rows[0]["seeds"]
     console.print(
-        f"metrics times 100; mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})",
+        f"metrics times 100, losses as they are; mean ± standard deviation over {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))})",
         soft_wrap=True,
     )
 

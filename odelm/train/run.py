@@ -14,8 +14,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from odelm import sharding
-from odelm.checkpoint import Checkpoints, Meta
-from odelm.config import Config, ModelConfig
+from odelm.checkpoint import Checkpoints, Meta, newest_whole
+from odelm.checkpoint_files import CheckpointFiles
+from odelm.config import Config, ModelConfig, replace
 from odelm.data.examples import TaskData, read_task_data
 from odelm.data.loader import eval_batches, train_batches
 from odelm.data.prepare import prepare
@@ -54,7 +55,7 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         remote = _opened(url, workdir)
     directory = RunDirectory(workdir)
     start = find_start(config, directory)
-    config = start.config
+    config = _with_updates_made(start.config, directory)
     check_trainable(config.model)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
@@ -75,6 +76,14 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         if remote is not None and jax.process_index() == 0:
             remote.close()
         return result
+
+
+def _with_updates_made(config: Config, directory: RunDirectory) -> Config:
+    """Returns the config with the updates that the run has made, if it asks for fewer: none is undone, and what
+    `config.json` and reports say of the run stays true."""
+    if max(CheckpointFiles(directory.path).steps(), default=0) <= config.train.updates:
+        return config
+    return replace(config, {"train.updates": max(newest_whole(directory.path), config.train.updates)})
 
 
 def _opened(url: str, workdir: Path) -> Remote:
@@ -165,8 +174,9 @@ def _batches(prepared: Prepared | TaskData, config: Config, mesh: Mesh, start: i
 
 def _print_new_schedule(log: Log, config: Config, saved: Config | None, step: int) -> None:
     """Prints how the learning rate changes where a run is resumed with another number of updates."""
-    before = config.train.updates if saved is None else saved.train.updates
-    if step and (change := schedule_change(before, config.train.updates, config.optimizer, step)):
+    now = config.train.updates
+    before = now if saved is None else saved.train.updates
+    if 0 < step < now and (change := schedule_change(before, now, config.optimizer, step)):
         log.print(change)
 
 

@@ -18,6 +18,7 @@ from odelm.data.loader import held_out_rows
 from odelm.data.prepare import prepare
 from odelm.errors import InputError, RunFailure
 from odelm.models.loss import loss_sums, mean_loss
+from odelm.run_directory import read_config
 from odelm.train import log, prefetch
 from odelm.train.run import train
 
@@ -319,6 +320,8 @@ def test_a_run_past_its_updates_shows_no_bar(config, run, capsys):
     train(with_train(config, updates=3), run)
     out = capsys.readouterr().out
     assert f"already finished: {UPDATES + 1} updates" in out and "loss nan" not in out and "/3" not in out
+    # What the run is stays written down as it is, and no next update is promised.
+    assert read_config(run).train.updates == UPDATES + 1 and "decay" not in out
 
 
 def with_other_source(config: odelm.Config, folder: Path, **data) -> odelm.Config:

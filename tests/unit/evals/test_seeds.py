@@ -51,6 +51,12 @@ def test_a_row_for_each_metric_and_step_count(runs):
     assert named["loss", 4]["majority"] is None and named["loss", 4]["mean"] == 0.25
 
 
+def test_seeds_of_other_numbers_of_updates_are_refused():
+    message = "seed 1 was evaluated after 4 updates, seed 0 after 2: .* --config.train.updates=4"
+    with pytest.raises(InputError, match=message):
+        make_rows(CONFIG, [0, 1], [record(2, 0.5, 0.5), record(4, 0.5, 0.5)])
+
+
 def test_one_seed_has_no_spread_and_a_loss_that_is_not_finite_no_mean():
     rows = make_rows(CONFIG, [0], [record(1, 0.5, 0.5)])
     assert all(math.isnan(row["std"]) for row in rows)
