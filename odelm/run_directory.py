@@ -5,6 +5,7 @@ A run directory holds `config.json`, `tokenizer.json`, `tokens.sha256`, `metrics
 
 import contextlib
 import fcntl
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -70,7 +71,12 @@ class RunDirectory:
                 "restore it to resume, or give another --workdir to start a new run"
             )
         tokens = self.path / TOKENS
-        if tokens.exists() and tokens.read_text().strip() != digest:
+        before = tokens.read_bytes().decode(errors="replace").strip() if tokens.exists() else digest
+        if not re.fullmatch("[0-9a-f]{64}", before):
+            raise InputError(
+                f"{tokens} is damaged, expected 64 hex digits: restore it, or remove it if the text is what it was"
+            )
+        if before != digest:
             text = f"task {data.task!r}" if data.task else f"corpus {data.corpus!r}"
             raise InputError(
                 f"the text of {text} has changed since the run in {self.path} began; "

@@ -56,9 +56,12 @@ class Log:
             # TensorBoard's writer takes half a second to import, and only training needs it.
             from tensorboardX import SummaryWriter
 
-            _drop_after(workdir / METRICS, start)
-            self._file = (workdir / METRICS).open("a")
-            self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+            try:
+                _drop_after(workdir / METRICS, start)
+                self._file = (workdir / METRICS).open("a")
+                self._events = SummaryWriter(str(workdir / TENSORBOARD), purge_step=start + 1)
+            except OSError as error:
+                raise self._unwritten(error) from error
         self._wandb = _wandb_run(wandb, workdir, options or {}) if enabled and wandb else None
 
     def __enter__(self) -> "Log":
@@ -169,8 +172,11 @@ class Log:
         path = self._workdir / METRICS
         records = [json.loads(line) for line in _lines(path) if _step_of(line) == step]
         # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
-        found = [r["eval_loss"] for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
-        return {int(steps): loss for steps, loss in found[-1].items() if loss is not None} if found else {}
+        kept = [r for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
+        losses = kept[-1].get("eval_loss") if kept else None
+        if not isinstance(losses, dict):
+            return {}  # What somebody else has changed is evaluated again.
+        return {int(steps): loss for steps, loss in losses.items() if loss is not None}
 
     def _write(self, record: dict, scalars: Mapping[str, float]) -> None:
         if not self.enabled:
@@ -187,7 +193,8 @@ class Log:
 
     def _unwritten(self, error: OSError) -> RunFailure:
         return RunFailure(
-            f"{self._workdir / METRICS} cannot be written ({error}); make room, and run the same command to resume"
+            f"the metrics in {self._workdir} cannot be written ({error}); make room or mend that, and run the same "
+            "command to resume"
         )
 
 

@@ -251,6 +251,30 @@ def test_damaged_metrics_cost_the_damaged_lines(config, finished, run):
     assert kept[: len(lines) - 2] == [lines[0], *lines[2:-1]] and len(kept) == len(lines) + 1
 
 
+@pytest.mark.parametrize("name", [log.METRICS, log.TENSORBOARD])
+def test_metrics_that_cannot_be_opened_end_the_run_in_a_line(config, run, name):
+    taken = run / name
+    shutil.rmtree(taken) if taken.is_dir() else taken.unlink()
+    taken.mkdir() if name == log.METRICS else taken.touch()
+    with pytest.raises(RunFailure, match=f"the metrics in {run} cannot be written .*{taken}"):
+        train(config, run)
+
+
+def test_a_record_without_its_losses_is_made_again(config, run):
+    (run / log.METRICS).write_text(f'{{"step": {UPDATES}, "eval_batches": 2, "eval_tokens": 1}}\n')
+    assert set(train(config, run).losses) == {4, 2, 1} and set(evaluated(run)) == {4, 2, 1}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\n", b"abc\n"])
+def test_a_damaged_digest_of_the_tokens_is_named(config, run, damage):
+    (run / "tokens.sha256").write_bytes(damage)
+    with pytest.raises(InputError, match="tokens.sha256 is damaged, expected 64 hex digits"):
+        train(config, run)
+    (run / "tokens.sha256").unlink()
+    assert train(config, run).step == UPDATES
+    assert len((run / "tokens.sha256").read_text()) == 65
+
+
 def test_a_window_that_a_stop_cuts_is_recorded_whole(config, tmp_path, monkeypatch):
     """The mean loss of the updates before and after the stop is that of the run that was left alone."""
     config = with_train(config, log_every=4, checkpoint_every=3)
