@@ -65,10 +65,11 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         directory.check_data(config.data, prepared.tokenizer, prepared.digest)
         _check_batches(config, prepared, mesh)
         teacher = load_teacher(config, prepared.tokenizer, mesh)
+        optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
+        # A mesh that does not divide the parameters is found here, while nothing is written.
+        state = dataclasses.replace(_initial_state(start, optimizer, mesh), teacher=teacher)
         if jax.process_index() == 0:
             directory.write(config, prepared.tokenizer, prepared.digest)
-        optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
-        state = dataclasses.replace(_initial_state(start, optimizer, mesh), teacher=teacher)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
         after_save = (lambda: None) if remote is None else remote.push

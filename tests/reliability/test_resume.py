@@ -338,6 +338,18 @@ def test_finished_run_is_not_recorded_twice(config, run):
     assert (run / log.METRICS).read_text() == before
 
 
+def test_a_mesh_that_does_not_divide_the_parameters_leaves_no_run(config, tmp_path, monkeypatch):
+    from odelm import sharding
+
+    def indivisible(*_):
+        raise InputError("mesh.tensor is 4, which does not divide")
+
+    monkeypatch.setattr(sharding, "state_shardings", indivisible)
+    with pytest.raises(InputError, match="does not divide"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_past_its_updates_shows_no_bar(config, run, capsys):
     train(with_train(config, updates=UPDATES + 1), run)
     assert f"{UPDATES + 1}/{UPDATES + 1}" in capsys.readouterr().out
