@@ -14,11 +14,17 @@ import numpy as np
 from odelm.errors import InputError
 
 Times = Sequence[float] | np.ndarray
+MAX_STEPS = 1 << 22
+"""Of more equal steps some are 0 in float32."""
 
 
 def equal(depth: float, steps: int) -> np.ndarray:
     """Returns `steps` equal steps from 0 to `depth`, shape (steps + 1,)."""
     steps = whole("steps", steps)
+    if steps > MAX_STEPS:
+        raise InputError(
+            f"steps is {steps}, expected at most {MAX_STEPS}: of more the times are not distinct in float32"
+        )
     return _exact_end(np.arange(steps + 1) * (depth / steps), depth)
 
 

@@ -22,6 +22,11 @@ def test_equal_ends_exactly_at_the_depth(depth, steps):
     np.testing.assert_allclose(np.diff(times), depth / steps, rtol=0, atol=depth * 1.2e-7)
 
 
+@pytest.mark.parametrize("depth", [1, 12, 95])
+def test_the_most_equal_steps_are_all_above_0(depth):
+    assert np.diff(grid.equal(depth, grid.MAX_STEPS)).min() > 0
+
+
 def test_from_sizes():
     np.testing.assert_array_equal(grid.from_sizes([1, 2, 0.5]), np.float32([0, 1, 3, 3.5]))
     np.testing.assert_array_equal(grid.from_sizes([1, 2, 1], depth=12), np.float32([0, 3, 9, 12]))
@@ -66,6 +71,7 @@ def test_checked_names_what_is_wrong(times, groups, message):
 @pytest.mark.parametrize(
     "call, message",
     [
+        (lambda: grid.equal(12, 10**20), "steps is 100000000000000000000, expected at most 4194304"),
         (lambda: grid.equal(12, 0), "steps is 0, expected a whole number of at least 1"),
         (lambda: grid.from_sizes([]), r"shape \(0,\)"),
         (lambda: grid.from_sizes([[1.0]]), r"shape \(1, 1\)"),
