@@ -1,5 +1,7 @@
 """Attention of one new token over a memory: each program averages the values of some positions of one head."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,14 +16,27 @@ Running = tuple[jax.Array, jax.Array, jax.Array]
 """The largest score so far, the sum of exp(score - largest), and the values (K,) weighted by the same."""
 
 
+def send_for_memory(program: Program, token: Token, step: jax.Array) -> None:
+    """Starts to copy the first chunk of keys and values that this program will read in `attend`."""
+    layout, C = program.layout, program.layout.chunk_splits
+    head, c = program.me // C, lax.rem(program.me, C)
+    start = c * layout.chunk
+    program.see_stores()
+
+    @pl.when((program.me < layout.heads * C) & (start < token.place))
+    def send() -> None:
+        _fetch(program, step, start, head // (layout.heads // layout.kv_heads))
+
+
 def attend(program: Program, token: Token, step: jax.Array) -> None:
     """Averages values over the places up to the token's, and keeps its key and value in the memory.
 
-    The programs of a head take turns with chunks of places; the first of them has the new one too.
+    The programs of a head take turns with chunks of places; the first of them has the new one too. The first chunk must
+    be on its way (`send_for_memory`).
     """
     layout, C, place = program.layout, program.layout.chunk_splits, token.place
 
-    def work(_: jax.Array, item: jax.Array) -> None:
+    def work(number: Any, item: jax.Array) -> None:
         head, c = item // C, lax.rem(item, C)
         group = head // (layout.heads // layout.kv_heads)
         query, key, value = projected(program, head, group, token.position, step)
@@ -37,13 +52,13 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
         queries = lax.broadcast_in_dim(query, (layout.chunk, layout.head_size), (1,))
 
         def chunk(i: jax.Array, running: Running) -> Running:
-            return _with_chunk(program, (i * C + c) * layout.chunk, queries, (group, place, step), running)
+            pl.when((i > 0) | (number > 0))(lambda: _fetch(program, step, (i * C + c) * layout.chunk, group))
+            return _with_chunk(program, (i * C + c) * layout.chunk, queries, place, running)
 
         top, total, context = lax.fori_loop(0, count, chunk, start)
         program.between["context"][c, head] = context
         program.between["top"][head, c], program.between["total"][head, c] = top, total
 
-    program.see_stores()
     program.share(layout.heads * C, work)
 
 
@@ -86,20 +101,19 @@ def projected(
 _MAP = ("bias", "scale")
 
 
-def _with_chunk(
-    program: Program,
-    start: jax.Array,
-    queries: jax.Array,
-    place: tuple[jax.Array, jax.Array, jax.Array],
-    running: Running,
-) -> Running:
-    """Returns the average with a chunk of places from `start` on; `queries` is the query, once for each of them."""
-    layout, near = program.layout, program.near
-    (group, end, step), (top, total, context) = place, running
-    K, arrival = layout.head_size, near["memory_arrival"]
-    here = (step, pl.ds(start, layout.chunk), pl.ds(group * K, K))
+def _fetch(program: Program, step: jax.Array, start: jax.Array, group: jax.Array) -> None:
+    """Starts to copy the keys and values of a chunk of places from `start` on."""
+    layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
+    here = (step, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
     plgpu.copy_gmem_to_smem(program.keys.at[here], near["keys"], arrival.at[0])
     plgpu.copy_gmem_to_smem(program.values.at[here], near["values"], arrival.at[1])
+
+
+def _with_chunk(program: Program, start: jax.Array, queries: jax.Array, end: jax.Array, running: Running) -> Running:
+    """Returns the average with a chunk that is on its way, the places from `start` on that are before `end`; `queries`
+    is the query, once for each of them."""
+    layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
+    top, total, context = running
     plgpu.barrier_wait(arrival.at[0])
     scores = jnp.sum(near["keys"][...].astype(jnp.float32) * queries, axis=1)
     scores = scores + vector(program.vectors["hidden"].at[pl.ds(start, layout.chunk)])

@@ -10,6 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
+from odelm.models.kernels.attend import attend, send_for_memory
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.likeliest import choose, read_out, send_for_readout
 from odelm.models.kernels.phases import moved, phases_of
@@ -142,6 +143,8 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
         for phase in phases[:-1]:
             phase(program, token, number)
+            if phase is phases[0]:
+                send_for_memory(program, token, number)
             met = program.meet(met)
         phases[-1](program, token, number)
         pl.when(number == last)(lambda: send_for_readout(program))
@@ -158,7 +161,10 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
 
     def phase_kernel(phase: Any, step: int) -> Callable[..., None]:
         def run(program: Program, numbers: Ref, word: Ref) -> None:
-            phase(program, Token(word[0], numbers[0], numbers[1]), jnp.int32(step))
+            token = Token(word[0], numbers[0], numbers[1])
+            if phase is attend:
+                send_for_memory(program, token, jnp.int32(step))
+            phase(program, token, jnp.int32(step))
 
         return kernels.make(run, programs=layout.programs)
 
