@@ -13,6 +13,7 @@ one that was reported. `--launches` starts the persistent kernel so often, while
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import statistics
@@ -60,6 +61,7 @@ class Case:
         self.plan = self.runner.model.plan(steps=steps)
         assert (reason := unsupported(model.config, self.plan)) is None, reason
         self.prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, options.context).astype(np.int32)
+        self.sampling = sampling_options(temperature=options.temperature)
         room = options.context + options.tokens - 1
         self.layout = layout_of(self.runner.model.config, self.plan, room, **json.loads(options.layout))
 
@@ -77,9 +79,11 @@ class Case:
         def run(params: Any, plan: Any, state: Decoding, until: jax.Array) -> Decoding:
             model = nnx.merge(self.runner.graph, params)
             if how == "xla":
-                return advance(model, plan, state, sampling_options(), until, end=-1)
-            kernels = Kernels(self.layout)
-            return advance_in_kernel(model, plan, state, until, kernels=kernels, end=-1, persistent=how == "persistent")
+                return advance(model, plan, state, self.sampling, until, end=-1)
+            kernels = Kernels(dataclasses.replace(self.layout, sampled=bool(self.options.temperature)))
+            return advance_in_kernel(
+                model, plan, state, self.sampling, until, kernels=kernels, end=-1, persistent=how == "persistent"
+            )
 
         return jax.jit(run)
 
@@ -176,6 +180,7 @@ def main() -> None:
     parser.add_argument("--steps", default="12,3", help="steps over the core: A,B")
     parser.add_argument("--context", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--how", default=",".join(HOWS), help="which ways, in turns")
     parser.add_argument("--layout", default="{}", help="numbers of `odelm.models.kernels.layout.Layout`, as JSON")
     parser.add_argument("--repeats", type=int, default=7)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from odelm.infer.decode import Decoding
+from odelm.infer.sampling import Sampling
 from odelm.models import CausalLM
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.decode import Begin, Kernels, decode
@@ -18,16 +19,19 @@ def advance_in_kernel(
     model: CausalLM,
     plan: DepthPlan,
     state: Decoding,
+    sampling: Sampling,
     until: jax.Array | int,
     *,
     kernels: Kernels,
     end: int,
     persistent: bool = True,
 ) -> Decoding:
-    """Returns what `odelm.infer.decode.advance` does for a single row and the likeliest tokens.
+    """Returns what `odelm.infer.decode.advance` does for a single row.
 
-    The kernels are of the layout of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`)
-    of a model in which `unsupported` finds nothing. One launch computes all tokens if it is `persistent`.
+    It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
+    vocabulary; the key must be one of Threefry, JAX's own. The kernels are of the layout of the model, the plan and the
+    memory's room (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing. One launch
+    computes all tokens if it is `persistent`.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
@@ -37,8 +41,14 @@ def advance_in_kernel(
     kept = jax.new_ref(_flat(memory, "keys", room)), jax.new_ref(_flat(memory, "values", room))
     count = jnp.where(state.done[0], 0, jnp.maximum(jnp.asarray(until, jnp.int32) - state.count, 0))
     begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
+    given = vectors(model, plan, layout) | {"hidden": hidden}
+    if layout.sampled:
+        keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(
+            state.count + jnp.arange(limit)
+        )
+        given |= {"temperature": jnp.asarray(sampling.temperature, jnp.float32).reshape(1), "keys": keys}
     tokens, logprobs, made = decode(
-        kernels, matrices(model, layout), vectors(model, plan, layout) | {"hidden": hidden}, kept, begin, limit=limit,
+        kernels, matrices(model, layout), given, kept, begin, limit=limit,
         persistent=persistent,
     )  # fmt: skip
     new = jnp.arange(limit) - state.count

@@ -71,7 +71,9 @@ def test_kernels_find_the_likeliest_tokens(name, persistent):
 
         def run(params, state, kernels=kernels):
             model = nnx.merge(runner.graph, params)
-            return advance_in_kernel(model, plan, state, NEW, kernels=kernels, end=-1, persistent=persistent)
+            return advance_in_kernel(
+                model, plan, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent
+            )
 
         found = jax.jit(run)(runner.params, state)
         assert int(found.count) == NEW
@@ -91,10 +93,10 @@ def test_a_kernel_goes_on_in_parts_as_at_once():
     plan = model.plan(steps=2)
     state = begun(model, plan, 0)
     kernels = Kernels(layout_of(model.config, plan, state.memory.room))
-    whole = advance_in_kernel(model, plan, state, NEW, kernels=kernels, end=-1)
+    whole = advance_in_kernel(model, plan, state, sampling_options(), NEW, kernels=kernels, end=-1)
     parts = state
     for until in (1, 2, 17, NEW):
-        parts = advance_in_kernel(model, plan, parts, until, kernels=kernels, end=-1)
+        parts = advance_in_kernel(model, plan, parts, sampling_options(), until, kernels=kernels, end=-1)
     np.testing.assert_array_equal(parts.tokens, whole.tokens)
     np.testing.assert_array_equal(parts.logprobs, whole.logprobs)
     expected = advance(model, plan, state, sampling_options(), NEW, end=-1)

@@ -66,13 +66,16 @@ def in_kernel(
     end: int = -1,
     dtype: Any = jnp.float32,
     sharing: bool = False,
+    temperature: float = 0.0,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several."""
     assert unsupported(model.config, plan) is None
     sizes = dict(slices=(64,) * 4, sharing=sharing, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
+    sizes |= dict(sampled=temperature > 0)
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
-    return advance_in_kernel(model, plan, state, until, kernels=kernels, end=end, persistent=programs == 1)
+    sampling = sampling_options(temperature=temperature)
+    return advance_in_kernel(model, plan, state, sampling, until, kernels=kernels, end=end, persistent=programs == 1)
 
 
 def assert_same(found: Decoding, expected: Decoding) -> None:
@@ -140,6 +143,18 @@ def test_a_kernel_goes_on_where_it_stopped_after_a_padded_prompt():
     half = in_kernel(model, plan, state, 3)
     assert int(half.count) == 3
     assert_same(in_kernel(model, plan, half, NEW), expected)
+
+
+@pytest.mark.parametrize("programs", few([1, 4], 1))
+def test_a_kernel_draws_the_tokens_that_the_model_draws(programs):
+    model = model_of(parallel_branches=True)
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    sampling = sampling_options(temperature=3.0)
+    expected = advance(model, plan, state, sampling, NEW, end=-1)
+    assert len(set(np.asarray(expected.tokens[0]).tolist())) > 3
+    found = in_kernel(model, plan, state, 2, temperature=3.0, programs=programs)
+    assert_same(in_kernel(model, plan, found, NEW, temperature=3.0, programs=programs), expected)
 
 
 def test_a_kernel_stops_behind_the_end_token_and_stays_there():

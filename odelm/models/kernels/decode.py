@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import attend, send_for_memory
 from odelm.models.kernels.layout import Layout
-from odelm.models.kernels.likeliest import choose, read_out, send_for_readout
+from odelm.models.kernels.choice import choose, read_out, send_for_readout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
 
@@ -76,14 +76,15 @@ def decode(
     limit: int,
     persistent: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the likeliest tokens after a text, int32 (limit,), their log-probabilities, float32 (limit,), and how
+    """Returns the tokens after a text, int32 (limit,), their log-probabilities, float32 (limit,), and how
     many there are, int32 (); what stands behind these is not set.
 
     Args:
         matrices: those of `odelm.models.kernels.tables`, for the layout of the kernels.
         vectors: as there, and `hidden`, float32 (S,), what is added to the scores of each place of the memory: 0, or
             `attend.LEAST` at one not to be attended to. Those from `begin.place` on are not seen before they are
-            filled.
+            filled. If the layout is `sampled`, also `temperature`, float32 (1,), and `keys`, uint32 (limit, 2), the
+            data of the key by which each token is drawn.
         memory: references (`jax.new_ref`) of keys and values (N, S, J K) in the layout's dtype, with finite numbers
             everywhere; they are written to.
         limit: the most tokens that there may be.
@@ -117,7 +118,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 
     def one(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         done, word, met = carry
-        met = _compute(program, Token(word, position + done, place + done), met)
+        met = _compute(program, Token(word, position + done, place + done), done, met)
         word, logprob = choose(program)
 
         @pl.when(program.me == 0)
@@ -135,8 +136,9 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
         made[0] = done
 
 
-def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
-    """Computes all phases of a token, up to the choice of the next, and returns how often the programs have met."""
+def _compute(program: Program, token: Token, done: jax.Array, met: jax.Array) -> jax.Array:
+    """Computes all phases of a token, up to the choice of the next, the `done`-th, and returns how often programs have
+    met."""
     last = program.layout.steps - 1
     phases = phases_of(program.layout)
 
@@ -151,7 +153,7 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
         return program.meet(met)
 
     met = lax.fori_loop(0, program.layout.steps, step, met)
-    read_out(program, moved(program, jnp.int32(last)))
+    read_out(program, moved(program, jnp.int32(last)), done)
     return program.meet(met)
 
 
@@ -169,9 +171,8 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         return kernels.make(run, programs=layout.programs)
 
     def run_readout(program: Program, numbers: Ref) -> None:
-        del numbers
         send_for_readout(program)
-        read_out(program, moved(program, jnp.int32(layout.steps - 1)))
+        read_out(program, moved(program, jnp.int32(layout.steps - 1)), numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
         found, logprob = choose(program)

@@ -52,6 +52,8 @@ class Layout:
     parallel: bool
     rotary: bool
     qk_norm: bool
+    sampled: bool = False
+    """Whether a token is drawn by its probability, at a temperature; otherwise it is the likeliest."""
     dtype: Any = jnp.bfloat16
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS

@@ -241,7 +241,7 @@ def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "state": (2, D), "qkv": (splits("qkv"), s.mapped_heads, 2 * K), "context": (C, H, K), "top": (H, C),
         "total": (H, C), "out": (splits("out"), D), "up": (splits("up"), s.up), "down": (splits("down"), D),
-        "best": (s.slots,), "sum": (s.slots,),
+        "best": (s.slots,), "best_logit": (s.slots,), "top_logit": (s.slots,), "sum": (s.slots,),
     }  # fmt: skip
     found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     whole = {"best_word": s.slots, "arrived": 1}

@@ -1,0 +1,135 @@
+"""The readout of a kernel: the next token of the vocabulary, and its probability, without storing the logits.
+
+A token is drawn as `jax.random.categorical` does it: the largest of logit / temperature + noise, which has Gumbel's
+distribution. The noise is that of `jax.random.gumbel`, number for number.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from odelm.models.kernels.attend import LEAST
+from odelm.models.kernels.layout import ROWS
+from odelm.models.kernels.program import ROW, Program, Ref
+
+Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+"""The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""
+
+
+def send_for_readout(program: Program) -> None:
+    """Starts to copy this program's first pieces of the readout."""
+    for i in range(program.layout.ring - 1):
+        pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
+
+
+def read_out(program: Program, state: jax.Array, number: jax.Array) -> None:
+    """Leaves the best token of this program's part of the vocabulary for `choose`, of the last state (D,) of the
+    `number`-th token.
+
+    Its first pieces must be on their way (`send_for_readout`).
+    """
+    p, layout = program, program.layout
+    p.normalise(state, "end")
+    p.take(0, p.near["inputs"].at[pl.ds(0, layout.width)])
+    plgpu.commit_smem()
+
+    def tile(n: jax.Array, best: Best) -> Best:
+        first = (p.me + n * layout.programs) * ROWS
+        words = first + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
+        logits = jnp.where(words < layout.words, p.product(lambda acc: _add_pieces(p, n, acc)), LEAST)
+        scores = logits
+        if layout.sampled:
+            scores = jnp.where(words < layout.words, _noisy(p, logits, words, number), LEAST)
+        score, word, logit, top, total = best
+        here = jnp.max(scores)
+        its = jnp.min(jnp.where(scores == here, words, layout.vocabulary))
+        its_logit = jnp.max(jnp.where(words == its, logits, LEAST))
+        new = jnp.maximum(top, jnp.max(logits))
+        total = total * jnp.exp(top - new) + jnp.sum(jnp.exp(logits - new))
+        better = here > score
+        return jnp.maximum(score, here), jnp.where(better, its, word), jnp.where(better, its_logit, logit), new, total
+
+    least = jnp.float32(LEAST)
+    found = lax.fori_loop(0, _tiles(p), tile, (least, jnp.int32(layout.vocabulary), least, least, jnp.float32(0)))
+    for name, value in zip(BEST, found, strict=True):
+        p.between[name][p.me] = value
+
+
+def choose(program: Program) -> tuple[jax.Array, jax.Array]:
+    """Returns the best token of all, the first of equals, and its log-probability, after all programs met."""
+    layout = program.layout
+    there = plgpu.broadcasted_iota(jnp.int32, (layout.slots,), 0) < layout.programs
+    scores, words, logits, tops, sums = (program.between[name][...] for name in BEST)
+    scores, tops = jnp.where(there, scores, LEAST), jnp.where(there, tops, LEAST)
+    word = jnp.min(jnp.where(scores == jnp.max(scores), jnp.where(there, words, layout.vocabulary), layout.vocabulary))
+    logit = jnp.max(jnp.where(there, jnp.where(words == word, logits, LEAST), LEAST))
+    top = jnp.max(tops)
+    total = jnp.sum(jnp.where(there, sums, 0.0) * jnp.exp(tops - top))
+    return word, logit - top - jnp.log(total)
+
+
+def _noisy(program: Program, logits: jax.Array, words: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns logits / temperature + noise."""
+    temperature, keys = program.vectors["temperature"][0], program.vectors["keys"]
+    bits = _random_bits(keys[number, 0], keys[number, 1], words.astype(jnp.uint32))
+    ones = (bits >> 9) | jnp.uint32(0x3F800000)  # floats from 1 up to 2
+    uniform = jnp.maximum(lax.bitcast_convert_type(ones, jnp.float32) - 1.0 + TINY, TINY)
+    return logits / temperature - jnp.log(-jnp.log(uniform))
+
+
+def _random_bits(key0: jax.Array, key1: jax.Array, places: jax.Array) -> jax.Array:
+    """Returns what JAX draws for the places of one row, uint32: Threefry with 20 rounds (Salmon et al. 2011, "Parallel
+    random numbers: as easy as 1, 2, 3") of a counter, both of its words folded into one."""
+    keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
+    x, y = jnp.zeros_like(places) + keys[0], places + keys[1]
+    for group in range(5):
+        for turn in ROTATIONS[group % 2]:
+            x = x + y
+            y = (y << turn) | (y >> (32 - turn))
+            y = x ^ y
+        x = x + keys[(group + 1) % 3]
+        y = y + keys[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x ^ y
+
+
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+TINY = float(jnp.finfo(jnp.float32).tiny)
+BEST = ("best", "best_word", "best_logit", "top_logit", "sum")
+"""Under which names a program keeps its `Best` for the others."""
+
+
+def _tiles(program: Program) -> jax.Array:
+    return pl.cdiv(program.layout.vocabulary // ROWS - program.me, program.layout.programs)
+
+
+def _parts(program: Program) -> int:
+    return program.layout.width // program.layout.ring_slice
+
+
+def _pieces(program: Program) -> jax.Array:
+    return _tiles(program) * _parts(program)
+
+
+def _fetch(program: Program, piece: jax.Array) -> None:
+    layout, near, parts = program.layout, program.near, _parts(program)
+    tile, part = program.me + piece // parts * layout.programs, lax.rem(piece, parts)
+    here = (pl.ds(tile * ROWS, ROWS), pl.ds(part * layout.ring_slice, layout.ring_slice))
+    slot = lax.rem(piece, layout.ring)
+    plgpu.copy_gmem_to_smem(
+        program.matrices["readout"].at[here], near["readout"].at[slot], near["readout_arrival"].at[slot]
+    )
+
+
+def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:
+    """Multiplies the pieces of a tile by the state, and sends for those that follow."""
+    layout, near, parts = program.layout, program.near, _parts(program)
+    for part in range(parts):
+        piece = tile * parts + part
+        slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring - 1
+        plgpu.barrier_wait(near["readout_arrival"].at[slot])
+        inputs = near["inputs"].at[pl.ds(part * layout.ring_slice, layout.ring_slice)]
+        plgpu.wgmma(acc, near["readout"].at[slot], inputs)
+        plgpu.wgmma_wait(0)
+        pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))
