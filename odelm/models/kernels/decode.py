@@ -11,8 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import attend, send_for_memory
-from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.choice import choose, read_out, send_for_readout
+from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
 
