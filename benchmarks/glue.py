@@ -1,0 +1,106 @@
+"""An encoder fine-tuned on every task of GLUE that is at hand, several seeds each: one table of all step counts.
+
+    python -m benchmarks.glue --model=small-encoder --data=GLUE --work=runs/glue --out=glue.json
+
+Each task is `train.py --config=configs/glue.py --seeds=...` in a process, `--beside` of them at once, for `--epochs`
+epochs but at most `--updates` updates. Tasks that have ended are not trained again, and one that was interrupted goes
+on. What follows `--` goes to every task, such as `-- --config.train.length=64`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from odelm.config import TASKS, DataConfig
+from odelm.data.glue import read_task, task_folder
+from odelm.evals.seeds import RESULTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def command_of(task: str, options: argparse.Namespace) -> list[str]:
+    """Returns the command that fine-tunes on a task."""
+    data = DataConfig(task=task, source=str(options.data))
+    if not (task_folder(data) / "train.tsv").exists():  # some copies of QNLI lack it
+        data = dataclasses.replace(data, train_share=0.8)
+    examples = len(read_task(data)[0].targets)
+    updates = max(1, min(options.updates, round(options.epochs * examples / options.batch_size)))
+    given = {
+        "data.task": task, "data.source": options.data, "data.train_share": data.train_share,
+        "data.data_dir": options.work / "data", "init.from_pretrained": options.model, "train.updates": updates,
+        "train.batch_size": options.batch_size, "train.eval_every": updates, "train.checkpoint_every": 500,
+        "optimizer.warmup": max(updates // 10, 1),
+    }  # fmt: skip
+    return [
+        sys.executable, "train.py", "--config=configs/glue.py", f"--workdir={options.work / task}",
+        f"--seeds={options.seeds}", *(f"--config.{name}={value}" for name, value in given.items()), *options.more,
+    ]  # fmt: skip
+
+
+def run_all(tasks: list[str], options: argparse.Namespace) -> None:
+    """Runs the tasks that have no results yet, so many beside each other, and prints how each has ended."""
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / options.beside:.2f}"}
+    waiting = [task for task in tasks if not (options.work / task / f"{RESULTS}.json").exists()]
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    options.work.mkdir(parents=True, exist_ok=True)
+    while waiting or running:
+        while waiting and len(running) < options.beside:
+            task = waiting.pop(0)
+            with (options.work / f"{task}.log").open("ab") as log:
+                process = subprocess.Popen(
+                    command_of(task, options), cwd=ROOT, env=os.environ | share, stdout=log, stderr=log
+                )
+            running[task] = process, time.perf_counter()
+        for task, (process, start) in list(running.items()):
+            if process.poll() is not None:
+                del running[task]
+                print(f"{task}: status {process.returncode} after {time.perf_counter() - start:.0f} s", flush=True)
+        time.sleep(0.5)
+
+
+def table(tasks: list[str], work: Path) -> dict[str, Any]:
+    """Prints a table of the tasks that have ended, a column for each step count, and returns all their rows."""
+    found = {}
+    for task in tasks:
+        path = work / task / f"{RESULTS}.json"
+        if path.exists():
+            found[task] = json.loads(path.read_text())
+    for task, results in found.items():
+        for metric in dict.fromkeys(row["metric"] for row in results["rows"]):
+            rows = [row for row in results["rows"] if row["metric"] == metric]
+            cells = [f"{row['steps']}: {row['mean']:.4f} ± {row['std']:.4f}" for row in rows]
+            beside = "" if rows[0]["majority"] is None else f" (majority {rows[0]['majority']:.4f})"
+            print(f"  {task:6} {metric:9} {'  '.join(cells)}{beside}", flush=True)
+    return found
+
+
+def main() -> None:
+    arguments, _, more = " ".join(sys.argv[1:]).partition(" -- ")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small-encoder", help="a run, a bundle, a Hugging Face folder or a name")
+    parser.add_argument("--data", type=Path, required=True, help="the folder that has the folders of the tasks")
+    parser.add_argument("--work", type=Path, required=True, help="where the runs go, and are resumed")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="which of them: A,B")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=5.0)
+    parser.add_argument("--updates", type=int, default=2000, help="the most updates of a task")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--beside", type=int, default=1, help="tasks that are trained beside each other")
+    parser.add_argument("--out", type=Path, help="where to write all results as JSON")
+    options = parser.parse_args(arguments.split())
+    options.more, options.work, options.data = more.split(), options.work.absolute(), options.data.absolute()
+    tasks = options.tasks.split(",")
+    run_all(tasks, options)
+    results = table(tasks, options.work)
+    if options.out:
+        options.out.write_text(json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
