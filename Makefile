@@ -56,7 +56,7 @@ test-harness: .venv/.installed-harness-test
 	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning tests/harness
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
-# environment of its own.
+# environment of its own; kernels are interpreted, and compiled for a card that is not there.
 test-newest:
 	@for python in $(NEWER); do \
 		$$python -c "import ensurepip, venv" 2> /dev/null || continue; \
@@ -68,6 +68,9 @@ test-newest-with:
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install -q --no-compile --disable-pip-version-check -e ".[test]"
 	.venv-newest/bin/python -c "import jax, flax; print('jax', jax.__version__, 'flax', flax.__version__)"
+	jax=$$(.venv-newest/bin/python -c "import jax; print(jax.__version__)"); .venv-newest/bin/pip install -q --no-compile \
+		--disable-pip-version-check jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax nvidia-cuda-nvcc-cu12 \
+		|| echo "no plugin of CUDA for this jax: kernels are not compiled"
 	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal -o cache_dir=.pytest_cache/newest \
 		-m "not slow and not kills" \
 		tests/math tests/kernels tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \

@@ -8,7 +8,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.program import COLUMN, ROW, Program, Token, sum_of, vector
+from odelm.models.kernels.program import COLUMN, ROW, Program, Token, put, sum_of, vector
 
 LEAST = -1e30
 """In place of the score of a position that is not seen."""
@@ -44,7 +44,8 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
         @pl.when((c == 0) & (lax.rem(head, layout.heads // layout.kv_heads) == 0))
         def keep_new() -> None:
             here = (step, place, pl.ds(group * layout.head_size, layout.head_size))
-            program.keys[here], program.values[here] = key, value
+            put(key, program.keys.at[here])
+            put(value, program.values.at[here])
 
         own, first = jnp.sum(query * key.astype(jnp.float32)), (c == 0).astype(jnp.float32)
         start = jnp.where(c == 0, own, LEAST), first, value.astype(jnp.float32) * first
@@ -56,7 +57,7 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
             return _with_chunk(program, (i * C + c) * layout.chunk, queries, place, running)
 
         top, total, context = lax.fori_loop(0, count, chunk, start)
-        program.between["context"][c, head] = context
+        put(context, program.between["context"].at[c, head])
         program.between["top"][head, c], program.between["total"][head, c] = top, total
 
     program.share(layout.heads * C, work)

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
-from odelm.models.kernels.program import Program, Token, sum_of, vector
+from odelm.models.kernels.program import Program, Token, put, sum_of, vector
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
@@ -43,14 +43,14 @@ def enter(program: Program, token: Token, step: Step) -> jax.Array:
 
     @pl.when(p.me == 0)
     def keep_state() -> None:
-        p.between["state"][lax.rem(step, 2)] = state
+        put(state, p.between["state"].at[lax.rem(step, 2)])
 
     p.normalise(state, "norm1", step)
 
     def store(tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
         head, at = tile // (K // ROWS), lax.rem(tile, K // ROWS) * ROWS
-        p.between["qkv"][part, head, pl.ds(at, ROWS)] = y
-        p.between["qkv"][part, head, pl.ds(K + at, ROWS)] = y
+        for place in (at, K + at):
+            put(y, p.between["qkv"].at[part, head, pl.ds(place, ROWS)])
 
     p.multiply("qkv", step, p.take, store)
     return state
@@ -155,4 +155,4 @@ def _feed(program: Program, step: Step) -> None:
 
 
 def _put(program: Program, name: str, tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
-    program.between[name][part, pl.ds(tile * ROWS, ROWS)] = y
+    put(y, program.between[name].at[part, pl.ds(tile * ROWS, ROWS)])

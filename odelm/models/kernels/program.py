@@ -226,6 +226,14 @@ def vector(ref: Ref, layout: Any = ROW) -> jax.Array:
     return plgpu.load(ref, layout=layout, optimized=False)
 
 
+def put(x: jax.Array, ref: Ref) -> None:
+    """Writes a vector to global memory, whatever its layout."""
+    if hasattr(plgpu, "store"):  # since jax 0.12, where a plain write must fill whole sectors of memory
+        plgpu.store(ref, x, optimized=False)
+    else:
+        ref[...] = x
+
+
 def sum_of(parts: list[jax.Array]) -> jax.Array:
     """Returns the sum of a list that has something in it."""
     total = parts[0]
