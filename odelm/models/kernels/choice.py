@@ -20,7 +20,7 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 def send_for_readout(program: Program) -> None:
     """Starts to copy this program's first pieces of the readout."""
-    for i in range(program.layout.ring - 1):
+    for i in range(program.layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
 
 
@@ -123,11 +123,11 @@ def _fetch(program: Program, piece: jax.Array) -> None:
 
 
 def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:
-    """Multiplies the pieces of a tile by the state, and sends for those that follow."""
+    """Multiplies the pieces of a tile by the state, and sends for another one as soon as the place of each is free."""
     layout, near, parts = program.layout, program.near, _parts(program)
     for part in range(parts):
         piece = tile * parts + part
-        slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring - 1
+        slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring
         plgpu.barrier_wait(near["readout_arrival"].at[slot])
         inputs = near["inputs"].at[pl.ds(part * layout.ring_slice, layout.ring_slice)]
         plgpu.wgmma(acc, near["readout"].at[slot], inputs)
