@@ -169,3 +169,12 @@ def test_a_kernel_stops_behind_the_end_token_and_stays_there():
     found = in_kernel(model, plan, state, NEW, end=end)
     assert_same(found, expected)
     assert_same(in_kernel(model, plan, found, NEW, end=end), expected)
+
+
+def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
+    model = model_of()
+    plan = model.plan(steps=2)
+    chosen = layout_of(model.config, plan, 32)
+    told = layout_of(model.config, plan, 32, ring=chosen.ring - 1, sharing=not chosen.sharing)
+    assert (told.ring, told.sharing) == (chosen.ring - 1, not chosen.sharing)
+    assert told.ring_slice == chosen.ring_slice and (not told.sharing or len(set(told.slices)) == 1)

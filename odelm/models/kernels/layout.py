@@ -138,7 +138,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     Each map has a place of its own, with slices as short as they can be for every program to have one piece, if the
     shared memory of a Hopper card allows it; if not, maps share places. The readout gets what is left. `options` are
-    fields of the layout; with `slices` among them nothing is chosen.
+    fields of the layout, which are not chosen then; with `slices` among them nothing is.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     layout = Layout(
@@ -153,8 +153,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     shared = max(_divisors(math.gcd(D, config.heads * config.head_size, F)))
     choices = [dict(slices=tuple(_shortest(layout, name) for name in MAPS), sharing=False)]
     choices.append(dict(slices=(shared,) * 4, sharing=True))
+    choices = [one for one in choices if one["sharing"] == options.get("sharing", one["sharing"])]
     rings = [dict(ring=ring, ring_slice=size) for size in RING_SLICES if D % size == 0 for ring in RINGS]
-    all_of = [dataclasses.replace(layout, **places | ring) for places in choices for ring in rings]
+    all_of = [dataclasses.replace(layout, **places | ring | options) for places in choices for ring in rings]
     return next((one for one in all_of if one.fits), all_of[-1])
 
 
