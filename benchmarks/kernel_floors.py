@@ -52,6 +52,7 @@ def barrier_by_cluster(rounds: int, *, leaders: bool = True) -> Kernel:
         first = lax.axis_index("rank") == 0
 
         def within() -> None:
+            plgpu.commit_smem()  # one thread arrives for all: without it a slow one might miss two phases, and wait on
             plgpu.barrier_arrive(local)
             plgpu.barrier_wait(local)
 
@@ -118,6 +119,7 @@ def exchange(rounds: int) -> Kernel:
 
         start = plgpu.layout_cast(jnp.full((64, 8), 1.0, jnp.float32), plgpu.Layout.WGMMA)
         x = lax.fori_loop(0, rounds, one, start)
+        plgpu.commit_smem()
         plgpu.barrier_arrive(local)  # no program may end while another writes to it
         plgpu.barrier_wait(local)
         out[...] = jnp.broadcast_to(jnp.max(jnp.max(x, axis=1)), (128,))
