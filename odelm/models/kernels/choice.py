@@ -32,7 +32,7 @@ def read_out(program: Program, state: jax.Array, number: jax.Array) -> None:
     """
     p, layout = program, program.layout
     p.normalise(state, "end")
-    p.take(0, p.near["inputs"].at[pl.ds(0, layout.width)])
+    p.take(0, p.near["inputs"].at[:, pl.ds(0, layout.width)])
     plgpu.commit_smem()
 
     def tile(n: jax.Array, best: Best) -> Best:
@@ -129,7 +129,7 @@ def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:
         piece = tile * parts + part
         slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring
         plgpu.barrier_wait(near["readout_arrival"].at[slot])
-        inputs = near["inputs"].at[pl.ds(part * layout.ring_slice, layout.ring_slice)]
-        plgpu.wgmma(acc, near["readout"].at[slot], inputs)
+        inputs = near["inputs"].at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
+        plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))
         plgpu.wgmma_wait(0)
         pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))

@@ -12,9 +12,9 @@ from odelm.models.transformer import DepthPlan
 
 ROWS = 64
 """Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction."""
-COLUMNS = 16
-"""Columns of the other factor: the fewest, of 16 bits, that shared memory holds as that instruction reads them. For one
-row of the batch all are equal."""
+COLUMNS = 8
+"""Columns of the other factor, the fewest of that instruction. For one row of the batch all are equal. In shared memory
+each is a row: where inputs come first there, 16 columns are needed, and matrices are copied by 32 bytes, not 128."""
 SLICE, RING_SLICES = 512, (128, 64)
 """The most inputs of a matrix that a program sums over at a time, in the blocks, and how many in the readout."""
 MAPS = ("qkv", "out", "up", "down")

@@ -73,9 +73,9 @@ def leave_attention(program: Program, token: Token, step: Step) -> None:
         return sum_of([part * (factor / total) for part, factor in zip(parts, factors, strict=True)])
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        for at in range(0, inputs.shape[0], ROWS):  # a head has one or more of them
+        for at in range(0, inputs.shape[1], ROWS):  # a head has one or more of them
             head, start = (offset + at) // K, lax.rem(offset + at, K)
-            p.spread(averaged(head, start), inputs.at[pl.ds(at, ROWS)])
+            p.spread(averaged(head, start), inputs.at[:, pl.ds(at, ROWS)])
 
     p.multiply("out", step, fill, lambda tile, part, y: _put(p, "out", tile, part, y))
 
@@ -101,7 +101,7 @@ def leave_feedforward(program: Program, token: Token, step: Step) -> None:
         )
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        size = inputs.shape[0]
+        size = inputs.shape[1]
         if p.layout.activation == "swiglu":
             x = activated(before(offset, size), "silu") * before(F + offset, size)
         else:

@@ -19,7 +19,7 @@ Ref = Any
 COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
 """How a warpgroup holds a vector: as one row of a matrix (one number a column), or as one column of it."""
 Fill = Callable[[jax.Array, Ref], None]
-"""Writes inputs from an offset on into the right side of a product, (slice, `COLUMNS`)."""
+"""Writes inputs from an offset on into the right side of a product, (`COLUMNS`, slice)."""
 Store = Callable[[jax.Array, jax.Array, jax.Array], None]
 """Takes the number of a tile of `ROWS` outputs, that of a slice of inputs, and the sums over it (`ROWS`,)."""
 
@@ -106,7 +106,7 @@ class Program:
         first.
         """
         splits, size = self.layout.splits(name), self.layout.slice_of(name)
-        (place, arrival), inputs = self._place(name), self.near["inputs"].at[pl.ds(0, size)]
+        (place, arrival), inputs = self._place(name), self.near["inputs"].at[:, pl.ds(0, size)]
         if self.alone:
             self.fetch(name, step)
 
@@ -115,7 +115,7 @@ class Program:
             plgpu.commit_smem()
             if not self.stays(name):
                 plgpu.barrier_wait(arrival.at[number])
-            sums = self.product(lambda acc: plgpu.wgmma(acc, place.at[number], inputs))
+            sums = self.product(lambda acc: plgpu.wgmma(acc, place.at[number], inputs.transpose((1, 0))))
             store(item // splits, lax.rem(item, splits), sums)
 
         self.share(self.layout.pieces(name), piece)
@@ -158,11 +158,12 @@ class Program:
 
     def take(self, offset: jax.Array | int, inputs: Ref) -> None:
         """Writes a slice of the normalised state into the right side of a product."""
-        self.spread(vector(self.near["state"].at[pl.ds(offset, inputs.shape[0])]), inputs)
+        self.spread(vector(self.near["state"].at[pl.ds(offset, inputs.shape[1])]), inputs)
 
     def spread(self, x: jax.Array, inputs: Ref) -> None:
         """Writes a vector into all columns of the right side of a product."""
-        inputs[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), inputs.shape, (0,))
+        columns = inputs.transpose((1, 0))
+        columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 
     def summed(self, name: str) -> jax.Array:
         """Returns the sum over the slices of what all programs stored under a name."""
@@ -261,7 +262,7 @@ def scratch(layout: Layout) -> dict[str, Any]:
     s, dtype = layout, layout.dtype
     return {
         "state": plgpu.SMEM((s.width,), jnp.float32),
-        "inputs": plgpu.SMEM((max(s.width, *s.slices), COLUMNS), dtype),
+        "inputs": plgpu.SMEM((COLUMNS, max(s.width, *s.slices)), dtype),
         "matrices": [plgpu.SMEM(s.place_shape(names), dtype) for names in s.places],
         "arrivals": [plgpu.Barrier(num_barriers=s.place_shape(names)[0]) for names in s.places],
         "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
