@@ -8,7 +8,7 @@ One row is continued greedily in bfloat16, by `xla` (`odelm.infer.decode.advance
 a step, and by the `persistent` kernel, in turns. The time of a token is the difference between many and one, divided by
 those between. Afterwards one pass of the model in float32 over what each has written says how far the logit of each
 token is below the largest (`below`: 0 where it is the likeliest), and how far its log-probability is from the
-one that was reported. `--launches` starts the persistent kernel so often, while another stream is busy with products.
+one that was reported. `--launches` starts the persistent kernel so often, with products between some of them.
 `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU (docs/kernels.md).
 """
 
@@ -134,7 +134,7 @@ def measure(case: Case, hows: list[str], repeats: int) -> dict[str, dict[str, An
 
 
 def launch_often(case: Case, count: int) -> None:
-    """Launches the persistent kernel so often, a few tokens each, beside products on another stream."""
+    """Launches the persistent kernel so often, a few tokens each, with products queued before some of them."""
     params, plan = case.runner.params, case.plan
     state = jax.jit(case.begin)(params)
     program = case.program("persistent")

@@ -14,6 +14,9 @@ from odelm.models.kernels.tables import matrices, vectors
 from odelm.models.memory import KeyValues, Memory
 from odelm.models.transformer import DepthPlan
 
+COLDEST = 1e-20
+"""The lowest temperature that a kernel draws at."""
+
 
 def advance_in_kernel(
     model: CausalLM,
@@ -39,14 +42,17 @@ def advance_in_kernel(
     real = jnp.pad(memory.real[0], (0, room - memory.room))
     hidden = jnp.where(real | (places >= start), 0.0, LEAST)
     kept = jax.new_ref(_flat(memory, "keys", room)), jax.new_ref(_flat(memory, "values", room))
-    count = jnp.where(state.done[0], 0, jnp.maximum(jnp.asarray(until, jnp.int32) - state.count, 0))
+    count = jnp.clip(jnp.asarray(until, jnp.int32), 0, limit) - state.count
+    count = jnp.where(state.done[0], 0, jnp.maximum(count, 0))
     begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
     given = vectors(model, plan, layout) | {"hidden": hidden}
     if layout.sampled:
         keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(
             state.count + jnp.arange(limit)
         )
-        given |= {"temperature": jnp.asarray(sampling.temperature, jnp.float32).reshape(1), "keys": keys}
+        # Scores stay above what a place that is not seen has.
+        temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
+        given |= {"temperature": temperature.reshape(1), "keys": keys}
     tokens, logprobs, made = decode(
         kernels, matrices(model, layout), given, kept, begin, limit=limit,
         persistent=persistent,

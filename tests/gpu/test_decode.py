@@ -121,7 +121,7 @@ def test_a_kernel_goes_on_in_parts_as_at_once():
     assert (expected.tokens == whole.tokens).mean() > 0.5  # they part where two logits are as good as equal
 
 
-def test_ten_thousand_launches_beside_another_stream_do_not_hang():
+def test_ten_thousand_launches_between_products_do_not_hang():
     command = [sys.executable, "-m", "benchmarks.decode_kernel", "--shape=small", "--steps=3", "--launches=10000"]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True, timeout=400

@@ -67,7 +67,8 @@ def choose(program: Program) -> tuple[jax.Array, jax.Array]:
     logit = jnp.max(jnp.where(there, jnp.where(words == word, logits, LEAST), LEAST))
     top = jnp.max(tops)
     total = jnp.sum(jnp.where(there, sums, 0.0) * jnp.exp(tops - top))
-    return word, logit - top - jnp.log(total)
+    # Where no logit is a number, any token that has an embedding.
+    return jnp.minimum(word, layout.words - 1), logit - top - jnp.log(total)
 
 
 def _noisy(program: Program, logits: jax.Array, words: jax.Array, number: jax.Array) -> jax.Array:

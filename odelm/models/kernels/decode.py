@@ -49,13 +49,12 @@ class Kernels:
 
         The programs do not meet if their number is given.
         """
-        layout, meet = self.layout, programs is None
+        layout, meeting = self.layout, programs is None
 
         def body(matrices: Any, vectors: Any, memory: Any, between: Any, numbers: Ref, *refs: Any) -> None:
             *given, _, near = refs
-            arrived = between["arrived"] if meet and layout.programs > 1 else None
             me = lax.axis_index("program")
-            run(Program(layout, me, matrices, vectors, between, memory[0], memory[1], near, arrived), numbers, *given)
+            run(Program(layout, me, matrices, vectors, between, memory[0], memory[1], near, meeting), numbers, *given)
 
         out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one
         options = {} if self.interpret is None else {"interpret": self.interpret}

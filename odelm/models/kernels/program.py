@@ -1,7 +1,7 @@
 """What all phases of a kernel share: its arrays, the barrier between phases, and products with a block's matrices."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -52,27 +52,26 @@ class Program:
     values: Ref
     near: dict[str, Ref]
     """Shared memory and its barriers, as in `scratch`."""
-    arrived: Ref | None = field(default=None)
-    """What programs count themselves in as they meet, int32 (1,), 0 at first; None is no meeting, because they end
-    after each phase."""
+    meeting: bool
+    """Whether programs meet between phases; otherwise they end after each."""
 
     @property
     def alone(self) -> bool:
         """Whether a phase is a launch of its own, so that no piece of a matrix is sent for ahead of it."""
-        return self.arrived is None and self.layout.programs > 1
+        return not self.meeting
 
     def meet(self, count: jax.Array) -> jax.Array:
         """Waits until all programs are here, for the time `count`, from 0 on; returns the next count.
 
         What they wrote before is then seen by all.
         """
-        if self.arrived is not None:
-            meet(self.arrived, (count + 1) * self.layout.programs)
+        if self.meeting and self.layout.programs > 1:
+            meet(self.between["arrived"], (count + 1) * self.layout.programs)
         return count + 1
 
     def see_stores(self) -> None:
         """Lets the copies that this program starts see what programs stored before they met."""
-        if self.arrived is not None:
+        if self.meeting and self.layout.programs > 1:
             order_copies_after_stores()
 
     def share(self, count: int, work: Callable[[Any, jax.Array], None]) -> None:
