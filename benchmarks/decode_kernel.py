@@ -53,13 +53,13 @@ def model_of(options: argparse.Namespace) -> odelm.CausalLM:
 
 
 class Case:
-    """One model and grid: the state after a prompt, and for each way the compiled program that goes on from there."""
+    """One model and grid: how a prompt is read, and the program of each way to continue it."""
 
     def __init__(self, model: odelm.CausalLM, steps: int, options: argparse.Namespace):
         self.exact, self.options, self.steps = model, options, steps
         self.runner = Runner.of(with_dtype(model, "bfloat16"))
         self.plan = self.runner.model.plan(steps=steps)
-        assert (reason := unsupported(model.config, self.plan)) is None, reason
+        assert (reason := unsupported(model, self.plan)) is None, reason
         self.prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, options.context).astype(np.int32)
         self.sampling = sampling_options(temperature=options.temperature)
         room = options.context + options.tokens - 1

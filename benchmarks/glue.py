@@ -81,7 +81,6 @@ def table(tasks: list[str], work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments, _, more = " ".join(sys.argv[1:]).partition(" -- ")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small-encoder", help="a run, a bundle, a Hugging Face folder or a name")
     parser.add_argument("--data", type=Path, required=True, help="the folder that has the folders of the tasks")
@@ -93,8 +92,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--beside", type=int, default=1, help="tasks that are trained beside each other")
     parser.add_argument("--out", type=Path, help="where to write all results as JSON")
-    options = parser.parse_args(arguments.split())
-    options.more, options.work, options.data = more.split(), options.work.absolute(), options.data.absolute()
+    parser.add_argument("more", nargs="*", help="after --, options of every task")
+    options = parser.parse_args()
+    options.work, options.data = options.work.absolute(), options.data.absolute()
     tasks = options.tasks.split(",")
     run_all(tasks, options)
     results = table(tasks, options.work)

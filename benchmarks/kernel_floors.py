@@ -12,6 +12,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +114,7 @@ def exchange(rounds: int) -> Kernel:
 
             plgpu.barrier_wait(arrival.at[place])
             found = [plgpu.layout_cast(parts[place, k], plgpu.Layout.WGMMA) for k in range(CLUSTER)]
-            total = found[0]
-            for other in found[1:]:
-                total = total + other
-            return total * 0.1
+            return reduce(add, found) * 0.1
 
         start = plgpu.layout_cast(jnp.full((64, 8), 1.0, jnp.float32), plgpu.Layout.WGMMA)
         x = lax.fori_loop(0, rounds, one, start)
@@ -132,20 +131,21 @@ def exchange(rounds: int) -> Kernel:
     return _clusters(body, scratch), [jax.ShapeDtypeStruct((1,), jnp.int32)]
 
 
-def product(rounds: int, *, inputs: int = 512, columns: int = 16) -> Kernel:
+def product(rounds: int, *, inputs: int = 512, columns: int = 8) -> Kernel:
     """A product of (64, inputs) by (inputs, columns) in bfloat16, both in shared memory."""
 
     def body(counter: Any, x: Any, w: Any, out: Any, matrix: Any, right: Any, arrival: Any) -> None:
         del counter
         plgpu.copy_gmem_to_smem(w, matrix, arrival)
         column = plgpu.load(x, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
-        right[...] = lax.broadcast_in_dim(column.astype(jnp.bfloat16), (inputs, columns), (0,))
+        turned = right.transpose((1, 0))
+        turned[...] = lax.broadcast_in_dim(column.astype(jnp.bfloat16), (inputs, columns), (0,))
         plgpu.commit_smem()
         plgpu.barrier_wait(arrival)
 
         def one(_: jax.Array, x: jax.Array) -> jax.Array:
             def summed(acc: Any) -> jax.Array:
-                plgpu.wgmma(acc, matrix, right)
+                plgpu.wgmma(acc, matrix, right.transpose((1, 0)))
                 return acc[...]
 
             return x + jnp.max(jnp.max(pl.run_scoped(summed, plgpu.ACC((64, columns), jnp.float32)), axis=1))
@@ -153,7 +153,7 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 16) -> Kernel:
         out[...] = jnp.broadcast_to(lax.fori_loop(0, rounds, one, jnp.float32(0)), (128,))
 
     shape = jax.ShapeDtypeStruct
-    scratch = [plgpu.SMEM((64, inputs), jnp.bfloat16), plgpu.SMEM((inputs, columns), jnp.bfloat16), plgpu.Barrier()]
+    scratch = [plgpu.SMEM((64, inputs), jnp.bfloat16), plgpu.SMEM((columns, inputs), jnp.bfloat16), plgpu.Barrier()]
     shapes = [shape((1,), jnp.int32), shape((inputs,), jnp.float32), shape((64, inputs), jnp.bfloat16)]
     return _kernel(body, scratch=scratch), shapes
 
@@ -195,7 +195,7 @@ CASES: dict[str, Callable[[int], Kernel]] = {
     "broadcast of 1.5 KB, GPU scope": lambda n: broadcast(n, numbers=384, scope="gpu"),
     "broadcast of 48 KB, GPU scope": lambda n: broadcast(n, numbers=12288, scope="gpu"),
     "exchange of 64x8 in a cluster of 8": exchange,
-    "product 64x512 by 512x16": product,
+    "product 64x512 by 512x8": product,
     "copy of 32 KB a program, 4.3 MB in all (L2)": lambda n: copy(n, rows=132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 26 MB in all (L2)": lambda n: copy(n, rows=6 * 132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 432 MB in all (memory)": lambda n: copy(n, rows=100 * 132 * 64, inputs=256, ring=4),

@@ -10,7 +10,6 @@ all else. What is read twice by one kernel counts once; what a cache keeps is no
 
 import argparse
 import dataclasses
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,15 +17,12 @@ from typing import Any
 from unittest import mock
 
 import jax
-import numpy as np
 
 from benchmarks.training import SHAPES, VOCABULARY, odelm_config
-from odelm import sharding
 from odelm.config import Config, StepSamplingConfig
-from odelm.train.optimizer import make_optimizer
-from odelm.train.step import abstract_state, graph_of, jit_update, make_update
+from odelm.train.slice import bytes_of, lowered_updates
+from odelm.train.step import ON_GPU
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 NOTHING = ("parameter", "tuple", "get-tuple-element", "constant", "bitcast", "while", "conditional", "call")
 INSTRUCTION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 INNER = ("fused", "wrapped", "region", "gemm_fusion", "triton")
@@ -49,17 +45,11 @@ def kernels_of(program: str) -> list[tuple[int, str, str]]:
         if operation in NOTHING or operation.endswith("-done"):
             continue
         operands = dict.fromkeys(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
-        total = size_of(shape) + sum(size_of(shapes.get(operand, "")) for operand in operands)
+        total = bytes_of(shape) + sum(bytes_of(shapes.get(operand, "")) for operand in operands)
         where = re.search(r'op_name="([^"]*)"', line)
         described = f"{name} {shape[:60]} {where.group(1)[-60:] if where else ''}"
         kernels.append((total, _kind(operation, line), described))
     return sorted(kernels, reverse=True)
-
-
-def size_of(shape: str) -> int:
-    """Returns the bytes of an array or a tuple of them, as XLA writes it."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shape)
-    return sum(BYTES.get(dtype, 0) * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in arrays)
 
 
 def _kind(operation: str, line: str) -> str:
@@ -76,17 +66,8 @@ def compiled_update(config: Config, target: Path) -> str:
         platform="cuda", topology_name="card", topology="1x1x1", target_config=target.read_text()
     )
     with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # what the models ask for
-        mesh = sharding.make_mesh(config.mesh, devices=list(topology.devices)[:1])
-        optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
-        state = abstract_state(config, optimizer, mesh)
-        rows, layout = (config.train.batch_size, config.train.length), sharding.batch_sharding(mesh)
-        dtypes = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
-        batch = {name: jax.ShapeDtypeStruct(rows, dtype, sharding=layout) for name, dtype in dtypes.items()}
-        jitted = jit_update(make_update(config, graph_of(config)[0], optimizer), state, mesh)
-        grid = jax.ShapeDtypeStruct((config.trained_counts[0] + 1,), np.float32)
-        with jax.set_mesh(mesh):
-            lowered = jitted.lower(state, batch, grid)
-    options: Any = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+        _, lowered = next(lowered_updates(config, list(topology.devices)[:1]))
+    options: Any = ON_GPU | {"xla_gpu_autotune_level": 0}
     return lowered.compile(options).as_text() or ""
 
 

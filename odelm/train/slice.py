@@ -7,7 +7,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,25 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
     """
     if config.model.kind != "decoder":
         raise InputError("--slice takes a recipe of a decoder: batches of masked tokens are not made without a text")
-    devices = _devices(topology)
-    # No text is read, so it need not be there.
-    config = dataclasses.replace(
-        config, model=_as_on_tpu(config.model, config.train.length), data=DataConfig()
-    ).validate()
+    model = _as_on_tpu(config.model, config.train.length)
+    for count, lowered in lowered_updates(dataclasses.replace(config, model=model), _devices(topology)):
+        compiled = lowered.compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        assert memory is not None and isinstance(cost, dict)
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+        yield Need(
+            steps=count,
+            memory=held - memory.alias_size_in_bytes,
+            flops=float(cost["flops"]),
+            traffic=float(cost["bytes accessed"]),
+            collectives=sent_by(compiled),
+        )
+
+
+def lowered_updates(config: Config, devices: Sequence[Any]) -> Iterator[tuple[int, jax.stages.Lowered]]:
+    """Yields each count of steps of a decoder's recipe, and its update lowered for devices that need not be there."""
+    # No text is read, so it need not be there either.
+    config = dataclasses.replace(config, data=DataConfig()).validate()
     mesh = sharding.make_mesh(config.mesh, devices=devices)
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
     optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
@@ -90,18 +104,7 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
     jitted = jit_update(make_update(config, graph, optimizer), state, mesh)
     for count in config.trained_counts:
         with jax.set_mesh(mesh):
-            lowered = jitted.lower(state, batch, jax.ShapeDtypeStruct((count + 1,), jnp.float32))
-        compiled = lowered.compile()
-        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-        assert memory is not None and isinstance(cost, dict)
-        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-        yield Need(
-            steps=count,
-            memory=held - memory.alias_size_in_bytes,
-            flops=float(cost["flops"]),
-            traffic=float(cost["bytes accessed"]),
-            collectives=sent_by(compiled),
-        )
+            yield count, jitted.lower(state, batch, jax.ShapeDtypeStruct((count + 1,), jnp.float32))
 
 
 def table(found: list[Need], topology: str, tokens: int) -> str:
@@ -152,7 +155,7 @@ def collective_bytes(program: str) -> dict[str, int]:
             shape, operation = made.groups()
             kind = operation.removesuffix("-start")
             if kind in COLLECTIVES:
-                found[kind] += times * _size(shape, with_operands=operation != kind and _has_operands(kind, shape))
+                found[kind] += times * bytes_of(shape, with_operands=operation != kind and _has_operands(kind, shape))
             if operation in ("async-update", "async-done"):
                 continue  # of what its start has called
             repeated = times * _trips(line) if operation == "while" else times
@@ -192,7 +195,7 @@ def _has_operands(kind: str, shape: str) -> bool:
     return kind != "all-reduce" or shape.startswith("((")
 
 
-def _size(shape: str, *, with_operands: bool) -> int:
+def bytes_of(shape: str, *, with_operands: bool = False) -> int:
     """Returns the bytes of the results in a shape as HLO writes it, where the operands may come first.
 
     The scalars that follow the results of a collective-permute are no part of them.

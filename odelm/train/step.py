@@ -23,6 +23,8 @@ from odelm.train.gradient import make_gradient
 from odelm.train.teacher import FrozenModel
 
 Metrics = dict[str, jax.Array]
+ON_GPU: dict[str, str | bool] = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False}
+"""How XLA compiles an update for a GPU."""
 Update = Callable[["TrainState", Batch, Grid], tuple["TrainState", Metrics]]
 
 
@@ -159,5 +161,4 @@ def jit_update(update: Update, state: TrainState, mesh: Mesh) -> jax.stages.Wrap
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles an update; on a GPU with cuBLASLt for all products, which computes an activation on the way out."""
-    options: dict[str, str | bool] = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False}
-    return lowered.compile(options if jax.default_backend() == "gpu" else None)
+    return lowered.compile(ON_GPU if jax.default_backend() == "gpu" else None)

@@ -67,7 +67,7 @@ def test_kernels_find_the_likeliest_tokens(name, persistent):
     exact = model_of(**MODELS[name])
     runner = Runner.of(with_dtype(exact, "bfloat16"))
     plan = runner.model.plan(steps=exact.config.core // 2)
-    assert unsupported(exact.config, plan) is None
+    assert unsupported(exact, plan) is None
     kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1))
 
     @jax.jit

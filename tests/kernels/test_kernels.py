@@ -29,7 +29,7 @@ MODELS = {
     "default": {},
     "ends": dict(prelude=1, coda=1),
     "groups": dict(groups=2, positions="sinusoidal", activation="gelu"),
-    "parallel": dict(parallel_branches=True),
+    "parallel": dict(parallel_branches=True, activation="relu"),
     "gpt2": dict(norm="layernorm", bias=True, positions="learned", qk_norm=False, time_modulation=False),
     "swiglu": dict(activation="swiglu", bias=True),
     "kv_heads": dict(kv_heads=1, norm="layernorm", bias=True, wide_modulation=True),
@@ -70,7 +70,7 @@ def in_kernel(
     persistent: bool | None = None,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
-    assert unsupported(model.config, plan) is None
+    assert unsupported(model, plan) is None
     sizes = dict(slices=(64,) * 4, sharing=sharing, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
     sizes |= dict(sampled=temperature > 0)
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
@@ -172,6 +172,16 @@ def test_a_kernel_stops_behind_the_end_token_and_stays_there():
     found = in_kernel(model, plan, state, NEW, end=end)
     assert_same(found, expected)
     assert_same(in_kernel(model, plan, found, NEW, end=end), expected)
+
+
+def test_what_no_kernel_takes_is_named():
+    model = model_of()
+    plan = model.plan(steps=2)
+    assert unsupported(model, plan) is None
+    assert unsupported(odelm.quantize(model, "int8"), plan) == "it is quantised"
+    assert unsupported(model, model.plan(steps=2, solver="heun")) == "the solver takes several stages"
+    narrow = model_of(heads=4)
+    assert "heads are of 32" in str(unsupported(narrow, narrow.plan(steps=2)))
 
 
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():

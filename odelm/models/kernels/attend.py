@@ -1,5 +1,7 @@
 """Attention of one new token over a memory: each program averages the values of some positions of one head."""
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.program import COLUMN, ROW, Program, Token, put, sum_of, vector
+from odelm.models.kernels.program import COLUMN, ROW, Program, Token, put, vector
 
 LEAST = -1e30
 """In place of the score of a position that is not seen."""
@@ -75,7 +77,7 @@ def projected(
         """Returns what the input map gives for a head, from an offset on, and from its beginning after its end."""
         place = pl.ds(offset, K)
         slices = range(program.between["qkv"].shape[0])
-        total = sum_of([vector(program.between["qkv"].at[i, number, place], COLUMN) for i in slices])
+        total = reduce(add, [vector(program.between["qkv"].at[i, number, place], COLUMN) for i in slices])
         bias, scale = (vector(program.vectors[f"qkv_{name}"].at[step, number, place], COLUMN) for name in _MAP)
         return (total + bias) * scale
 

@@ -102,8 +102,6 @@ def decode(
         count = jax.freeze(made)[0]
     else:
         count = _launches(kernels, refs, begin, results)
-    for ref in between.values():
-        jax.freeze(ref)
     tokens, logprobs = (jax.freeze(ref) for ref in results)
     return tokens, logprobs, count
 
@@ -195,5 +193,4 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         return done + 1, word[0] == begin.end
 
     done, _ = lax.while_loop(going, one, (jnp.int32(0), jnp.bool(False)))
-    jax.freeze(word)
     return done

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from odelm.config import ModelConfig
-from odelm.models.transformer import DepthPlan
+from odelm.models.transformer import DepthPlan, SharedTransformer
 
 ROWS = 64
 """Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction."""
@@ -171,10 +171,12 @@ def _divisors(inputs: int) -> list[int]:
     return [n for n in range(ROWS, SLICE + 1, ROWS) if inputs % n == 0]
 
 
-def unsupported(config: ModelConfig, plan: DepthPlan) -> str | None:
+def unsupported(model: SharedTransformer, plan: DepthPlan) -> str | None:
     """Returns why no kernel takes a model along a plan, in a few words; None if one does."""
+    config = model.config
     reasons = {
         "it is no decoder": config.kind != "decoder",
+        "it is quantised": model.quantization is not None,
         "it is post-norm": config.norm_placement != "pre",
         "its state has lanes": config.lanes > 1,
         "its groups have inner blocks": config.inner_blocks > 1,

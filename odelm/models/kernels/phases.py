@@ -6,6 +6,8 @@ Otherwise there are five.
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
-from odelm.models.kernels.program import Program, Token, put, sum_of, vector
+from odelm.models.kernels.program import Program, Token, put, vector
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
@@ -64,13 +66,11 @@ def leave_attention(program: Program, token: Token, step: Step) -> None:
     def averaged(head: jax.Array, start: jax.Array) -> jax.Array:
         """Returns `ROWS` of a head's values, averaged over the places that the programs shared."""
         tops = [p.between["top"][head, c] for c in range(C)]
-        top = tops[0]
-        for other in tops[1:]:
-            top = jnp.maximum(top, other)
+        top = reduce(jnp.maximum, tops)
         factors = [jnp.exp(one - top) for one in tops]
-        total = sum_of([factor * p.between["total"][head, c] for c, factor in enumerate(factors)])
+        total = reduce(add, [factor * p.between["total"][head, c] for c, factor in enumerate(factors)])
         parts = [vector(p.between["context"].at[c, head, pl.ds(start, ROWS)]) for c in range(C)]
-        return sum_of([part * (factor / total) for part, factor in zip(parts, factors, strict=True)])
+        return reduce(add, [part * (factor / total) for part, factor in zip(parts, factors, strict=True)])
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
         for at in range(0, inputs.shape[1], ROWS):  # a head has one or more of them
@@ -96,7 +96,7 @@ def leave_feedforward(program: Program, token: Token, step: Step) -> None:
     def before(offset: jax.Array, size: int) -> jax.Array:
         place = pl.ds(offset, size)
         slices = range(p.between["up"].shape[0])
-        return sum_of([vector(p.between["up"].at[i, place]) for i in slices]) + vector(
+        return reduce(add, [vector(p.between["up"].at[i, place]) for i in slices]) + vector(
             p.vectors["up_bias"].at[step, place]
         )
 

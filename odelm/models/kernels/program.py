@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -53,12 +55,7 @@ class Program:
     near: dict[str, Ref]
     """Shared memory and its barriers, as in `scratch`."""
     meeting: bool
-    """Whether programs meet between phases; otherwise they end after each."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether a phase is a launch of its own, so that no piece of a matrix is sent for ahead of it."""
-        return not self.meeting
+    """Whether programs meet between phases; otherwise each phase is a launch of its own."""
 
     def meet(self, count: jax.Array) -> jax.Array:
         """Waits until all programs are here, for the time `count`, from 0 on; returns the next count.
@@ -101,12 +98,12 @@ class Program:
     def multiply(self, name: str, step: jax.Array, fill: Fill, store: Store) -> None:
         """Computes this program's part of a linear map of a block, whose pieces are near or on their way.
 
-        Then it sends for the next ones of that place, unless they stay. A program that is `alone` sends for its own
-        first.
+        Then it sends for the next ones of that place, unless they stay. Where a phase is a launch of its own, it sends
+        for its own first, and for no others.
         """
         splits, size = self.layout.splits(name), self.layout.slice_of(name)
         (place, arrival), inputs = self._place(name), self.near["inputs"].at[:, pl.ds(0, size)]
-        if self.alone:
+        if not self.meeting:
             self.fetch(name, step)
 
         def piece(number: jax.Array, item: jax.Array) -> None:
@@ -118,14 +115,14 @@ class Program:
             store(item // splits, lax.rem(item, splits), sums)
 
         self.share(self.layout.pieces(name), piece)
-        if not self.alone and not self.stays(name):
+        if self.meeting and not self.stays(name):
             names = next(names for names in self.layout.places if name in names)
             last = name == names[-1]
             self.fetch(names[0] if last else names[-1], lax.rem(step + 1, self.layout.steps) if last else step)
 
     def stays(self, name: str) -> bool:
         """Whether the pieces of a map stay in shared memory, since all steps have one block."""
-        return not self.layout.sharing and not self.alone and self.matrices[name].shape[0] == 1
+        return not self.layout.sharing and self.meeting and self.matrices[name].shape[0] == 1
 
     def begin(self) -> None:
         """Sends for the first pieces of every place, and waits for those that stay."""
@@ -137,11 +134,11 @@ class Program:
         """Waits for what is still on its way."""
         self._wait(staying=False)
 
-    def product(self, add: Callable[[Ref], None]) -> jax.Array:
-        """Returns (`ROWS`,) float32, what `add` sums up in an accumulator whose columns are all equal."""
+    def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
+        """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal."""
 
         def summed(acc: Ref) -> jax.Array:
-            add(acc)
+            accumulate(acc)
             return acc[...]
 
         return jnp.max(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32)), axis=1)
@@ -166,7 +163,7 @@ class Program:
 
     def summed(self, name: str) -> jax.Array:
         """Returns the sum over the slices of what all programs stored under a name."""
-        return sum_of([self.between[name][i] for i in range(self.between[name].shape[0])])
+        return reduce(add, [self.between[name][i] for i in range(self.between[name].shape[0])])
 
     def _wait(self, *, staying: bool) -> None:
         for names in self.layout.places:
@@ -232,14 +229,6 @@ def put(x: jax.Array, ref: Ref) -> None:
         plgpu.store(ref, x, optimized=False)
     else:
         ref[...] = x
-
-
-def sum_of(parts: list[jax.Array]) -> jax.Array:
-    """Returns the sum of a list that has something in it."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
