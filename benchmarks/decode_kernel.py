@@ -80,7 +80,8 @@ class Case:
             model = nnx.merge(self.runner.graph, params)
             if how == "xla":
                 return advance(model, plan, state, self.sampling, until, end=-1)
-            kernels = Kernels(dataclasses.replace(self.layout, sampled=bool(self.options.temperature)))
+            layout = dataclasses.replace(self.layout, sampled=bool(self.options.temperature))
+            kernels = Kernels(layout, profile=self.options.profile if how == "persistent" else "")
             return advance_in_kernel(
                 model, plan, state, self.sampling, until, kernels=kernels, end=-1, persistent=how == "persistent"
             )
@@ -152,6 +153,36 @@ def launch_often(case: Case, count: int) -> None:
             print(f"    {number} launches of the same tokens in {time.perf_counter() - start:.1f} s", flush=True)
 
 
+def profile(case: Case, folder: Path) -> None:
+    """Prints how many cycles each part of one launch of the persistent kernel took, the median of its programs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params, plan = case.runner.params, case.plan
+    state = jax.jit(case.begin)(params)
+    if str(folder) == "launches":
+        jax.block_until_ready(case.program("launches")(params, plan, state, jnp.int32(case.options.tokens)))
+        return
+    program = case.program("persistent")
+    for _ in range(3):
+        jax.block_until_ready(program(params, plan, state, jnp.int32(case.options.tokens)))
+        jax.effects_barrier()
+    found: dict[str, list[float]] = {}
+    traces: dict[int, list[tuple[str, float]]] = {}
+    for event in json.loads(max(folder.glob("*.json")).read_text())["traceEvents"]:
+        stack = traces.setdefault(event["tid"], [])
+        if event["ph"] == "B":
+            stack.append((event["name"], event["ts"]))
+        else:
+            path = "/".join(name for name, _ in stack)
+            found.setdefault(path, []).append(1e3 * (event["ts"] - stack.pop()[1]))
+    for path, cycles in found.items():
+        times = sorted(cycles)
+        low, high = times[len(times) // 20], times[-1 - len(times) // 20]
+        print(
+            f"    {path:34} {len(cycles) / len(traces):6.1f} times, cycles: median {statistics.median(times):6.0f}, "
+            f"{low:6.0f} to {high:6.0f}", flush=True,
+        )  # fmt: skip
+
+
 def compile_for(target: Path, case: Case, hows: list[str]) -> None:
     """Compiles for a card that is not there, and prints what the programs take."""
     from jax.experimental import topologies
@@ -185,6 +216,7 @@ def main() -> None:
     parser.add_argument("--layout", default="{}", help="numbers of `odelm.models.kernels.layout.Layout`, as JSON")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--launches", type=int, default=0, help="launch the persistent kernel so often, and end")
+    parser.add_argument("--profile", default="", help="a folder for a trace of one token, and end with what took how long")
     parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
     parser.add_argument("--out", type=Path, help="where to write all times as JSON")
     options = parser.parse_args()
@@ -195,6 +227,8 @@ def main() -> None:
         print(f"  {steps} steps, {case.layout.steps} evaluations, context {options.context}", flush=True)
         if options.compile_for:
             compile_for(options.compile_for, case, options.how.split(","))
+        elif options.profile:
+            profile(case, Path(options.profile))
         elif options.launches:
             launch_often(case, options.launches)
         else:

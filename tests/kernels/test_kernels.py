@@ -33,7 +33,7 @@ MODELS = {
     "gpt2": dict(norm="layernorm", bias=True, positions="learned", qk_norm=False, time_modulation=False),
     "swiglu": dict(activation="swiglu", bias=True),
     "kv_heads": dict(kv_heads=1, norm="layernorm", bias=True, wide_modulation=True),
-    "wide_heads": dict(heads=1, activation="relu2"),
+    "grouped": dict(width=256, heads=4, kv_heads=2, activation="relu2", feedforward=192),
     "scaled": dict(reference_depth=2, reference_width=64, wide_modulation=True, tie_readout=False, activation="silu"),
 }
 
@@ -65,13 +65,12 @@ def in_kernel(
     programs: int = 1,
     end: int = -1,
     dtype: Any = jnp.float32,
-    sharing: bool = False,
     temperature: float = 0.0,
     persistent: bool | None = None,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
     assert unsupported(model, plan) is None
-    sizes = dict(slices=(64,) * 4, sharing=sharing, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
+    sizes = dict(out_slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
     sizes |= dict(sampled=temperature > 0)
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
@@ -100,15 +99,6 @@ def test_a_kernel_decodes_what_the_model_does(options):
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
     assert_same(in_kernel(model, plan, state, NEW), expected)
-
-
-@pytest.mark.parametrize("name", few(["default", "ends", "parallel"], "ends"))
-def test_maps_may_share_their_places(name):
-    model = model_of(**MODELS[name])
-    plan = model.plan(steps=2)
-    state = begun(model, plan)
-    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
-    assert_same(in_kernel(model, plan, state, 3, sharing=True), expected)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +171,13 @@ def test_what_no_kernel_takes_is_named():
     assert unsupported(odelm.quantize(model, "int8"), plan) == "it is quantised"
     assert unsupported(model, model.plan(steps=2, solver="heun")) == "the solver takes several stages"
     narrow = model_of(heads=4)
-    assert "heads are of 32" in str(unsupported(narrow, narrow.plan(steps=2)))
+    assert "heads are of 32, not 64" in str(unsupported(narrow, narrow.plan(steps=2)))
 
 
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     model = model_of()
     plan = model.plan(steps=2)
     chosen = layout_of(model.config, plan, 32)
-    told = layout_of(model.config, plan, 32, ring=chosen.ring - 1, sharing=not chosen.sharing)
-    assert (told.ring, told.sharing) == (chosen.ring - 1, not chosen.sharing)
-    assert told.ring_slice == chosen.ring_slice and (not told.sharing or len(set(told.slices)) == 1)
+    told = layout_of(model.config, plan, 32, ring=chosen.ring - 1, out_slice=64)
+    assert (told.ring, told.out_slice) == (chosen.ring - 1, 64)
+    assert told.ring_slice == chosen.ring_slice

@@ -24,36 +24,42 @@ def send_for_readout(program: Program) -> None:
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
 
 
-def read_out(program: Program, state: jax.Array, number: jax.Array) -> None:
+def read_out(
+    program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array
+) -> None:
     """Leaves the best token of this program's part of the vocabulary for `choose`, of the last state (D,) of the
-    `number`-th token.
+    `number`-th token and the scale and shift of the final norm.
 
     Its first pieces must be on their way (`send_for_readout`).
     """
     p, layout = program, program.layout
-    p.normalise(state, "end")
+    p.normalise(state, affine)
     p.take(0, p.near["inputs"].at[:, pl.ds(0, layout.width)])
     plgpu.commit_smem()
 
     def tile(n: jax.Array, best: Best) -> Best:
         first = (p.me + n * layout.programs) * ROWS
         words = first + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
-        logits = jnp.where(words < layout.words, p.product(lambda acc: _add_pieces(p, n, acc)), LEAST)
-        scores = logits
+        with jax.named_scope("product"):
+            its = jnp.where(words < layout.words, p.product(lambda acc: _add_pieces(p, n, acc)), LEAST)
+        scores = its
         if layout.sampled:
-            scores = jnp.where(words < layout.words, _noisy(p, logits, words, number), LEAST)
+            scores = jnp.where(words < layout.words, _noisy(p, its, words, number), LEAST)
         score, word, logit, top, total = best
-        here = jnp.max(scores)
-        its = jnp.min(jnp.where(scores == here, words, layout.vocabulary))
-        its_logit = jnp.max(jnp.where(words == its, logits, LEAST))
-        new = jnp.maximum(top, jnp.max(logits))
-        total = total * jnp.exp(top - new) + jnp.sum(jnp.exp(logits - new))
-        better = here > score
-        return jnp.maximum(score, here), jnp.where(better, its, word), jnp.where(better, its_logit, logit), new, total
+        new, better = jnp.maximum(top, its), scores > score
+        total = total * jnp.exp(top - new) + jnp.exp(its - new)
+        kept = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
+        return (*kept, new, total)
 
-    least = jnp.float32(LEAST)
-    found = lax.fori_loop(0, _tiles(p), tile, (least, jnp.int32(layout.vocabulary), least, least, jnp.float32(0)))
-    for name, value in zip(BEST, found, strict=True):
+    least, none, nothing = (
+        plgpu.layout_cast(jnp.full((ROWS,), value), ROW)
+        for value in (jnp.float32(LEAST), jnp.int32(layout.vocabulary), jnp.float32(0))
+    )
+    score, word, logit, top, total = lax.fori_loop(0, _tiles(p), tile, (least, none, least, least, nothing))
+    best, most = jnp.max(score), jnp.max(top)
+    word = jnp.min(jnp.where(score == best, word, layout.vocabulary))
+    ends = best, word, jnp.max(jnp.where(score == best, logit, LEAST)), most, jnp.sum(total * jnp.exp(top - most))
+    for name, value in zip(BEST, ends, strict=True):
         p.between[name][p.me] = value
 
 

@@ -18,6 +18,8 @@ from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
 
 plgpu: Any = mosaic_gpu
 Arrays = dict[str, jax.Array]
+PROFILED = 450
+"""Begins and ends that a trace has room for."""
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +45,8 @@ class Kernels:
 
     layout: Layout
     interpret: Any = None
+    profile: str = ""
+    """A folder for traces of each launch, Chrome's JSON, in cycles."""
 
     def make(self, run: Callable[..., None], *, programs: int | None = None) -> Callable[..., None]:
         """Returns a kernel that calls `run(program, numbers, *refs)`, of arguments (refs of `Program`, numbers, *refs).
@@ -58,6 +62,8 @@ class Kernels:
 
         out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one
         options = {} if self.interpret is None else {"interpret": self.interpret}
+        if self.profile:
+            options["compiler_params"] = plgpu.CompilerParams(profile_space=PROFILED, profile_dir=self.profile)
         kernel = plgpu.kernel(
             body, out_type=out, scratch_types=[scratch(layout)], grid=(programs or layout.programs,),
             grid_names=("program",), **options,
@@ -116,7 +122,8 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
     def one(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         done, word, met = carry
         met = _compute(program, Token(word, position + done, place + done), done, met)
-        word, logprob = choose(program)
+        with jax.named_scope("choose"):
+            word, logprob = choose(program)
 
         @pl.when(program.me == 0)
         def keep() -> None:
@@ -141,16 +148,20 @@ def _compute(program: Program, token: Token, done: jax.Array, met: jax.Array) ->
 
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
         for phase in phases[:-1]:
-            phase(program, token, number)
+            with jax.named_scope(phase.__name__.strip("_")):
+                phase(program.anew(), token, number)
             if phase is phases[0]:
                 send_for_memory(program, token, number)
             met = program.meet(met)
-        phases[-1](program, token, number)
+        with jax.named_scope(phases[-1].__name__.strip("_")):
+            phases[-1](program.anew(), token, number)
         pl.when(number == last)(lambda: send_for_readout(program))
         return program.meet(met)
 
     met = lax.fori_loop(0, program.layout.steps, step, met)
-    read_out(program, moved(program, jnp.int32(last)), done)
+    with jax.named_scope("read_out"):
+        affine = program.affine("end")
+        read_out(program, moved(program, jnp.int32(last)), affine, done)
     return program.meet(met)
 
 
@@ -169,7 +180,8 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
 
     def run_readout(program: Program, numbers: Ref) -> None:
         send_for_readout(program)
-        read_out(program, moved(program, jnp.int32(layout.steps - 1)), numbers[2])
+        affine = program.affine("end")
+        read_out(program, moved(program, jnp.int32(layout.steps - 1)), affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
         found, logprob = choose(program)

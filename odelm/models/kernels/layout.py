@@ -11,22 +11,29 @@ from odelm.config import ModelConfig
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 ROWS = 64
-"""Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction."""
+"""Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction. A head has as many
+numbers, so that who multiplies by its rows has all of it."""
 COLUMNS = 8
 """Columns of the other factor, the fewest of that instruction. For one row of the batch all are equal. In shared memory
 each is a row: where inputs come first there, 16 columns are needed, and matrices are copied by 32 bytes, not 128."""
-SLICE, RING_SLICES = 512, (128, 64)
-"""The most inputs of a matrix that a program sums over at a time, in the blocks, and how many in the readout."""
+RING_SLICES = (128, 64)
+"""Inputs of the readout's rows that a program multiplies at a time, by preference."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
+PLACES = ("qkv", "up", "down"), ("out",)
+"""The maps whose pieces take turns with a place in a program's shared memory, in the order in which a step applies them."""
+THREADS = 128
+"""Of a program: a vector of which each of them holds as many numbers is read and written fastest."""
 CHUNK = 64
 """Positions whose keys a program reads at a time."""
 PROGRAMS = 132
 """Multiprocessors of an H100 or H200: all programs have to run at once, since they wait for each other."""
 SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
 """Shared memory that a program of a Hopper card may have, and what of it is left for reductions and barriers."""
-RINGS = (6, 5, 4, 3, 2)
+RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be on their way or in use; as many as there is shared memory for."""
+WIDEST = 1024
+"""The widest state: a program keeps `ROWS` rows of that many inputs."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,9 @@ class Layout:
     dtype: Any = jnp.bfloat16
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS
-    slices: tuple[int, int, int, int] = (SLICE, SLICE, SLICE, SLICE)
-    """Inputs of each of `MAPS` that are summed over at a time: the sums of a row's slices are added by those who read
-    them."""
-    sharing: bool = True
-    """Whether every other map takes the place in shared memory of the one before it; if not, each has its own."""
+    out_slice: int = ROWS
+    """Inputs of the output matrix of attention that are summed over at a time. Of the other maps as many as the state is
+    wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head."""
@@ -75,22 +80,27 @@ class Layout:
         return self.heads + 2 * self.kv_heads
 
     @property
-    def maps(self) -> tuple[str, str, str, str]:
-        """The linear maps of a block, in the order in which a step applies them."""
-        return ("qkv", "up", "out", "down") if self.parallel else ("qkv", "out", "up", "down")
-
-    @property
     def up(self) -> int:
         """What the first feed-forward matrix gives."""
-        return self.hidden * (2 if self.activation == "swiglu" else 1)
+        return self.hidden * self.factors
+
+    @property
+    def factors(self) -> int:
+        """How many of these a hidden unit is made of."""
+        return 2 if self.activation == "swiglu" else 1
+
+    @property
+    def filled_hidden(self) -> int:
+        """How many hidden units there are if zeros fill the last slice up."""
+        return -(-self.hidden // self.width) * self.width
+
+    def inputs(self, name: str) -> int:
+        """Returns how many inputs a map has, those of the hidden units filled up to whole slices."""
+        return {"out": self.heads * self.head_size, "down": self.filled_hidden}.get(name, self.width)
 
     def slice_of(self, name: str) -> int:
         """Returns how many inputs of a map are summed over at a time."""
-        return self.slices[MAPS.index(name)]
-
-    def inputs(self, name: str) -> int:
-        """Returns how many inputs a map has."""
-        return {"qkv": self.width, "out": self.heads * self.head_size, "up": self.width, "down": self.hidden}[name]
+        return self.out_slice if name == "out" else self.width
 
     def splits(self, name: str) -> int:
         """Returns in how many slices the inputs of a map are cut."""
@@ -101,26 +111,38 @@ class Layout:
         rows = {"qkv": self.mapped_heads * self.head_size, "out": self.width, "up": self.up, "down": self.width}
         return rows[name] // ROWS * self.splits(name)
 
+    def owners(self, name: str) -> tuple[int, int, int]:
+        """Returns (base, first, span): piece n of a map belongs to program base + (first + n) % span.
+
+        As far as there are programs enough, none has pieces of two maps of a place, which then need not take turns.
+        """
+        programs, before = self.programs, self.pieces("qkv")
+        match name:
+            case "up":
+                return 0, before % programs, programs
+            case "down" if before < programs:
+                return before, self.pieces("up") % (programs - before), programs - before
+        return 0, 0, programs
+
     def rounds(self, name: str) -> int:
         """Returns how many pieces of a map a program has at most."""
-        return -(-self.pieces(name) // self.programs)
+        return -(-self.pieces(name) // self.owners(name)[2])
+
+    def place_shape(self, names: tuple[str, ...]) -> tuple[int, int]:
+        """Returns the shape of the place of a piece of any of these maps: rows, inputs."""
+        return ROWS, self.slice_of(names[0])
 
     @property
-    def places(self) -> tuple[tuple[str, ...], ...]:
-        """The maps that take turns with each place in shared memory."""
-        order = self.maps
-        return ((order[0], order[2]), (order[1], order[3])) if self.sharing else tuple((name,) for name in order)
-
-    def place_shape(self, names: tuple[str, ...]) -> tuple[int, int, int]:
-        """Returns the shape of a place for the pieces of maps whose slices are equal: rounds, rows, inputs."""
-        return max(map(self.rounds, names)), ROWS, self.slice_of(names[0])
+    def longest(self) -> int:
+        """The most inputs that a program multiplies at a time."""
+        return max(self.width, self.out_slice)
 
     @property
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
-        numbers = max(self.width, *self.slices) * COLUMNS + 2 * self.chunk * self.head_size
-        numbers += self.ring * ROWS * self.ring_slice + sum(math.prod(self.place_shape(names)) for names in self.places)
-        return numbers * jnp.dtype(self.dtype).itemsize + self.width * 4
+        numbers = self.longest * COLUMNS + 2 * self.chunk * self.head_size
+        numbers += self.ring * ROWS * self.ring_slice + sum(math.prod(self.place_shape(names)) for names in PLACES)
+        return numbers * jnp.dtype(self.dtype).itemsize + 4 * (self.longest + 2 * ROWS + self.chunk)
 
     @property
     def fits(self) -> bool:
@@ -136,44 +158,31 @@ class Layout:
 def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
     """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
 
-    Each map has a place of its own, with slices as short as they can be for every program to have one piece, if the
-    shared memory of a Hopper card allows it; if not, maps share places. The readout gets what is left. `options` are
-    fields of the layout, which are not chosen then; with `slices` among them nothing is.
+    The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
+    out_slice = _slice(config.heads * config.head_size)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
         steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
-        qk_norm=config.qk_norm, **options,
+        qk_norm=config.qk_norm, **dict(out_slice=out_slice) | options,
     )  # fmt: skip
-    if "slices" in options:
-        return layout
-    shared = max(_divisors(math.gcd(D, config.heads * config.head_size, F)))
-    choices = [dict(slices=tuple(_shortest(layout, name) for name in MAPS), sharing=False)]
-    choices.append(dict(slices=(shared,) * 4, sharing=True))
-    choices = [one for one in choices if one["sharing"] == options.get("sharing", one["sharing"])]
     rings = [dict(ring=ring, ring_slice=size) for size in RING_SLICES if D % size == 0 for ring in RINGS]
-    all_of = [dataclasses.replace(layout, **places | ring | options) for places in choices for ring in rings]
+    all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
     return next((one for one in all_of if one.fits), all_of[-1])
 
 
-def _shortest(layout: Layout, name: str) -> int:
-    """Returns the shortest slice of a map with which no program has two pieces, or the longest of all."""
-    lengths = _divisors(layout.inputs(name))
-    layouts = [dataclasses.replace(layout, slices=(length,) * 4) for length in lengths]
-    return next((one.slices[0] for one in layouts if one.rounds(name) == 1), lengths[-1])
-
-
-def _divisors(inputs: int) -> list[int]:
-    """Returns the lengths of slices into which so many inputs can be cut."""
-    return [n for n in range(ROWS, SLICE + 1, ROWS) if inputs % n == 0]
+def _slice(inputs: int) -> int:
+    """Returns a slice of about a third of so many inputs, of which each of `THREADS` threads has the same share."""
+    return max(n for n in range(THREADS, max(inputs // 3, THREADS) + 1, THREADS) if inputs % n == 0)
 
 
 def unsupported(model: SharedTransformer, plan: DepthPlan) -> str | None:
     """Returns why no kernel takes a model along a plan, in a few words; None if one does."""
     config = model.config
+    attended, hidden = config.heads * config.head_size, config.feedforward_size
     reasons = {
         "it is no decoder": config.kind != "decoder",
         "it is quantised": model.quantization is not None,
@@ -184,9 +193,11 @@ def unsupported(model: SharedTransformer, plan: DepthPlan) -> str | None:
         "its embedding is factorised": config.embed_dim is not None or config.embed_norm,
         "it shares keys and values along depth": config.kv_span > 1,
         "its tokens have types": bool(config.token_types),
-        f"its heads are of {config.head_size}, no multiple of {ROWS}": config.head_size % ROWS != 0,
-        f"its width is {config.width}, no multiple of 128": config.width % 128 != 0,
-        f"its hidden units are {config.feedforward_size}, no multiple of {ROWS}": config.feedforward_size % ROWS != 0,
+        f"its heads are of {config.head_size}, not {ROWS}": config.head_size != ROWS,
+        f"its width is {config.width}, no multiple of {THREADS}": config.width % THREADS != 0,
+        f"its width is {config.width}, above {WIDEST}": config.width > WIDEST,
+        f"its heads have {attended} numbers, no multiple of {THREADS}": attended % THREADS != 0,
+        f"its hidden units are {hidden}, no multiple of {ROWS}": hidden % ROWS != 0,
         "the solver takes several stages": any(part.times.shape[1] > 1 for part in plan),
         "the integrator is Diffrax's": any(part.solver is not None for part in plan),
     }

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
-from odelm.models.kernels.program import Program, Token, put, vector
+from odelm.models.kernels.program import Fill, Program, Token, put, vector
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
@@ -31,96 +31,148 @@ def phases_of(layout: Layout) -> tuple[Phase, ...]:
     return enter, attend, leave_attention, feed, leave_feedforward
 
 
-def enter(program: Program, token: Token, step: Step) -> jax.Array:
-    """Computes queries, keys and values from the state that enters a step, first of all the token's embedding.
+def enter(program: Program, token: Token, step: Step) -> None:
+    """Computes queries, divided by the root of a head's size, keys and values from the state that enters a step, first
+    of all the token's embedding. It keeps that state, and the keys and values in the memory."""
+    p, layout = program, program.layout
+    H, J, K = layout.heads, layout.kv_heads, layout.head_size
 
-    Returns that state (D,). Each is stored twice, so that a read from the middle has the halves of a head swapped.
+    def prepare() -> None:
+        affine = p.affine("norm1", step)
+        state = entering(p, token, step)
+        pl.when(p.me == 0)(lambda: put(state, p.between["state"].at[lax.rem(step, 2)]))
+        p.normalise(state, affine)
+
+    def constants(head: jax.Array) -> tuple[jax.Array, ...]:
+        places = [p.vectors[f"qkv_{of}"].at[step, head] for of in ("bias", "scale")]
+        if layout.qk_norm:
+            places += [p.vectors[f"{name}_{of}"].at[step] for of in ("scale", "shift") for name in ("query", "key")]
+        if layout.rotary:
+            places += [p.vectors[of].at[token.position] for of in ("cos", "sin")]
+        return tuple(map(vector, places))
+
+    def store(head: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, scale: jax.Array, *others: Any) -> None:
+        del part
+        y = (y + bias) * scale
+        x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
+        put(x, p.between["qkv"].at[head])
+        for first, memory in ((H, p.keys), (H + J, p.values)):
+
+            @pl.when((head >= first) & (head < first + J))
+            def keep_new(first: int = first, memory: Any = memory) -> None:
+                put(x.astype(layout.dtype), memory.at[step, token.place, pl.ds((head - first) * K, K)])
+
+    p.multiply("qkv", step, constants, prepare, p.take, store)
+
+
+def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query: jax.Array) -> jax.Array:
+    """Returns a query or key (K,), normalised and turned by its position; the query divided by the root of its size.
+
+    The constants are the scales of queries and of keys, their shifts, cosines and sines, as far as the layout has them.
     """
-    p, K = program, program.layout.head_size
-
-    def embedded() -> jax.Array:
-        return p.matrices["embedding"][token.word] + p.vectors["position"][token.position]
-
-    state = lax.cond(step == 0, embedded, lambda: moved(p, step - 1))
-
-    @pl.when(p.me == 0)
-    def keep_state() -> None:
-        put(state, p.between["state"].at[lax.rem(step, 2)])
-
-    p.normalise(state, "norm1", step)
-
-    def store(tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
-        head, at = tile // (K // ROWS), lax.rem(tile, K // ROWS) * ROWS
-        for place in (at, K + at):
-            put(y, p.between["qkv"].at[part, head, pl.ds(place, ROWS)])
-
-    p.multiply("qkv", step, p.take, store)
-    return state
+    layout, K = p.layout, p.layout.head_size
+    share = is_query.astype(jnp.float32)
+    if layout.qk_norm:
+        scale, shift = (query * share + key * (1 - share) for query, key in (given[:2], given[2:4]))
+        mean = jnp.sum(x) / K if layout.norm == "layernorm" else 0.0
+        root = lax.rsqrt(jnp.sum((x - mean) * (x - mean)) / K + layout.eps)
+        x = (x - mean) * root * scale + shift
+    if layout.rotary:
+        cos, sin = given[-2:]
+        x = x * cos + p.turned(x) * sin
+    return x * jnp.where(is_query, K**-0.5, 1.0)
 
 
 def leave_attention(program: Program, token: Token, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
     del token
-    p, K, C = program, program.layout.head_size, program.layout.chunk_splits
-
-    def averaged(head: jax.Array, start: jax.Array) -> jax.Array:
-        """Returns `ROWS` of a head's values, averaged over the places that the programs shared."""
-        tops = [p.between["top"][head, c] for c in range(C)]
-        top = reduce(jnp.maximum, tops)
-        factors = [jnp.exp(one - top) for one in tops]
-        total = reduce(add, [factor * p.between["total"][head, c] for c, factor in enumerate(factors)])
-        parts = [vector(p.between["context"].at[c, head, pl.ds(start, ROWS)]) for c in range(C)]
-        return reduce(add, [part * (factor / total) for part, factor in zip(parts, factors, strict=True)])
+    p, C = program, program.layout.chunk_splits
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        for at in range(0, inputs.shape[1], ROWS):  # a head has one or more of them
-            head, start = (offset + at) // K, lax.rem(offset + at, K)
-            p.spread(averaged(head, start), inputs.at[:, pl.ds(at, ROWS)])
+        place = pl.ds(offset, inputs.shape[1])
+        weights, parts = ([p.between[name][c, place] for c in range(C)] for name in ("weight", "context"))
+        top = reduce(jnp.maximum, weights)
+        factors = [jnp.exp(one - top) for one in weights]
+        averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
+        p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = averaged / reduce(add, factors)
+        p.take(0, inputs)
 
-    p.multiply("out", step, fill, lambda tile, part, y: _put(p, "out", tile, part, y))
+    _leave(p, "out", "1", step, fill)
 
 
 def feed(program: Program, token: Token, step: Step) -> None:
-    """Computes the hidden units before their activation."""
-    del token
+    """Computes the hidden units, with their activation where each is made of one number."""
     p = program
-    p.normalise(p.between["state"][lax.rem(step, 2)] + attended(p, step), "norm2", step)
-    _feed(p, step)
+
+    def prepare() -> None:
+        affine = p.affine("norm2", step)
+        if p.layout.parallel:
+            state = entering(p, token, step)
+        else:
+            state = p.between["state"][lax.rem(step, 2)] + p.summed("out")
+        p.normalise(state, affine)
+
+    layout, tiles = p.layout, p.layout.hidden // ROWS
+
+    def constants(tile: jax.Array) -> tuple[jax.Array, ...]:
+        bias = vector(p.vectors["up_bias"].at[step, pl.ds(tile * ROWS, ROWS)])
+        if layout.factors == 2:
+            return (bias,)
+        return bias, vector(p.vectors["hidden_scale"].at[step, pl.ds(tile * ROWS, ROWS)])
+
+    def store(tile: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, *scale: jax.Array) -> None:
+        del part
+        y = activated(y + bias, layout.activation) * scale[0] if scale else y + bias
+        put(y, p.between["up"].at[tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)])
+
+    p.multiply("up", step, constants, prepare, p.take, store)
 
 
 def leave_feedforward(program: Program, token: Token, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
     del token
-    p, F = program, program.layout.hidden
-
-    def before(offset: jax.Array, size: int) -> jax.Array:
-        place = pl.ds(offset, size)
-        slices = range(p.between["up"].shape[0])
-        return reduce(add, [vector(p.between["up"].at[i, place]) for i in slices]) + vector(
-            p.vectors["up_bias"].at[step, place]
-        )
+    p = program
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        size = inputs.shape[1]
-        if p.layout.activation == "swiglu":
-            x = activated(before(offset, size), "silu") * before(F + offset, size)
-        else:
-            x = activated(before(offset, size), p.layout.activation)
-        p.spread(x * vector(p.vectors["hidden_scale"].at[step, pl.ds(offset, size)]), inputs)
+        place = pl.ds(offset, inputs.shape[1])
+        x = p.between["up"][0, place]
+        if p.layout.factors == 2:
+            x = activated(x, "silu") * p.between["up"][1, place] * p.vectors["hidden_scale"][step, place]
+        p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = x
+        p.take(0, inputs)
 
-    p.multiply("down", step, fill, lambda tile, part, y: _put(p, "down", tile, part, y))
+    _leave(p, "down", "2", step, fill)
+
+
+def entering(program: Program, token: Token, step: Step) -> jax.Array:
+    """Returns the state (D,) that enters a step: the token's embedding, or the one that left the step before."""
+    p = program
+
+    def embedded() -> jax.Array:
+        return p.matrices["embedding"][token.word] + p.vectors["position"][token.position]
+
+    with jax.named_scope("read"):
+        return lax.cond(step == 0, embedded, lambda: moved(p, step - 1))
 
 
 def moved(program: Program, step: Step) -> jax.Array:
     """Returns the state (D,) after a step whose phases are done."""
     p = program
-    fed = p.vectors["gate2"][step] * p.summed("down") + p.vectors["down_bias"][step]
-    return p.between["state"][lax.rem(step, 2)] + p.vectors["size"][step] * (attended(p, step) + fed)
+    change = p.summed("out") + p.summed("down")
+    return p.between["state"][lax.rem(step, 2)] + p.vectors["size"][step] * change
 
 
-def attended(program: Program, step: Step) -> jax.Array:
-    """Returns what the attention branch adds (D,), for a step of size 1."""
-    return program.vectors["gate1"][step] * program.summed("out") + program.vectors["out_bias"][step]
+def _leave(p: Program, name: str, branch: str, step: Step, fill: Fill) -> None:
+    """Leaves what a branch adds, through its gate; the first slice of inputs adds the bias."""
+
+    def constants(tile: jax.Array) -> tuple[jax.Array, ...]:
+        place = pl.ds(tile * ROWS, ROWS)
+        return tuple(vector(p.vectors[of].at[step, place]) for of in (f"gate{branch}", f"{name}_bias"))
+
+    def store(tile: jax.Array, part: jax.Array, y: jax.Array, gate: jax.Array, bias: jax.Array) -> None:
+        put(y * gate + bias * (part == 0).astype(jnp.float32), p.between[name].at[part, pl.ds(tile * ROWS, ROWS)])
+
+    p.multiply(name, step, constants, lambda: None, fill, store)
 
 
 def activated(x: jax.Array, name: str) -> jax.Array:
@@ -140,19 +192,10 @@ def activated(x: jax.Array, name: str) -> jax.Array:
 
 
 def _enter_both(program: Program, token: Token, step: Step) -> None:
-    state = enter(program, token, step)
-    program.normalise(state, "norm2", step)
-    _feed(program, step)
+    enter(program, token, step)
+    feed(program, token, step)
 
 
 def _leave_both(program: Program, token: Token, step: Step) -> None:
     leave_attention(program, token, step)
     leave_feedforward(program, token, step)
-
-
-def _feed(program: Program, step: Step) -> None:
-    program.multiply("up", step, program.take, lambda tile, part, y: _put(program, "up", tile, part, y))
-
-
-def _put(program: Program, name: str, tile: jax.Array, part: jax.Array, y: jax.Array) -> None:
-    put(y, program.between[name].at[part, pl.ds(tile * ROWS, ROWS)])

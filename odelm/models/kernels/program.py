@@ -1,7 +1,7 @@
 """What all phases of a kernel share: its arrays, the barrier between phases, and products with a block's matrices."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.layout import COLUMNS, ROWS, Layout
+from odelm.models.kernels.layout import COLUMNS, PLACES, ROWS, Layout
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
@@ -22,8 +22,10 @@ COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
 """How a warpgroup holds a vector: as one row of a matrix (one number a column), or as one column of it."""
 Fill = Callable[[jax.Array, Ref], None]
 """Writes inputs from an offset on into the right side of a product, (`COLUMNS`, slice)."""
-Store = Callable[[jax.Array, jax.Array, jax.Array], None]
-"""Takes the number of a tile of `ROWS` outputs, that of a slice of inputs, and the sums over it (`ROWS`,)."""
+Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
+"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are on their way in the meantime."""
+Store = Callable[..., None]
+"""Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,18 @@ class Program:
         What they wrote before is then seen by all.
         """
         if self.meeting and self.layout.programs > 1:
-            meet(self.between["arrived"], (count + 1) * self.layout.programs)
+            with jax.named_scope("meet"):
+                meet(self.between["arrived"], (count + 1) * self.layout.programs)
         return count + 1
+
+    def anew(self) -> "Program":
+        """Returns this program with a number that the compiler takes for another one.
+
+        It would compute all addresses that depend on the number before all loops, far more than there are registers.
+        """
+        if not (self.meeting and self.layout.programs > 1):
+            return self
+        return replace(self, me=unknown(self.me))
 
     def see_stores(self) -> None:
         """Lets the copies that this program starts see what programs stored before they met."""
@@ -73,66 +85,50 @@ class Program:
 
     def share(self, count: int, work: Callable[[Any, jax.Array], None]) -> None:
         """Does this program's part of `count` pieces of work: `work(n, piece)` for its n-th."""
-        programs = self.layout.programs
-        if count <= programs:
-            pl.when(self.me < count)(lambda: work(0, self.me))
-            return
+        self._share(count, self.me, self.layout.programs, work)
 
-        @pl.loop(0, -(-count // programs))
-        def one(number: jax.Array) -> None:
-            piece = number * programs + self.me
-            pl.when(piece < count)(lambda: work(number, piece))
+    def multiply(
+        self, name: str, step: jax.Array, constants: Constants, prepare: Callable[[], None], fill: Fill, store: Store
+    ) -> None:
+        """Computes this program's pieces of a linear map of a block, which are near or on their way.
 
-    def fetch(self, name: str, step: jax.Array) -> None:
-        """Starts to copy this program's pieces of a map, for a step, into their place, which must not be in use."""
-        layout, splits, size = self.layout, self.layout.splits(name), self.layout.slice_of(name)
-        place, arrival = self._place(name)
-
-        def piece(number: jax.Array, item: jax.Array) -> None:
-            tile, part = item // splits, lax.rem(item, splits)
-            of = (self.vectors["block"][step], pl.ds(tile * ROWS, ROWS), pl.ds(part * size, size))
-            plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place.at[number], arrival.at[number])
-
-        self.share(layout.pieces(name), piece)
-
-    def multiply(self, name: str, step: jax.Array, fill: Fill, store: Store) -> None:
-        """Computes this program's part of a linear map of a block, whose pieces are near or on their way.
-
-        Then it sends for the next ones of that place, unless they stay. Where a phase is a launch of its own, it sends
-        for its own first, and for no others.
+        Programs that have one `prepare` first. As soon as a piece has been used, the next one of its place is sent for,
+        unless it stays. Where a phase is a launch of its own, it sends for its own.
         """
-        splits, size = self.layout.splits(name), self.layout.slice_of(name)
-        (place, arrival), inputs = self._place(name), self.near["inputs"].at[:, pl.ds(0, size)]
+        splits, (place, arrival) = self.layout.splits(name), self._place(name)
+        inputs = self.near["inputs"].at[:, pl.ds(0, self.layout.slice_of(name))]
+        stays = self._stays(name)
+
         if not self.meeting:
-            self.fetch(name, step)
+            pl.when(self._has(name, 0))(lambda: self._fetch(name, 0, step))
 
-        def piece(number: jax.Array, item: jax.Array) -> None:
-            fill(lax.rem(item, splits) * size, inputs)
-            plgpu.commit_smem()
-            if not self.stays(name):
-                plgpu.barrier_wait(arrival.at[number])
-            sums = self.product(lambda acc: plgpu.wgmma(acc, place.at[number], inputs.transpose((1, 0))))
-            store(item // splits, lax.rem(item, splits), sums)
+        def piece(number: Any, item: jax.Array) -> None:
+            given = constants(item // splits)
+            pl.when(number == 0)(prepare)
+            with jax.named_scope("fill"):
+                fill(lax.rem(item, splits) * inputs.shape[1], inputs)
+                plgpu.commit_smem()
+            pl.when(~stays)(lambda: plgpu.barrier_wait(arrival))
+            with jax.named_scope("product"):
+                sums = self.product(lambda acc: plgpu.wgmma(acc, place, inputs.transpose((1, 0))))
+            pl.when(~stays)(lambda: self._fetch_after(name, number, step))
+            with jax.named_scope("store"):
+                store(item // splits, lax.rem(item, splits), sums, *given)
 
-        self.share(self.layout.pieces(name), piece)
-        if self.meeting and not self.stays(name):
-            names = next(names for names in self.layout.places if name in names)
-            last = name == names[-1]
-            self.fetch(names[0] if last else names[-1], lax.rem(step + 1, self.layout.steps) if last else step)
-
-    def stays(self, name: str) -> bool:
-        """Whether the pieces of a map stay in shared memory, since all steps have one block."""
-        return not self.layout.sharing and self.meeting and self.matrices[name].shape[0] == 1
+        rank, span = self._rank(name)
+        self._share(self.layout.pieces(name), rank, span, piece)
 
     def begin(self) -> None:
-        """Sends for the first pieces of every place, and waits for those that stay."""
-        for names in self.layout.places:
-            self.fetch(names[0], jnp.int32(0))
-        self._wait(staying=True)
+        """Sends for the first piece of every place, and waits for those that stay."""
+        for names in PLACES:
+            self._fetch_first(names, jnp.int32(0))
+            pl.when(self._stays(names[0]))(lambda names=names: plgpu.barrier_wait(self._place(names[0])[1]))
 
     def end(self) -> None:
         """Waits for what is still on its way."""
-        self._wait(staying=False)
+        for names in PLACES:
+            waiting = (self._count(names) > 0) & ~self._stays(names[0])
+            pl.when(waiting)(lambda names=names: plgpu.barrier_wait(self._place(names[0])[1]))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal."""
@@ -143,14 +139,19 @@ class Program:
 
         return jnp.max(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32)), axis=1)
 
-    def normalise(self, h: jax.Array, name: str, step: jax.Array | None = None) -> None:
-        """Keeps the normalised state (D,) near, times the scale `name`, plus its shift; those of a step if given."""
-        if self.layout.norm == "layernorm":
-            h = h - jnp.sum(h) / self.layout.width
-        h = h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
-        scale, shift = self.vectors[f"{name}_scale"], self.vectors[f"{name}_shift"]
+    def affine(self, name: str, step: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns a norm's scale and shift (D,), of a step if given."""
         place = ... if step is None else step
-        self.near["state"][...] = h * scale[place] + shift[place]
+        return self.vectors[f"{name}_scale"][place], self.vectors[f"{name}_shift"][place]
+
+    def normalise(self, h: jax.Array, affine: tuple[jax.Array, jax.Array]) -> None:
+        """Keeps the normalised state (D,) near, times the scale, plus the shift."""
+        scale, shift = affine
+        with jax.named_scope("normalise"):
+            if self.layout.norm == "layernorm":
+                h = h - jnp.sum(h) / self.layout.width
+            h = h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
+            self.near["state"].at[pl.ds(0, self.layout.width)][...] = h * scale + shift
 
     def take(self, offset: jax.Array | int, inputs: Ref) -> None:
         """Writes a slice of the normalised state into the right side of a product."""
@@ -165,19 +166,82 @@ class Program:
         """Returns the sum over the slices of what all programs stored under a name."""
         return reduce(add, [self.between[name][i] for i in range(self.between[name].shape[0])])
 
-    def _wait(self, *, staying: bool) -> None:
-        for names in self.layout.places:
-            if self.stays(names[0]) == staying:
-                _, arrival = self._place(names[0])
+    def turned(self, x: jax.Array) -> jax.Array:
+        """Returns the outputs of a tile (`ROWS`,) with its halves swapped."""
+        near, half = self.near["turned"], ROWS // 2
+        near.at[pl.ds(0, ROWS)][...] = x
+        near.at[pl.ds(ROWS, ROWS)][...] = x
+        return vector(near.at[pl.ds(half, ROWS)])
 
-                def piece(number: jax.Array, _: jax.Array, arrival: Ref = arrival) -> None:
-                    plgpu.barrier_wait(arrival.at[number])
+    def _share(self, count: int, rank: jax.Array, span: int, work: Callable[[Any, jax.Array], None]) -> None:
+        """Does the pieces `rank`, `rank` + `span` .. of `count`, none if the rank is below 0."""
+        if count <= span:
+            pl.when((rank >= 0) & (rank < count))(lambda: work(0, rank))
+            return
 
-                self.share(self.layout.pieces(names[0]), piece)
+        @pl.loop(0, -(-count // span))
+        def one(number: jax.Array) -> None:
+            piece = number * span + rank
+            pl.when((rank >= 0) & (piece < count))(lambda: work(number, piece))
+
+    def _rank(self, name: str) -> tuple[jax.Array, int]:
+        """Returns the first piece of a map that this program has, below 0 if it cannot have one, and how many pieces
+        further the next is."""
+        base, first, span = self.layout.owners(name)
+        return jnp.where(self.me < base, -1, lax.rem(self.me - base + span - first, span)), span
+
+    def _has(self, name: str, number: Any) -> jax.Array:
+        """Whether this program has a `number`-th piece of a map."""
+        rank, span = self._rank(name)
+        return (rank >= 0) & (rank + number * span < self.layout.pieces(name))
+
+    def _count(self, names: tuple[str, ...]) -> jax.Array:
+        """Returns how many pieces of these maps this program has."""
+        rounds = [(name, number) for name in names for number in range(self.layout.rounds(name))]
+        return reduce(add, [self._has(*one).astype(jnp.int32) for one in rounds])
+
+    def _stays(self, name: str) -> jax.Array:
+        """Whether a place has one piece for all steps: all have one block, and no other piece of a map belongs there."""
+        if not self.meeting or self.matrices[name].shape[0] > 1:
+            return jnp.bool(False)
+        return self._count(next(names for names in PLACES if name in names)) == 1
+
+    def _fetch(self, name: str, number: Any, step: jax.Array) -> None:
+        """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""
+        (place, arrival), splits, size = self._place(name), self.layout.splits(name), self.layout.slice_of(name)
+        rank, span = self._rank(name)
+        item = rank + number * span
+        of = (self.vectors["block"][step], pl.ds(item // splits * ROWS, ROWS), pl.ds(lax.rem(item, splits) * size, size))
+        plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
+
+    def _fetch_first(self, names: tuple[str, ...], step: jax.Array) -> None:
+        """Sends for the first piece that this program has of these maps."""
+        if names:
+            lax.cond(
+                self._has(names[0], 0),
+                lambda: self._fetch(names[0], 0, step),
+                lambda: self._fetch_first(names[1:], step),
+            )
+
+    def _fetch_after(self, name: str, number: Any, step: jax.Array) -> None:
+        """Sends for the piece that is multiplied next after the `number`-th of a map; only of this map where a phase is
+        a launch of its own."""
+        names = next(names for names in PLACES if name in names)
+        later = names[names.index(name) + 1 :]
+        following = lax.rem(step + 1, self.layout.steps)
+
+        def others() -> None:
+            if self.meeting:
+                some = reduce(jnp.logical_or, [self._has(one, 0) for one in later], jnp.bool(False))
+                lax.cond(
+                    some, lambda: self._fetch_first(later, step), lambda: self._fetch_first(names, following)
+                )
+
+        lax.cond(self._has(name, number + 1), lambda: self._fetch(name, number + 1, step), others)
 
     def _place(self, name: str) -> tuple[Ref, Ref]:
-        """Returns the place of a map's pieces in shared memory, and what says that each has arrived."""
-        number = next(i for i, names in enumerate(self.layout.places) if name in names)
+        """Returns the place of a map's pieces in shared memory, and what says that one has arrived."""
+        number = next(i for i, names in enumerate(PLACES) if name in names)
         return self.near["matrices"][number], self.near["arrivals"][number]
 
 
@@ -197,6 +261,21 @@ def meet(counter: Ref, target: jax.Array) -> None:
         semaphore.wait(target.registers.item(), decrement=False, memory_scope="gpu")
 
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(cross)(counter, target)
+
+
+def unknown(number: jax.Array) -> jax.Array:
+    """Returns an int32 () unchanged, as a number of which the compiler knows nothing."""
+    mosaic = _mosaic()
+    splat = plgpu.Layout.WG_SPLAT
+
+    def same(context: Any, number: Any) -> Any:
+        del context
+        value = number.registers.item()
+        found = mosaic.inline_ptx("mov.u32 $0, $1;", value, result_types=value.type, has_side_effects=True)
+        return number.splat(found, (), is_signed=True)
+
+    shape = plgpu.ShapeDtypeStruct((), jnp.int32, layout=splat)
+    return plgpu.inline_mgpu(arg_types=(splat,), return_type=shape)(same)(number)
 
 
 def order_copies_after_stores() -> None:
@@ -233,11 +312,10 @@ def put(x: jax.Array, ref: Ref) -> None:
 
 def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin."""
-    s, splits = layout, layout.splits
-    H, K, C, D = s.heads, s.head_size, s.chunk_splits, s.width
+    s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
     shapes = {
-        "state": (2, D), "qkv": (splits("qkv"), s.mapped_heads, 2 * K), "context": (C, H, K), "top": (H, C),
-        "total": (H, C), "out": (splits("out"), D), "up": (splits("up"), s.up), "down": (splits("down"), D),
+        "state": (2, D), "qkv": (s.mapped_heads, s.head_size), "context": attended, "weight": attended,
+        "out": (s.splits("out"), D), "up": (s.factors, s.filled_hidden), "down": (s.splits("down"), D),
         "best": (s.slots,), "best_logit": (s.slots,), "top_logit": (s.slots,), "sum": (s.slots,),
     }  # fmt: skip
     found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
@@ -249,13 +327,15 @@ def scratch(layout: Layout) -> dict[str, Any]:
     """Returns what a program has in shared memory."""
     s, dtype = layout, layout.dtype
     return {
-        "state": plgpu.SMEM((s.width,), jnp.float32),
-        "inputs": plgpu.SMEM((COLUMNS, max(s.width, *s.slices)), dtype),
-        "matrices": [plgpu.SMEM(s.place_shape(names), dtype) for names in s.places],
-        "arrivals": [plgpu.Barrier(num_barriers=s.place_shape(names)[0]) for names in s.places],
+        "state": plgpu.SMEM((s.longest,), jnp.float32),
+        "turned": plgpu.SMEM((2 * ROWS,), jnp.float32),
+        "inputs": plgpu.SMEM((COLUMNS, s.longest), dtype),
+        "matrices": [plgpu.SMEM(s.place_shape(names), dtype) for names in PLACES],
+        "arrivals": [plgpu.Barrier() for _ in PLACES],
         "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "values": plgpu.SMEM((s.chunk, s.head_size), dtype),
-        "memory_arrival": plgpu.Barrier(num_barriers=2),
+        "hidden": plgpu.SMEM((s.chunk,), jnp.float32),
+        "memory_arrival": plgpu.Barrier(num_barriers=3),
         "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), dtype),
         "readout_arrival": plgpu.Barrier(num_barriers=s.ring),
     }

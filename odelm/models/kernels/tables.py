@@ -25,6 +25,7 @@ def matrices(model: CausalLM, layout: Layout) -> Arrays:
     """
     blocks = [_maps(block) for block in (*model.prelude, *model.blocks, *model.coda)]
     found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.dtype) for name in MAPS}
+    found["down"] = jnp.pad(found["down"], ((0, 0), (0, 0), (0, layout.filled_hidden - layout.hidden)))
     readout = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
     missing = layout.vocabulary - readout.shape[0]
     found["readout"] = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
@@ -34,8 +35,7 @@ def matrices(model: CausalLM, layout: Layout) -> Arrays:
 def vectors(model: CausalLM, plan: DepthPlan, layout: Layout) -> Arrays:
     """Returns what changes from step to step, with leading axis N, and what belongs to the positions and the end.
 
-    Biases that are added after a gate are multiplied by it. Those of the heads stand twice, (N, heads, 2K), so that a
-    read from the middle has the halves of a head swapped, as the kernel turns them.
+    Biases that are added after a gate are multiplied by it.
     """
     blocks = (*model.prelude, *model.blocks, *model.coda)
     parts = [_steps(i, block, part, layout) for i, (block, part) in enumerate(zip(blocks, plan, strict=True))]
@@ -66,7 +66,8 @@ def _steps(number: int, block: Any, part: Plan, layout: Layout) -> Arrays:
         "block": jnp.full((N,), number, jnp.int32), "size": part.sizes.astype(jnp.float32),
         "gate1": gates[0], "gate2": gates[1],
         "out_bias": gates[0] * filled(biases["out"], (D,), 0), "down_bias": gates[1] * filled(biases["down"], (D,), 0),
-        "up_bias": filled(biases["up"], (layout.up,), 0), "hidden_scale": filled(scales.get("hidden"), (F,), 1),
+        "up_bias": filled(biases["up"], (layout.up,), 0), 
+        "hidden_scale": jnp.pad(filled(scales.get("hidden"), (F,), 1), ((0, 0), (0, layout.filled_hidden - F))),
     }  # fmt: skip
     for name, norm in (("norm1", condition.norm1), ("norm2", condition.norm2)):
         found |= {f"{name}_scale": filled(norm.scale, (D,), 1), f"{name}_shift": filled(norm.shift, (D,), 0)}
@@ -78,11 +79,7 @@ def _steps(number: int, block: Any, part: Plan, layout: Layout) -> Arrays:
         affine = None if norm is None else norm.affine()
         found[f"{name}_scale"] = filled(affine and affine.scale, (K,), 1)
         found[f"{name}_shift"] = filled(affine and affine.shift, (K,), 0)
-    twice = {name: jnp.concatenate([found[name]] * 2, -1) for name in found if name.split("_")[0] in _OF_HEADS}
-    return found | twice
-
-
-_OF_HEADS = ("qkv", "query", "key")
+    return found
 
 
 def _positions(model: CausalLM, layout: Layout) -> Arrays:
