@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.program import meet as meet_on_gpu
+from odelm.models.kernels.program import arrive, wait
 
 plgpu: Any = mosaic_gpu
 PROGRAMS, CLUSTER = 132, 8
@@ -131,8 +131,9 @@ def exchange(rounds: int) -> Kernel:
     return _clusters(body, scratch), [jax.ShapeDtypeStruct((1,), jnp.int32)]
 
 
-def product(rounds: int, *, inputs: int = 512, columns: int = 8) -> Kernel:
-    """A product of (64, inputs) by (inputs, columns) in bfloat16, both in shared memory."""
+def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1) -> Kernel:
+    """A product of (64, inputs) by (inputs, columns) in bfloat16, both in shared memory; as several `sums`, over every
+    other 64 inputs, that do not wait for each other."""
 
     def body(counter: Any, x: Any, w: Any, out: Any, matrix: Any, right: Any, arrival: Any) -> None:
         del counter
@@ -144,11 +145,16 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 8) -> Kernel:
         plgpu.barrier_wait(arrival)
 
         def one(_: jax.Array, x: jax.Array) -> jax.Array:
-            def summed(acc: Any) -> jax.Array:
-                plgpu.wgmma(acc, matrix, right.transpose((1, 0)))
-                return acc[...]
+            def summed(*accs: Any) -> jax.Array:
+                if sums == 1:
+                    plgpu.wgmma(accs[0], matrix, right.transpose((1, 0)))
+                for i in range(inputs // 64 if sums > 1 else 0):
+                    here = pl.ds(64 * i, 64)
+                    plgpu.wgmma(accs[i % sums], matrix.at[:, here], right.at[:, here].transpose((1, 0)))
+                return reduce(add, [acc[...] for acc in accs])
 
-            return x + jnp.max(jnp.max(pl.run_scoped(summed, plgpu.ACC((64, columns), jnp.float32)), axis=1))
+            accs = [plgpu.ACC((64, columns), jnp.float32)] * sums
+            return x + jnp.max(jnp.max(pl.run_scoped(summed, *accs), axis=1))
 
         out[...] = jnp.broadcast_to(lax.fori_loop(0, rounds, one, jnp.float32(0)), (128,))
 
@@ -196,6 +202,9 @@ CASES: dict[str, Callable[[int], Kernel]] = {
     "broadcast of 48 KB, GPU scope": lambda n: broadcast(n, numbers=12288, scope="gpu"),
     "exchange of 64x8 in a cluster of 8": exchange,
     "product 64x512 by 512x8": product,
+    "product 64x768 by 768x8": lambda n: product(n, inputs=768),
+    "product 64x768 by 768x8 in two sums": lambda n: product(n, inputs=768, sums=2),
+    "product 64x768 by 768x8 in four sums": lambda n: product(n, inputs=768, sums=4),
     "copy of 32 KB a program, 4.3 MB in all (L2)": lambda n: copy(n, rows=132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 26 MB in all (L2)": lambda n: copy(n, rows=6 * 132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 432 MB in all (memory)": lambda n: copy(n, rows=100 * 132 * 64, inputs=256, ring=4),
@@ -206,7 +215,7 @@ CASES: dict[str, Callable[[int], Kernel]] = {
 def _meeting(scope: str, counter: Any) -> Callable[..., None]:
     """Returns what lets all programs meet, for the i-th time."""
     if scope == "gpu":
-        return lambda i, _=None: meet_on_gpu(counter, (i + 1) * PROGRAMS)
+        return lambda i, _=None: (arrive(counter), wait(counter, (i + 1) * PROGRAMS))[1]
     arrived = pl.get_global(plgpu.SemaphoreType.REGULAR)
 
     def meet(i: jax.Array, _: None = None) -> None:

@@ -17,6 +17,7 @@ from odelm.infer import prompts as prompts_
 from odelm.infer.continuation import Continuation, read_rows, with_texts
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.drafts import DraftCounts, Drafting, Speculating, make_drafting, spare_places
+from odelm.infer.kernel_choice import ByKernel, Choice
 from odelm.infer.prompts import Prompts
 from odelm.infer.room import bytes_a_place, check_fits
 from odelm.infer.runner import Runner, with_options
@@ -55,6 +56,8 @@ class Generator:
         early_exit: when a new token leaves those steps, as in `odelm.EarlyExit`; prompts take all of them. The tokens
             of a batch wait for the last of them.
         kv_span: units of depth over which keys and values are shared, in place of the model's own `model.kv_span`.
+        kernel: what decodes: "persistent", "launches" or "xla"; "auto" takes the fastest that can
+            (`odelm.infer.kernel_choice`).
         end_token: the token that ends a text; by default the usual one of the tokenizer.
 
     Parameters that lie on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are shared out over its devices too.
@@ -78,6 +81,7 @@ class Generator:
         draft_confidence: float = 0.0,
         early_exit: EarlyExit | None = None,
         kv_span: int | None = None,
+        kernel: str = "auto",
         end_token: str = "",
     ):
         if model.config.kind != "decoder":
@@ -95,7 +99,7 @@ class Generator:
         if drafts:
             coarse = runner.model.plan(steps=draft_steps, grid=draft_grid)
             drafting = make_drafting(coarse, draft_length, draft_confidence)
-        self._set(runner, tokenizer, plan, before, drafting, early_exit, end_token)
+        self._set(runner, tokenizer, plan, before, drafting, early_exit, kernel, end_token)
 
     @classmethod
     def of(
@@ -107,11 +111,12 @@ class Generator:
         prefill_plan: DepthPlan | None = None,
         drafting: Drafting | None = None,
         early_exit: EarlyExit | None = None,
+        kernel: str = "auto",
         end_token: str = "",
     ) -> "Generator":
         """Returns a generator for a model that is made ready already, and plans of it."""
         generator = cls.__new__(cls)
-        generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, end_token)
+        generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, kernel, end_token)
         return generator
 
     def _set(
@@ -122,6 +127,7 @@ class Generator:
         prefill_plan: DepthPlan | None,
         drafting: Drafting | None,
         early_exit: EarlyExit | None,
+        kernel: str,
         end_token: str,
     ) -> None:
         if early_exit is not None:
@@ -136,6 +142,7 @@ class Generator:
         self.runner, self.tokenizer, self.plan = runner, tokenizer, plan
         self.prefill_plan, self.drafting, self.early_exit = prefill_plan, drafting, early_exit
         self.draft_counts: DraftCounts | None = None
+        self._kernels = ByKernel(kernel, drafts=drafting is not None)
         found = None if tokenizer is None else end_id(tokenizer, end_token) if end_token else find_id(tokenizer, "end")
         self.end = NO_END if found is None else found
 
@@ -221,6 +228,11 @@ class Generator:
         options |= dict(prefill_plan=self.prefill_plan, early_exit=self.early_exit)
         return _prefill(graph, params, plan, *of_prompts, **options)
 
+    @property
+    def kernel_choice(self) -> Choice:
+        """What decoded the last call."""
+        return self._kernels.choice
+
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
         """Returns what the keys and values of `batch` rows take, of prompts up to `longest` tokens and new ones."""
         return batch * self._places(longest, new_tokens) * self._bytes_a_place[1]
@@ -241,6 +253,8 @@ class Generator:
         """Returns the state with `until` tokens in each row."""
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if isinstance(state, Decoding):
+            if self._kernels.choose(self.runner, plan, state, sampling, early_exit=self.early_exit is not None):
+                return self._kernels.advance(self.runner, plan, state, sampling, until, end=self.end)
             return _advance(graph, params, plan, state, sampling, until, end=self.end, early_exit=self.early_exit)
         return _speculate(graph, params, plan, self.drafting, state, sampling, until, end=self.end)
 

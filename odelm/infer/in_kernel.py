@@ -7,20 +7,16 @@ import jax.numpy as jnp
 
 from odelm.infer.decode import Decoding
 from odelm.infer.sampling import Sampling
-from odelm.models import CausalLM
 from odelm.models.kernels.attend import LEAST
-from odelm.models.kernels.decode import Begin, Kernels, decode
-from odelm.models.kernels.tables import matrices, vectors
+from odelm.models.kernels.decode import Arrays, Begin, Kernels, decode
 from odelm.models.memory import KeyValues, Memory
-from odelm.models.transformer import DepthPlan
 
 COLDEST = 1e-20
 """The lowest temperature that a kernel draws at."""
 
 
 def advance_in_kernel(
-    model: CausalLM,
-    plan: DepthPlan,
+    tables: tuple[Arrays, Arrays],
     state: Decoding,
     sampling: Sampling,
     until: jax.Array | int,
@@ -33,8 +29,8 @@ def advance_in_kernel(
 
     It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
     vocabulary; the key must be one of Threefry, JAX's own. The kernels are of the layout of the model, the plan and the
-    memory's room (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing. One launch
-    computes all tokens if it is `persistent`.
+    memory's room (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing; `tables`
+    are its matrices and vectors (`odelm.models.kernels.tables`). One launch computes all tokens if it is `persistent`.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
@@ -45,7 +41,8 @@ def advance_in_kernel(
     count = jnp.clip(jnp.asarray(until, jnp.int32), 0, limit) - state.count
     count = jnp.where(state.done[0], 0, jnp.maximum(count, 0))
     begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
-    given = vectors(model, plan, layout) | {"hidden": hidden}
+    matrices, vectors = tables
+    given = vectors | {"hidden": hidden}
     if layout.sampled:
         keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(
             state.count + jnp.arange(limit)
@@ -53,10 +50,7 @@ def advance_in_kernel(
         # Scores stay above what a place that is not seen has.
         temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
         given |= {"temperature": temperature.reshape(1), "keys": keys}
-    tokens, logprobs, made = decode(
-        kernels, matrices(model, layout), given, kept, begin, limit=limit,
-        persistent=persistent,
-    )  # fmt: skip
+    tokens, logprobs, made = decode(kernels, matrices, given, kept, begin, limit=limit, persistent=persistent)
     new = jnp.arange(limit) - state.count
     fresh = (new >= 0) & (new < made)
 

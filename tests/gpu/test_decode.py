@@ -28,6 +28,7 @@ from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels.decode import Kernels
 from odelm.models.kernels.layout import layout_of, unsupported
+from odelm.models.kernels.tables import matrices, vectors
 
 NEW, PROMPT = 40, 100
 MODELS = {
@@ -74,8 +75,9 @@ def test_kernels_find_the_likeliest_tokens(name, persistent):
     def run(params, prompt):
         model = nnx.merge(runner.graph, params)
         state = begun(model, plan, prompt)
+        tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
         return advance_in_kernel(
-            model, plan, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent
+            tables, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent
         )
 
     for seed in range(3):
@@ -104,7 +106,8 @@ def test_a_kernel_goes_on_in_parts_as_at_once():
     @jax.jit
     def run(params, state, until):
         model = nnx.merge(runner.graph, params)
-        return advance_in_kernel(model, plan, state, sampling_options(), until, kernels=kernels, end=-1)
+        tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
+        return advance_in_kernel(tables, state, sampling_options(), until, kernels=kernels, end=-1)
 
     @jax.jit
     def expect(params, state):
@@ -119,6 +122,32 @@ def test_a_kernel_goes_on_in_parts_as_at_once():
     np.testing.assert_array_equal(parts.logprobs, whole.logprobs)
     expected = expect(runner.params, state)
     assert (expected.tokens == whole.tokens).mean() > 0.5  # they part where two logits are as good as equal
+
+
+def test_ten_thousand_tokens_of_a_trained_model_are_the_likeliest():
+    model, tokenizer, _ = odelm.load("small-decoder")[:3]
+    generator = odelm.Generator(model, steps=5, dtype="bfloat16")
+    exact = with_dtype(model, "float32")
+
+    @jax.jit
+    def logits_of(text):
+        with jax.default_matmul_precision("highest"):
+            return exact(text, steps=5)
+
+    counted, prompts = 0, np.random.default_rng(0).integers(0, model.config.vocab_size, (20, 500))
+    for prompt in prompts.tolist():
+        (found,) = generator([prompt], new_tokens=524, logprobs=True)
+        assert generator.kernel_choice.kernel == "persistent"
+        tokens = np.array(found.tokens)
+        counted += len(tokens)
+        text = jnp.asarray(np.concatenate([prompt, tokens]).astype(np.int32))[None, :-1]
+        logits = logits_of(jnp.pad(text, ((0, 0), (0, 1024 - text.shape[1]))))[0, 499 : 499 + len(tokens)]
+        chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[:, None], 1)[:, 0]
+        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        assert float((logits.max(-1) - chosen).max()) <= rounding
+        error = np.asarray(found.logprobs) - np.asarray(chosen - jax.nn.logsumexp(logits, axis=-1))
+        assert np.abs(error).max() <= 2e-2 + rounding
+    assert counted >= 10_000
 
 
 def test_ten_thousand_launches_between_products_do_not_hang():

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import odelm
+from odelm.infer import kernel_choice
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
@@ -20,8 +21,10 @@ if jax.__version_info__ < (0, 11):
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.infer.in_kernel import advance_in_kernel
+from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
 from odelm.models.kernels.layout import layout_of, unsupported
+from odelm.models.kernels.tables import matrices, vectors
 
 INTERPRETED = getattr(mosaic_gpu, "InterpretGPUParams")()  # noqa: B009 (jax 0.10 lacks it)
 WORDS, NEW, PROMPT = 250, 6, 20
@@ -75,7 +78,8 @@ def in_kernel(
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
     sampling, stays = sampling_options(temperature=temperature), programs == 1 if persistent is None else persistent
-    return advance_in_kernel(model, plan, state, sampling, until, kernels=kernels, end=end, persistent=stays)
+    tables = matrices(model, layout), vectors(model, plan, layout)
+    return advance_in_kernel(tables, state, sampling, until, kernels=kernels, end=end, persistent=stays)
 
 
 def assert_same(found: Decoding, expected: Decoding) -> None:
@@ -110,6 +114,40 @@ def test_launches_of_several_programs_decode_what_the_model_does(name, programs)
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), 3, end=-1)
     assert_same(in_kernel(model, plan, state, 3, programs=programs, persistent=False), expected)
+
+
+def test_a_kernel_reads_nothing_that_was_there_before(monkeypatch):
+    def poisoned(layout):
+        spoilt = {name: jnp.full_like(x, jnp.nan if x.dtype == jnp.float32 else 7) for name, x in clean(layout).items()}
+        return spoilt | {name: clean(layout)[name] for name in ("arrived", "up")}
+
+    clean = kernels_decode.begin_exchange
+    model = model_of(prelude=1)
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
+    monkeypatch.setattr(kernels_decode, "begin_exchange", poisoned)
+    assert_same(in_kernel(model, plan, state, 3), expected)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_generator_decodes_by_a_kernel_where_one_can(monkeypatch, sampled):
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", INTERPRETED)
+    model = model_of(parallel_branches=True, dtype="float32")
+    options = dict(new_tokens=NEW, temperature=2.0 * sampled, logprobs=True)
+    prompt = list(range(5, 30))
+    (expected,) = odelm.Generator(model, steps=2, kernel="xla")([prompt], **options)
+    generator = odelm.Generator(model, steps=2)
+    (found,) = generator([prompt], **options)
+    assert generator.kernel_choice == kernel_choice.Choice("persistent")
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
+    *_, (in_parts,) = generator.stream([prompt], every=2, new_tokens=NEW, temperature=2.0 * sampled)
+    assert in_parts.tokens == expected.tokens
+    generator([prompt, prompt], new_tokens=2)
+    assert str(generator.kernel_choice) == "xla (2 rows; kernels take one)"
+    generator([prompt], new_tokens=2, temperature=1.0, top_k=5)
+    assert "top_k" in str(generator.kernel_choice)
 
 
 def test_a_kernel_in_bfloat16_is_as_near_to_float32_as_the_model_is():
@@ -180,4 +218,4 @@ def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     chosen = layout_of(model.config, plan, 32)
     told = layout_of(model.config, plan, 32, ring=chosen.ring - 1, out_slice=64)
     assert (told.ring, told.out_slice) == (chosen.ring - 1, 64)
-    assert told.ring_slice == chosen.ring_slice
+    assert (chosen.ring_slice, told.ring_slice) == (128, 64)

@@ -18,10 +18,18 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""
 
 
-def send_for_readout(program: Program) -> None:
-    """Starts to copy this program's first pieces of the readout."""
-    for i in range(program.layout.ring):
+def send_for_readout(program: Program, *, early: bool) -> None:
+    """Starts to copy this program's first pieces of the readout: those that have places from the beginning, or the
+    others, which need those of `out`."""
+    layout = program.layout
+    for i in range(layout.early) if early else range(layout.early, layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
+
+
+def forget_readout(program: Program) -> None:
+    """Waits for the pieces that were sent for early."""
+    for i in range(program.layout.early):
+        pl.when(i < _pieces(program))(lambda i=i: plgpu.barrier_wait(program.near["readout_arrival"].at[i]))
 
 
 def read_out(
@@ -34,7 +42,7 @@ def read_out(
     """
     p, layout = program, program.layout
     p.normalise(state, affine)
-    p.take(0, p.near["inputs"].at[:, pl.ds(0, layout.width)])
+    p.take(0, p.inputs.at[:, pl.ds(0, layout.width)])
     plgpu.commit_smem()
 
     def tile(n: jax.Array, best: Best) -> Best:
@@ -60,14 +68,15 @@ def read_out(
     word = jnp.min(jnp.where(score == best, word, layout.vocabulary))
     ends = best, word, jnp.max(jnp.where(score == best, logit, LEAST)), most, jnp.sum(total * jnp.exp(top - most))
     for name, value in zip(BEST, ends, strict=True):
-        p.between[name][p.me] = value
+        p.between[name][lax.rem(number, 2), p.me] = value
 
 
-def choose(program: Program) -> tuple[jax.Array, jax.Array]:
-    """Returns the best token of all, the first of equals, and its log-probability, after all programs met."""
+def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the best token of all, the first of equals, and its log-probability, after all programs met; it is the
+    `number`-th."""
     layout = program.layout
     there = plgpu.broadcasted_iota(jnp.int32, (layout.slots,), 0) < layout.programs
-    scores, words, logits, tops, sums = (program.between[name][...] for name in BEST)
+    scores, words, logits, tops, sums = (program.between[name][lax.rem(number, 2)] for name in BEST)
     scores, tops = jnp.where(there, scores, LEAST), jnp.where(there, tops, LEAST)
     word = jnp.min(jnp.where(scores == jnp.max(scores), jnp.where(there, words, layout.vocabulary), layout.vocabulary))
     logit = jnp.max(jnp.where(there, jnp.where(words == word, logits, LEAST), LEAST))
@@ -136,7 +145,7 @@ def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:
         piece = tile * parts + part
         slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring
         plgpu.barrier_wait(near["readout_arrival"].at[slot])
-        inputs = near["inputs"].at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
+        inputs = program.inputs.at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
         plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))
         plgpu.wgmma_wait(0)
         pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import attend, send_for_memory
-from odelm.models.kernels.choice import choose, read_out, send_for_readout
+from odelm.models.kernels.choice import choose, forget_readout, read_out, send_for_readout
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
@@ -98,7 +98,7 @@ def decode(
     """
     # XLA would fill arrays of one number anew for every token.
     vectors = lax.optimization_barrier(vectors)
-    between = {name: jax.new_ref(jnp.zeros(x.shape, x.dtype)) for name, x in exchanged(kernels.layout).items()}
+    between = jax.tree.map(jax.new_ref, begin_exchange(kernels.layout))
     results = jax.new_ref(jnp.zeros(limit, jnp.int32)), jax.new_ref(jnp.zeros(limit, jnp.float32))
     refs = matrices, vectors, memory, between
     if persistent:
@@ -112,6 +112,12 @@ def decode(
     return tokens, logprobs, count
 
 
+def begin_exchange(layout: Layout) -> Arrays:
+    """Returns what `exchanged` describes as a launch begins. Programs read nothing that they have not written, but the
+    count of arrivals and the units that fill up the last slice of the hidden ones."""
+    return {name: jnp.zeros(of.shape, of.dtype) for name, of in exchanged(layout).items()}
+
+
 def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made: Ref) -> None:
     first, position, place, count, end = (numbers[i] for i in range(5))
 
@@ -123,7 +129,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
         done, word, met = carry
         met = _compute(program, Token(word, position + done, place + done), done, met)
         with jax.named_scope("choose"):
-            word, logprob = choose(program)
+            word, logprob = choose(program, done)
 
         @pl.when(program.me == 0)
         def keep() -> None:
@@ -132,8 +138,10 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
         return done + 1, word, met
 
     program.begin()
+    send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), first, jnp.int32(0)))
     program.end()
+    forget_readout(program)
 
     @pl.when(program.me == 0)
     def count_tokens() -> None:
@@ -143,26 +151,34 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 def _compute(program: Program, token: Token, done: jax.Array, met: jax.Array) -> jax.Array:
     """Computes all phases of a token, up to the choice of the next, the `done`-th, and returns how often programs have
     met."""
-    last = program.layout.steps - 1
-    phases = phases_of(program.layout)
+    layout, last = program.layout, program.layout.steps - 1
+    phases = phases_of(layout)
 
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
-        for phase in phases[:-1]:
+        for phase, names in phases.items():
+            here = program.anew()
             with jax.named_scope(phase.__name__.strip("_")):
-                phase(program.anew(), token, number)
-            if phase is phases[0]:
-                send_for_memory(program, token, number)
-            met = program.meet(met)
-        with jax.named_scope(phases[-1].__name__.strip("_")):
-            phases[-1](program.anew(), token, number)
-        pl.when(number == last)(lambda: send_for_readout(program))
-        return program.meet(met)
+                phase(here, token, number)
+            program.arrive(here.has(*names))
+            if not names:
+                pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
+            if "down" in names:
+                pl.when(number == last)(lambda: send_for_readout(program, early=False))
+            met = met + layout.participants(*names)
+            program.wait(met)
+        return met
 
-    met = lax.fori_loop(0, program.layout.steps, step, met)
+    send_for_memory(program, token, jnp.int32(0))
+    met = lax.fori_loop(0, layout.steps, step, met)
     with jax.named_scope("read_out"):
         affine = program.affine("end")
         read_out(program, moved(program, jnp.int32(last)), affine, done)
-    return program.meet(met)
+    program.arrive(jnp.bool(True))
+    program.begin_token()
+    send_for_readout(program, early=True)
+    met = met + layout.programs
+    program.wait(met)
+    return met
 
 
 def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref]) -> jax.Array:
@@ -179,12 +195,13 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         return kernels.make(run, programs=layout.programs)
 
     def run_readout(program: Program, numbers: Ref) -> None:
-        send_for_readout(program)
+        send_for_readout(program, early=True)
+        send_for_readout(program, early=False)
         affine = program.affine("end")
         read_out(program, moved(program, jnp.int32(layout.steps - 1)), affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
-        found, logprob = choose(program)
+        found, logprob = choose(program, numbers[2])
         word[0], tokens[numbers[2]], logprobs[numbers[2]] = found, found, logprob
 
     launches = [phase_kernel(phase, step) for step in range(layout.steps) for phase in phases_of(layout)]

@@ -1,7 +1,6 @@
 """How a model's matrices are shared out among the programs of a kernel, and which models a kernel takes."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,9 @@ RING_SLICES = (128, 64)
 """Inputs of the readout's rows that a program multiplies at a time, by preference."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
-PLACES = ("qkv", "up", "down"), ("out",)
-"""The maps whose pieces take turns with a place in a program's shared memory, in the order in which a step applies them."""
+TURNS = "qkv", "up", "down"
+"""The maps whose pieces take turns with one place in a program's shared memory, in the order in which a step applies
+them. The piece of "out" has places of the readout's ring, which are free until the readout."""
 THREADS = 128
 """Of a program: a vector of which each of them holds as many numbers is read and written fastest."""
 CHUNK = 64
@@ -32,6 +32,8 @@ SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
 """Shared memory that a program of a Hopper card may have, and what of it is left for reductions and barriers."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be on their way or in use; as many as there is shared memory for."""
+MOST_SPLITS = 11
+"""The most programs that share a head's positions."""
 WIDEST = 1024
 """The widest state: a program keeps `ROWS` rows of that many inputs."""
 
@@ -69,9 +71,9 @@ class Layout:
     wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
     chunk: int = CHUNK
     chunk_splits: int = 8
-    """How many programs share the positions of a head."""
-    ring: int = 2
-    """Pieces of the readout that are on their way or in use."""
+    """How many programs share the positions of a head: what they find is read by all who go on with it."""
+    ring: int = 3
+    """Pieces of the readout that are on their way or in use; the last ones keep a piece of `out` until then."""
     ring_slice: int = RING_SLICES[-1]
 
     @property
@@ -128,9 +130,20 @@ class Layout:
         """Returns how many pieces of a map a program has at most."""
         return -(-self.pieces(name) // self.owners(name)[2])
 
-    def place_shape(self, names: tuple[str, ...]) -> tuple[int, int]:
-        """Returns the shape of the place of a piece of any of these maps: rows, inputs."""
-        return ROWS, self.slice_of(names[0])
+    @property
+    def early(self) -> int:
+        """How many pieces of the readout may be sent for while the steps are computed."""
+        return self.ring - self.out_slice // self.ring_slice
+
+    def participants(self, *names: str) -> int:
+        """Returns how many programs have a piece of any of these maps; with no names, have a part in attention."""
+        if not names:
+            return min(self.heads * self.chunk_splits, self.programs)
+        owners = set()
+        for name in names:
+            base, first, span = self.owners(name)
+            owners |= {base + (first + n) % span for n in range(self.pieces(name))}
+        return len(owners)
 
     @property
     def longest(self) -> int:
@@ -141,13 +154,13 @@ class Layout:
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
         numbers = self.longest * COLUMNS + 2 * self.chunk * self.head_size
-        numbers += self.ring * ROWS * self.ring_slice + sum(math.prod(self.place_shape(names)) for names in PLACES)
+        numbers += ROWS * (self.ring * self.ring_slice + self.width)
         return numbers * jnp.dtype(self.dtype).itemsize + 4 * (self.longest + 2 * ROWS + self.chunk)
 
     @property
     def fits(self) -> bool:
-        """Whether a Hopper card has so much."""
-        return self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
+        """Whether a Hopper card has so much, and the ring has a place that is not that of `out`."""
+        return self.early > 0 and self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
 
     @property
     def slots(self) -> int:
@@ -162,14 +175,16 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     out_slice = _slice(config.heads * config.head_size)
+    splits = max(1, min(MOST_SPLITS, options.get("programs", PROGRAMS) // config.heads))
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
         steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
-        qk_norm=config.qk_norm, **dict(out_slice=out_slice) | options,
+        qk_norm=config.qk_norm, **dict(out_slice=out_slice, chunk_splits=splits) | options,
     )  # fmt: skip
-    rings = [dict(ring=ring, ring_slice=size) for size in RING_SLICES if D % size == 0 for ring in RINGS]
+    sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
+    rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
     return next((one for one in all_of if one.fits), all_of[-1])
 

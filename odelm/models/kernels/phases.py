@@ -24,11 +24,12 @@ Step = jax.Array
 Phase = Callable[[Program, Token, Step], Any]
 
 
-def phases_of(layout: Layout) -> tuple[Phase, ...]:
-    """Returns the phases of a step, in turn."""
+def phases_of(layout: Layout) -> dict[Phase, tuple[str, ...]]:
+    """Returns the phases of a step, in turn, and the maps of each."""
     if layout.parallel:
-        return _enter_both, attend, _leave_both
-    return enter, attend, leave_attention, feed, leave_feedforward
+        return {_enter_both: ("qkv", "up"), attend: (), _leave_both: ("out", "down")}
+    maps = ("qkv",), (), ("out",), ("up",), ("down",)
+    return dict(zip((enter, attend, leave_attention, feed, leave_feedforward), maps, strict=True))
 
 
 def enter(program: Program, token: Token, step: Step) -> None:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.layout import COLUMNS, PLACES, ROWS, Layout
+from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
@@ -58,25 +58,38 @@ class Program:
     """Shared memory and its barriers, as in `scratch`."""
     meeting: bool
     """Whether programs meet between phases; otherwise each phase is a launch of its own."""
+    zero: Any = 0
+    """0, of which the compiler may know nothing."""
 
-    def meet(self, count: jax.Array) -> jax.Array:
-        """Waits until all programs are here, for the time `count`, from 0 on; returns the next count.
+    def arrive(self, part: jax.Array) -> None:
+        """Says that this program has done its `part` of a phase, if it has one.
 
-        What they wrote before is then seen by all.
+        Who has none does not keep others waiting: what it reads has to stay until it comes to do something.
         """
         if self.meeting and self.layout.programs > 1:
-            with jax.named_scope("meet"):
-                meet(self.between["arrived"], (count + 1) * self.layout.programs)
-        return count + 1
+            with jax.named_scope("arrive"):
+                pl.when(part)(lambda: arrive(self.between["arrived"]))
+
+    def wait(self, count: jax.Array) -> None:
+        """Waits until programs have arrived `count` times in all. What they wrote before is then seen."""
+        if self.meeting and self.layout.programs > 1:
+            with jax.named_scope("wait"):
+                wait(self.between["arrived"], count)
+
+    def has(self, *names: str) -> jax.Array:
+        """Whether this program has a piece of any of these maps; with no names, a part in attention."""
+        if not names:
+            return self.me < self.layout.participants()
+        return reduce(jnp.logical_or, [self._has(name, 0) for name in names])
 
     def anew(self) -> "Program":
-        """Returns this program with a number that the compiler takes for another one.
+        """Returns this program with numbers that the compiler takes for other ones.
 
-        It would compute all addresses that depend on the number before all loops, far more than there are registers.
+        It would compute all addresses that depend on them before all loops, far more than there are registers.
         """
         if not (self.meeting and self.layout.programs > 1):
             return self
-        return replace(self, me=unknown(self.me))
+        return replace(self, me=unknown(self.me), zero=unknown(jnp.int32(0)))
 
     def see_stores(self) -> None:
         """Lets the copies that this program starts see what programs stored before they met."""
@@ -95,9 +108,8 @@ class Program:
         Programs that have one `prepare` first. As soon as a piece has been used, the next one of its place is sent for,
         unless it stays. Where a phase is a launch of its own, it sends for its own.
         """
-        splits, (place, arrival) = self.layout.splits(name), self._place(name)
-        inputs = self.near["inputs"].at[:, pl.ds(0, self.layout.slice_of(name))]
-        stays = self._stays(name)
+        splits, size = self.layout.splits(name), self.layout.slice_of(name)
+        inputs = self.inputs.at[:, pl.ds(0, size)]
 
         if not self.meeting:
             pl.when(self._has(name, 0))(lambda: self._fetch(name, 0, step))
@@ -106,29 +118,37 @@ class Program:
             given = constants(item // splits)
             pl.when(number == 0)(prepare)
             with jax.named_scope("fill"):
-                fill(lax.rem(item, splits) * inputs.shape[1], inputs)
+                fill(lax.rem(item, splits) * size, inputs)
                 plgpu.commit_smem()
-            pl.when(~stays)(lambda: plgpu.barrier_wait(arrival))
+            pl.when(self._comes(name, step))(lambda: self._wait(name))
             with jax.named_scope("product"):
-                sums = self.product(lambda acc: plgpu.wgmma(acc, place, inputs.transpose((1, 0))))
-            pl.when(~stays)(lambda: self._fetch_after(name, number, step))
+                sums = self.product(lambda acc: self._multiply_near(name, acc))
+            pl.when(self._goes(name, step))(lambda: self._fetch_after(name, number, step))
             with jax.named_scope("store"):
                 store(item // splits, lax.rem(item, splits), sums, *given)
 
         rank, span = self._rank(name)
         self._share(self.layout.pieces(name), rank, span, piece)
 
+    @property
+    def inputs(self) -> Ref:
+        """The right side of a product, turned: (`COLUMNS`, inputs)."""
+        return self.near["inputs"].at[self.zero]
+
     def begin(self) -> None:
-        """Sends for the first piece of every place, and waits for those that stay."""
-        for names in PLACES:
-            self._fetch_first(names, jnp.int32(0))
-            pl.when(self._stays(names[0]))(lambda names=names: plgpu.barrier_wait(self._place(names[0])[1]))
+        """Sends for the first piece of every place, and waits for the one that stays."""
+        self._fetch_first(TURNS, jnp.int32(0))
+        pl.when(self._stays())(lambda: self._wait(TURNS[0]))
+        self.begin_token()
+
+    def begin_token(self) -> None:
+        """Sends for the piece of `out`, whose places the readout leaves after every token."""
+        pl.when(self._has("out", 0))(lambda: self._fetch("out", 0, jnp.int32(0)))
 
     def end(self) -> None:
         """Waits for what is still on its way."""
-        for names in PLACES:
-            waiting = (self._count(names) > 0) & ~self._stays(names[0])
-            pl.when(waiting)(lambda names=names: plgpu.barrier_wait(self._place(names[0])[1]))
+        pl.when((self._count() > 0) & ~self._stays())(lambda: self._wait(TURNS[0]))
+        pl.when(self._has("out", 0))(lambda: self._wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal."""
@@ -195,24 +215,55 @@ class Program:
         rank, span = self._rank(name)
         return (rank >= 0) & (rank + number * span < self.layout.pieces(name))
 
-    def _count(self, names: tuple[str, ...]) -> jax.Array:
-        """Returns how many pieces of these maps this program has."""
-        rounds = [(name, number) for name in names for number in range(self.layout.rounds(name))]
+    def _count(self) -> jax.Array:
+        """Returns how many pieces this program has of the maps that take turns."""
+        rounds = [(name, number) for name in TURNS for number in range(self.layout.rounds(name))]
         return reduce(add, [self._has(*one).astype(jnp.int32) for one in rounds])
 
-    def _stays(self, name: str) -> jax.Array:
-        """Whether a place has one piece for all steps: all have one block, and no other piece of a map belongs there."""
-        if not self.meeting or self.matrices[name].shape[0] > 1:
-            return jnp.bool(False)
-        return self._count(next(names for names in PLACES if name in names)) == 1
+    @property
+    def _same(self) -> bool:
+        """Whether what belongs to a program's place may stay there: all steps have one block."""
+        return self.meeting and self.matrices["qkv"].shape[0] == 1
+
+    def _stays(self) -> jax.Array:
+        """Whether a piece is the only one that takes turns, with itself."""
+        return (self._count() == 1) if self._same else jnp.bool(False)
+
+    def _comes(self, name: str, step: jax.Array) -> jax.Array:
+        """Whether a piece that is about to be used was sent for after the last use of its place."""
+        if name in TURNS:
+            return ~self._stays()
+        return (step == 0) | (not (self._same and self.layout.rounds(name) == 1))
+
+    def _goes(self, name: str, step: jax.Array) -> jax.Array:
+        """Whether a piece that has been used makes room for another one."""
+        if name in TURNS:
+            return ~self._stays()
+        return jnp.bool(not (self._same and self.layout.rounds(name) == 1))
+
+    def _wait(self, name: str) -> None:
+        """Waits for the piece in the place of a map."""
+        for number, _ in enumerate(self._places(name)):
+            plgpu.barrier_wait(self.near["arrivals"].at[number if name in TURNS else 1 + number])
+
+    def _multiply_near(self, name: str, acc: Ref) -> None:
+        """Multiplies the piece in the place of a map by the inputs."""
+        for number, place in enumerate(self._places(name)):
+            size = place.shape[1]
+            inputs = self.inputs.at[:, pl.ds(number * size, size)]
+            plgpu.wgmma(acc, place, inputs.transpose((1, 0)))
 
     def _fetch(self, name: str, number: Any, step: jax.Array) -> None:
         """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""
-        (place, arrival), splits, size = self._place(name), self.layout.splits(name), self.layout.slice_of(name)
+        splits, length = self.layout.splits(name), self.layout.slice_of(name)
         rank, span = self._rank(name)
-        item = rank + number * span
-        of = (self.vectors["block"][step], pl.ds(item // splits * ROWS, ROWS), pl.ds(lax.rem(item, splits) * size, size))
-        plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
+        item, block = rank + number * span, self.vectors["block"][step]
+        for part, place in enumerate(self._places(name)):
+            size = place.shape[1]
+            start = lax.rem(item, splits) * length + part * size
+            of = (block, pl.ds(item // splits * ROWS, ROWS), pl.ds(start, size))
+            arrival = self.near["arrivals"].at[part if name in TURNS else 1 + part]
+            plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
 
     def _fetch_first(self, names: tuple[str, ...], step: jax.Array) -> None:
         """Sends for the first piece that this program has of these maps."""
@@ -226,41 +277,52 @@ class Program:
     def _fetch_after(self, name: str, number: Any, step: jax.Array) -> None:
         """Sends for the piece that is multiplied next after the `number`-th of a map; only of this map where a phase is
         a launch of its own."""
-        names = next(names for names in PLACES if name in names)
-        later = names[names.index(name) + 1 :]
-        following = lax.rem(step + 1, self.layout.steps)
+        names = TURNS if name in TURNS else (name,)
+        later, following = names[names.index(name) + 1 :], lax.rem(step + 1, self.layout.steps)
+
+        def first() -> None:
+            # Of `out` there is none to send for behind the last step, where the readout begins.
+            pl.when((following > 0) | (name in TURNS))(lambda: self._fetch_first(names, following))
 
         def others() -> None:
             if self.meeting:
                 some = reduce(jnp.logical_or, [self._has(one, 0) for one in later], jnp.bool(False))
-                lax.cond(
-                    some, lambda: self._fetch_first(later, step), lambda: self._fetch_first(names, following)
-                )
+                lax.cond(some, lambda: self._fetch_first(later, step), first)
 
         lax.cond(self._has(name, number + 1), lambda: self._fetch(name, number + 1, step), others)
 
-    def _place(self, name: str) -> tuple[Ref, Ref]:
-        """Returns the place of a map's pieces in shared memory, and what says that one has arrived."""
-        number = next(i for i, names in enumerate(PLACES) if name in names)
-        return self.near["matrices"][number], self.near["arrivals"][number]
+    def _places(self, name: str) -> list[Ref]:
+        """Returns where the parts of a map's pieces are in shared memory."""
+        if name in TURNS:
+            return [self.near["matrix"].at[self.zero]]
+        return [self.near["readout"].at[slot] for slot in range(self.layout.early, self.layout.ring)]
 
 
-def meet(counter: Ref, target: jax.Array) -> None:
-    """Adds 1 to a counter, int32 (1,) in global memory, and waits until it has reached a target, int32 ().
+def arrive(counter: Ref) -> None:
+    """Adds 1 to a counter, int32 (1,) in global memory, behind all that this program wrote.
 
-    All that a program wrote before is then seen by those of the same GPU. (The semaphores of Pallas are seen by other
-    devices too, which takes longer.)
+    (The semaphores of Pallas are seen by other devices too, which takes longer.)
     """
     mosaic = _mosaic()
 
-    def cross(context: Any, counter: Any, target: Any) -> None:
+    def signal(context: Any, counter: Any) -> None:
+        del context
+        mosaic.warpgroup_barrier()
+        mosaic.SemaphoreRef(mosaic.memref_ptr(counter)).signal(1, memory_scope="gpu")
+
+    plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))(signal)(counter)
+
+
+def wait(counter: Ref, target: jax.Array) -> None:
+    """Waits until a counter, int32 (1,) in global memory, has reached a target, int32 ()."""
+    mosaic = _mosaic()
+
+    def reach(context: Any, counter: Any, target: Any) -> None:
         del context
         semaphore = mosaic.SemaphoreRef(mosaic.memref_ptr(counter))
-        mosaic.warpgroup_barrier()
-        semaphore.signal(1, memory_scope="gpu")
         semaphore.wait(target.registers.item(), decrement=False, memory_scope="gpu")
 
-    plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(cross)(counter, target)
+    plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(reach)(counter, target)
 
 
 def unknown(number: jax.Array) -> jax.Array:
@@ -311,16 +373,19 @@ def put(x: jax.Array, ref: Ref) -> None:
 
 
 def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin."""
+    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin.
+
+    States and best tokens take turns with two places: a program may read the one while the next is written.
+    """
     s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
     shapes = {
         "state": (2, D), "qkv": (s.mapped_heads, s.head_size), "context": attended, "weight": attended,
         "out": (s.splits("out"), D), "up": (s.factors, s.filled_hidden), "down": (s.splits("down"), D),
-        "best": (s.slots,), "best_logit": (s.slots,), "top_logit": (s.slots,), "sum": (s.slots,),
+        "best": (2, s.slots), "best_logit": (2, s.slots), "top_logit": (2, s.slots), "sum": (2, s.slots),
     }  # fmt: skip
     found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    whole = {"best_word": s.slots, "arrived": 1}
-    return found | {name: jax.ShapeDtypeStruct((size,), jnp.int32) for name, size in whole.items()}
+    whole = {"best_word": (2, s.slots), "arrived": (1,)}
+    return found | {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in whole.items()}
 
 
 def scratch(layout: Layout) -> dict[str, Any]:
@@ -329,9 +394,9 @@ def scratch(layout: Layout) -> dict[str, Any]:
     return {
         "state": plgpu.SMEM((s.longest,), jnp.float32),
         "turned": plgpu.SMEM((2 * ROWS,), jnp.float32),
-        "inputs": plgpu.SMEM((COLUMNS, s.longest), dtype),
-        "matrices": [plgpu.SMEM(s.place_shape(names), dtype) for names in PLACES],
-        "arrivals": [plgpu.Barrier() for _ in PLACES],
+        "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),
+        "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
+        "arrivals": plgpu.Barrier(num_barriers=1 + s.ring - s.early),
         "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "values": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "hidden": plgpu.SMEM((s.chunk,), jnp.float32),

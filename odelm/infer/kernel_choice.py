@@ -1,0 +1,157 @@
+"""Which program decodes: a kernel that stays on the card, one launched for each phase of a step, or what XLA makes.
+
+Measured (docs/kernels.md): wherever a kernel takes the case it is faster than XLA, and the one that stays is fastest.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from odelm.errors import InputError
+from odelm.infer.decode import Decoding
+from odelm.infer.runner import Runner
+from odelm.infer.sampling import Sampling
+from odelm.models import CausalLM
+from odelm.models.kernels.layout import PROGRAMS, Layout, layout_of, unsupported
+from odelm.models.transformer import DepthPlan
+
+KERNELS = ("auto", "persistent", "launches", "xla")
+"""What may be asked for; "auto" takes the first of the others that can decode the case."""
+INTERPRETED: Any = None
+"""Pallas's options to run kernels without a GPU, for tests."""
+Arrays = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decodes, and why no kernel does."""
+
+    kernel: str
+    """One of `KERNELS`, but "auto"."""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kernel} ({self.reason})" if self.reason else self.kernel
+
+
+class ByKernel:
+    """Rows that are decoded by a kernel where one can; it keeps what a kernel reads of the model.
+
+    Raises InputError for a name that is none of `KERNELS`, and for a kernel where there are `drafts`.
+    """
+
+    def __init__(self, asked: str, *, drafts: bool):
+        if asked not in KERNELS:
+            raise InputError(f"kernel is {asked!r}, expected one of {', '.join(KERNELS)}")
+        if drafts and asked not in ("auto", "xla"):
+            raise InputError(f"kernel {asked!r} takes no drafts: leave out one of them")
+        self.asked, self.choice = asked, Choice("xla", "drafts" if drafts else "")
+        self._tables: dict[Layout, tuple[Arrays, Arrays]] = {}
+
+    def choose(
+        self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, *, early_exit: bool = False
+    ) -> bool:
+        """Whether a kernel decodes rows of a model along a plan; InputError if one is asked for by name that cannot."""
+        if self.asked != "xla":
+            assert isinstance(runner.model, CausalLM)
+            reason = _no_kernel(runner.model, plan, state, sampling, early_exit)
+            self.choice = choose(self.asked, reason)
+        return self.choice.kernel != "xla"
+
+    def advance(
+        self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array, *, end: int
+    ) -> Decoding:
+        """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
+        layout = _layout(runner.model, plan, state, sampling)
+        if layout not in self._tables:
+            self._tables = {layout: _kernel_tables(runner.graph, runner.params, plan, layout)}
+        persistent = self.choice.kernel == "persistent"
+        return _advance(layout, persistent, end, self._tables[layout], state, sampling, until)
+
+
+def choose(asked: str, reason: str | None) -> Choice:
+    """Returns what decodes on this machine, if the case has no `reason` against kernels."""
+    reason = reason or _no_card()
+    few = _programs_at_once() < PROGRAMS
+    if reason is None and few and asked == "persistent":
+        reason = f"the card runs {_programs_at_once()} programs at once, of the {PROGRAMS} that wait for each other"
+    if reason is None:
+        return Choice("launches" if asked == "launches" or few else "persistent")
+    if asked != "auto":
+        raise InputError(f"kernel {asked!r} cannot decode this: {reason}; kernel 'auto' takes what can")
+    return Choice("xla", reason)
+
+
+def _no_kernel(
+    model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, early_exit: bool
+) -> str | None:
+    """Returns why no kernel decodes this, whatever the card; None if one does."""
+    missing = unsupported(model, plan)
+    if missing is not None:
+        return missing
+    dtype, rows = model.blocks[0].feedforward.up.kernel[...].dtype, len(state.last)
+    filters = bool(sampling.top_k) or sampling.top_p < 1 or sampling.min_p > 0 or state.seen is not None
+    reasons = {
+        f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
+        f"{rows} rows; kernels take one": rows > 1,
+        "tokens leave the depth early": early_exit,
+        "tokens are drawn with top_k, top_p, min_p or a penalty": bool(filters),
+        "the random keys are not Threefry's": jax.random.key_impl(state.key) != "threefry2x32",
+        "its parameters lie on several devices": len(state.tokens.sharding.device_set) > 1,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is None and not _layout(model, plan, state, sampling).fits:
+        return "its blocks need more shared memory than a program has"
+    return reason
+
+
+def _no_card() -> str | None:
+    """Returns what a kernel lacks here, or None."""
+    if INTERPRETED is not None:
+        return None
+    if jax.default_backend() != "gpu":
+        return "there is no GPU"
+    if jax.__version_info__ < (0, 11):
+        return f"kernels need jax 0.11 or later; this is {jax.__version__}"
+    found = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
+    return None if found.startswith("9.") else f"kernels are for compute capability 9; this card's is {found}"
+
+
+def _programs_at_once() -> int:
+    return PROGRAMS if INTERPRETED is not None else getattr(jax.devices()[0], "core_count", 0)
+
+
+def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling) -> Layout:
+    options: dict[str, Any] = {} if INTERPRETED is None else dict(programs=1, dtype=jnp.float32)
+    return layout_of(model.config, plan, state.memory.room, sampled=not sampling.greedy, **options)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _kernel_tables(graph: nnx.GraphDef, params: Any, plan: DepthPlan, layout: Layout) -> tuple[Arrays, Arrays]:
+    """Returns what a kernel reads of a model, the same for every token: see `odelm.models.kernels.tables`."""
+    from odelm.models.kernels.tables import matrices, vectors
+
+    model = nnx.merge(graph, params)
+    return matrices(model, layout), vectors(model, plan, layout)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _advance(
+    layout: Layout,
+    persistent: bool,
+    end: int,
+    tables: tuple[Arrays, Arrays],
+    state: Decoding,
+    sampling: Sampling,
+    until: jax.Array,
+) -> Decoding:
+    """Returns what `advance_in_kernel` does, with the memory of `state` used again."""
+    from odelm.infer.in_kernel import advance_in_kernel  # Pallas takes a second to import, and lacks this in jax 0.10
+    from odelm.models.kernels.decode import Kernels
+
+    kernels = Kernels(layout, INTERPRETED)
+    return advance_in_kernel(tables, state, sampling, until, kernels=kernels, end=end, persistent=persistent)
