@@ -179,7 +179,8 @@ def profile(case: Case, folder: Path) -> None:
         count = max(map(len, programs.values()))
         slowest = [max(cycles[-n] for cycles in programs.values() if len(cycles) >= n) for n in range(1, count + 1)]
         print(
-            f"    {path:34} {count:3} times in {len(programs):3} programs, cycles: median {statistics.median(times):6.0f}, "
+            f"    {path:34} {count:3} times in {len(programs):3} programs, "
+            f"cycles: median {statistics.median(times):6.0f}, "
             f"{times[len(times) // 20]:6.0f} to {times[-1 - len(times) // 20]:6.0f}, "
             f"of the slowest {statistics.median(slowest):6.0f}", flush=True,
         )  # fmt: skip
@@ -219,7 +220,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against float32")
     parser.add_argument("--launches", type=int, default=0, help="launch the persistent kernel so often, and end")
-    parser.add_argument("--profile", default="", help="a folder for a trace of one token, and end with what took how long")
+    parser.add_argument(
+        "--profile", default="", help="a folder for a trace of one token, and end with what took how long"
+    )
     parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
     parser.add_argument("--out", type=Path, help="where to write all times as JSON")
     options = parser.parse_args()

@@ -131,9 +131,9 @@ def exchange(rounds: int) -> Kernel:
     return _clusters(body, scratch), [jax.ShapeDtypeStruct((1,), jnp.int32)]
 
 
-def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1) -> Kernel:
-    """A product of (64, inputs) by (inputs, columns) in bfloat16, both in shared memory; as several `sums`, over every
-    other 64 inputs, that do not wait for each other."""
+def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1, in_registers: bool = False) -> Kernel:
+    """A product of (64, inputs) by (inputs, columns) in bfloat16, both in shared memory, or the first brought into
+    registers by 128 inputs; as several `sums`, over every other 64 inputs, that do not wait for each other."""
 
     def body(counter: Any, x: Any, w: Any, out: Any, matrix: Any, right: Any, arrival: Any) -> None:
         del counter
@@ -146,7 +146,11 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1) 
 
         def one(_: jax.Array, x: jax.Array) -> jax.Array:
             def summed(*accs: Any) -> jax.Array:
-                if sums == 1:
+                for i in range(inputs // 128 if in_registers else 0):
+                    here = pl.ds(128 * i, 128)
+                    left = plgpu.load(matrix.at[:, here], layout=plgpu.Layout.WGMMA)
+                    plgpu.wgmma(accs[0], left, right.at[:, here].transpose((1, 0)))
+                if sums == 1 and not in_registers:
                     plgpu.wgmma(accs[0], matrix, right.transpose((1, 0)))
                 for i in range(inputs // 64 if sums > 1 else 0):
                     here = pl.ds(64 * i, 64)
@@ -203,6 +207,7 @@ CASES: dict[str, Callable[[int], Kernel]] = {
     "exchange of 64x8 in a cluster of 8": exchange,
     "product 64x512 by 512x8": product,
     "product 64x768 by 768x8": lambda n: product(n, inputs=768),
+    "product 64x768 by 768x8 from registers": lambda n: product(n, inputs=768, in_registers=True),
     "product 64x768 by 768x8 in two sums": lambda n: product(n, inputs=768, sums=2),
     "product 64x768 by 768x8 in four sums": lambda n: product(n, inputs=768, sums=4),
     "copy of 32 KB a program, 4.3 MB in all (L2)": lambda n: copy(n, rows=132 * 64, inputs=256, ring=4),

@@ -51,6 +51,8 @@ class Comparison:
     """Also leaves each number of steps where a row, or a generated token, has settled by one of these."""
     kv_spans: tuple[int, ...] = ()
     """Also generates with keys and values shared over so many units of depth."""
+    kernel: str = "auto"
+    """What decodes text in one grid, as in `odelm.Generator`."""
     batch: int = 1
     length: int | None = None
     """Tokens in a sequence, timed and evaluated; None is the length that a run was trained with, and 128 for others."""
@@ -151,8 +153,9 @@ def compare_generation(
     rows, batches = batches_of(loaded, options, source=source, step=step)
     given = some_tokens(batches, config.model, batch=options.batch, length=length // 2).tolist()
     measured = compare_ways(
-        runner, chosen, given, new_tokens=new_tokens, held_out=batches, solver=options.solver, repeats=options.repeats
-    )
+        runner, chosen, given, new_tokens=new_tokens, held_out=batches, solver=options.solver, repeats=options.repeats,
+        kernel=options.kernel,
+    )  # fmt: skip
     text = None if rows is None else text_of(rows, batches, config, options)
     report = make_generation_report(config.model, measured, text=text, quantization=model.quantization)
     out = source / "infer" if out is None else out

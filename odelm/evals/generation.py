@@ -90,8 +90,8 @@ def ways(
     return found
 
 
-def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator:
-    """Returns the generator of a way, which ignores end tokens."""
+def make_generator(runner: Runner, way: Way, solver: str = "euler", kernel: str = "auto") -> Generator:
+    """Returns the generator of a way, which ignores end tokens; by a kernel where one can decode that way."""
     if way.kv_span is not None:
         runner = Runner.of(with_options(runner.model, kv_span=way.kv_span))
     plan = runner.plan(way.steps, solver if way.draft_steps is None else "euler")
@@ -99,7 +99,10 @@ def make_generator(runner: Runner, way: Way, solver: str = "euler") -> Generator
     drafting = None
     if way.draft_steps is not None:
         drafting = make_drafting(runner.plan(way.draft_steps, "euler"), way.draft_length)
-    return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting, early_exit=way.early_exit)
+    if way.draft_steps is not None or way.early_exit is not None:
+        kernel = "auto"
+    rule = way.early_exit
+    return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting, early_exit=rule, kernel=kernel)
 
 
 def compare_ways(
@@ -111,6 +114,7 @@ def compare_ways(
     held_out: Sequence[Batch] = (),
     solver: str = "euler",
     repeats: int = 5,
+    kernel: str = "auto",
 ) -> list[Row]:
     """Returns a row for each way; the first is the one that the others are compared with.
 
@@ -123,7 +127,7 @@ def compare_ways(
     if new_tokens < 2:
         raise InputError(f"new_tokens is {new_tokens}, expected at least 2: the first comes with the prompt")
     prompts.check_room(given, new_tokens, runner.model.config)
-    generators = [make_generator(runner, way, solver) for way in chosen]
+    generators = [make_generator(runner, way, solver, kernel) for way in chosen]
     texts, seconds = [], []
     for generator in generators:
         start = time.perf_counter()
@@ -176,6 +180,8 @@ def _row(
         "own_kv_span": way.kv_span is None,
         "early_exit": None if way.early_exit is None else way.early_exit.tolerance,
         "exit_measure": None if way.early_exit is None else way.early_exit.measure,
+        "kernel": generator.kernel_choice.kernel,
+        "kernel_reason": generator.kernel_choice.reason,
         "batch": len(given),
         "prompt": max(map(len, given)),
         "new_tokens": new_tokens,

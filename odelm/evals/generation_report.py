@@ -62,6 +62,10 @@ def print_generation(report: dict[str, Any], console: Console) -> None:
             *(number(row[name], form) for name, form in _drafts(drafts)),
         )
     console.print(table)
+    for said, labels in _decoders(rows).items():
+        console.print(
+            f"decoded by {said}" + (f": {'; '.join(labels)}" if len(labels) < len(rows) else ""), soft_wrap=True
+        )
     if drafts:
         console.print("draft 3 x 4: up to 4 tokens drafted in 3 steps, verified at full depth", soft_wrap=True)
     text = report["text"]
@@ -104,6 +108,15 @@ def plot_generation(report: dict[str, Any], path: Path) -> None:
     axes.legend(loc="lower left", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _decoders(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Returns what decoded, and the labels of its rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        said = f"{row['kernel']} ({row['kernel_reason']})" if row["kernel_reason"] else row["kernel"]
+        found.setdefault(said, []).append(row["label"])
+    return found
 
 
 def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -1,6 +1,7 @@
 """A text continued: by `Generator`, or for a plan that keeps no memory by running over the whole text again."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,20 +35,26 @@ def continue_text(
     prefill_plan: DepthPlan | None = None,
     drafting: Drafting | None = None,
     early_exit: EarlyExit | None = None,
+    kernel: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
 
     `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text. `prefill_plan`,
-    `drafting` and `early_exit` are as in `Generator.of`; InputError if the plan keeps no memory, which they need.
+    `drafting`, `early_exit` and `kernel` are as in `Generator.of`; InputError if the plan keeps no memory, which they
+    need. On a GPU, or where a kernel is asked for, `say` gets what decoded the text.
     """
     if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
         generator = Generator.of(
             runner, tokenizer, plan,
-            prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, end_token=end_token,
+            prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, kernel=kernel, end_token=end_token,
         )  # fmt: skip
         options = dict(new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        return prompt + generator([prompt], **options)[0]
-    if not (prefill_plan is drafting is early_exit is None):
+        text = prompt + generator([prompt], **options)[0]
+        if kernel != "auto" or jax.default_backend() == "gpu":
+            say(f"decoded by {generator.kernel_choice}")
+        return text
+    if not (prefill_plan is drafting is early_exit is None and kernel in ("auto", "xla")):
         raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
     (given,) = prompts.read([prompt], tokenizer, runner.model.config)
     tokens = generate(

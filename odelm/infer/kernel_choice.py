@@ -17,6 +17,7 @@ from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
 from odelm.models import CausalLM
 from odelm.models.kernels.layout import PROGRAMS, Layout, layout_of, unsupported
+from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan
 
 KERNELS = ("auto", "persistent", "launches", "xla")
@@ -57,8 +58,7 @@ class ByKernel:
     ) -> bool:
         """Whether a kernel decodes rows of a model along a plan; InputError if one is asked for by name that cannot."""
         if self.asked != "xla":
-            assert isinstance(runner.model, CausalLM)
-            reason = _no_kernel(runner.model, plan, state, sampling, early_exit)
+            reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             self.choice = choose(self.asked, reason)
         return self.choice.kernel != "xla"
 
@@ -66,7 +66,7 @@ class ByKernel:
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array, *, end: int
     ) -> Decoding:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
-        layout = _layout(runner.model, plan, state, sampling)
+        layout = _layout(_decoder(runner), plan, state, sampling)
         if layout not in self._tables:
             self._tables = {layout: _kernel_tables(runner.graph, runner.params, plan, layout)}
         persistent = self.choice.kernel == "persistent"
@@ -86,14 +86,12 @@ def choose(asked: str, reason: str | None) -> Choice:
     return Choice("xla", reason)
 
 
-def _no_kernel(
-    model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, early_exit: bool
-) -> str | None:
+def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, early_exit: bool) -> str | None:
     """Returns why no kernel decodes this, whatever the card; None if one does."""
     missing = unsupported(model, plan)
     if missing is not None:
         return missing
-    dtype, rows = model.blocks[0].feedforward.up.kernel[...].dtype, len(state.last)
+    dtype, rows = compute_dtype(model.config), len(state.last)
     filters = bool(sampling.top_k) or sampling.top_p < 1 or sampling.min_p > 0 or state.seen is not None
     reasons = {
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
@@ -107,6 +105,11 @@ def _no_kernel(
     if reason is None and not _layout(model, plan, state, sampling).fits:
         return "its blocks need more shared memory than a program has"
     return reason
+
+
+def _decoder(runner: Runner) -> CausalLM:
+    assert isinstance(runner.model, CausalLM)
+    return runner.model
 
 
 def _no_card() -> str | None:

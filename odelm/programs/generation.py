@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def check(flags: FlagValues) -> None:
         raise InputError("--draft_steps is of --speculative, which was not given")
     if flags["draft_length"].present and flags.draft_steps is None:
         raise InputError("--draft_length is of drafts in given steps: give --speculative and --draft_steps too")
-    for name in ("speculative", "prefill_steps"):
-        if flags[name].value and not (flags.generate or prompted):
+    for name in ("speculative", "prefill_steps", "kernel"):
+        if (flags[name].present if name == "kernel" else flags[name].value) and not (flags.generate or prompted):
             raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
     if flags.early_exit is not None and flags.baseline is not None:
         raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
@@ -73,6 +74,8 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
         top_k=flags.top_k,
         seed=flags.seed,
         end_token=config.data.end_token,
+        kernel=flags.kernel,
+        say=partial(print, file=sys.stderr),
     )
     for name, plan in (plans := _plans(runner, flags, steps_of(config))).items():
         if flags.prefill_steps is not None:

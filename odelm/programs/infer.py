@@ -4,6 +4,7 @@
     python infer.py --workdir=runs/tiny --solver=kvaerno3 --integrator=diffrax
     python infer.py --workdir=runs/tiny --max_loss_increase=0.5%
     python infer.py --workdir=runs/tiny --early_exit=0.1,0.2 --steps=4 [--exit_measure=prediction]
+    python infer.py --workdir=runs/tiny --generate [--kernel=xla]
     python infer.py --workdir=runs/tiny --generate [--prefill_steps=12] [--speculative] [--early_exit=0.1] [--kv_span=4]
     python infer.py --workdir=runs/tiny --prompt="def main(" --steps=3
     python infer.py --workdir=runs/tiny --prompt_file=FILE --speculative
@@ -110,6 +111,13 @@ flags.DEFINE_list(
     "kv_span",
     None,
     "Units of depth that share keys and values, in place of the model's own; with --generate several to compare.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "kernel",
+    "auto",
+    ["auto", "persistent", "launches", "xla"],
+    "What decodes text: a kernel for a single row on a Hopper GPU, or XLA; auto takes the fastest that can.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
@@ -241,6 +249,7 @@ def _options(source: Path) -> "Comparison":
         text=FLAGS.text or shipped.held_out(source),
         early_exits=generation.early_exits(FLAGS),
         kv_spans=generation.kv_spans(FLAGS) if FLAGS.generate else (),
+        kernel=FLAGS.kernel,
     )
 
 

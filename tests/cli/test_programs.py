@@ -203,6 +203,7 @@ def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     rows = json.loads((tmp_path / "generation.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["4", "2", "4, then 2", "draft 1 x 2", "4, span 2"]
     assert rows[4]["memory_bytes"] == rows[1]["memory_bytes"] and rows[4]["loss"] not in (rows[0]["loss"], None)
+    assert {row["kernel"] for row in rows} == {"xla"} and "decoded by xla (" in done.stdout
     assert (tmp_path / "generation.png").read_bytes().startswith(PNG)
     assert "ms/token" in done.stdout and "draft 1 x 2" in done.stdout and "second halves" in done.stdout
 
@@ -394,6 +395,10 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--text="], ["--text", "empty"]),
         (["--out="], ["--out", "empty"]),
         (["--speculative"], ["--speculative", "--generate"]),
+        (["--kernel=persistent"], ["--kernel", "--generate"]),
+        (["--prompt=a", "--kernel=persistent"], ["kernel 'persistent' cannot decode this", "'auto'"]),
+        (["--prompt=a", "--kernel=launches", "--speculative"], ["takes no drafts"]),
+        (["--prompt=a", "--kernel=launches", "--integrator=diffrax"], ["memory", "integrator"]),
         (["--kv_span=2,4"], ["--kv_span has 2 values", "--generate"]),
         (["--kv_span=half", "--generate"], ["--kv_span is 'half'"]),
         (["--kv_span=2", "--solver=heun"], ["kv_span is 2", "Euler"]),

@@ -76,9 +76,7 @@ def test_kernels_find_the_likeliest_tokens(name, persistent):
         model = nnx.merge(runner.graph, params)
         state = begun(model, plan, prompt)
         tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
-        return advance_in_kernel(
-            tables, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent
-        )
+        return advance_in_kernel(tables, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent)
 
     for seed in range(3):
         prompt = prompt_of(exact, seed)

@@ -32,9 +32,7 @@ def forget_readout(program: Program) -> None:
         pl.when(i < _pieces(program))(lambda i=i: plgpu.barrier_wait(program.near["readout_arrival"].at[i]))
 
 
-def read_out(
-    program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array
-) -> None:
+def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array) -> None:
     """Leaves the best token of this program's part of the vocabulary for `choose`, of the last state (D,) of the
     `number`-th token and the scale and shift of the final norm.
 
@@ -56,8 +54,8 @@ def read_out(
         score, word, logit, top, total = best
         new, better = jnp.maximum(top, its), scores > score
         total = total * jnp.exp(top - new) + jnp.exp(its - new)
-        kept = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
-        return (*kept, new, total)
+        score, word, logit = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
+        return score, word, logit, new, total
 
     least, none, nothing = (
         plgpu.layout_cast(jnp.full((ROWS,), value), ROW)
@@ -131,11 +129,9 @@ def _pieces(program: Program) -> jax.Array:
 def _fetch(program: Program, piece: jax.Array) -> None:
     layout, near, parts = program.layout, program.near, _parts(program)
     tile, part = program.me + piece // parts * layout.programs, lax.rem(piece, parts)
-    here = (pl.ds(tile * ROWS, ROWS), pl.ds(part * layout.ring_slice, layout.ring_slice))
+    here = program.matrices["readout"].at[pl.ds((tile * parts + part) * ROWS, ROWS)]
     slot = lax.rem(piece, layout.ring)
-    plgpu.copy_gmem_to_smem(
-        program.matrices["readout"].at[here], near["readout"].at[slot], near["readout_arrival"].at[slot]
-    )
+    plgpu.copy_gmem_to_smem(here, near["readout"].at[slot], near["readout_arrival"].at[slot])
 
 
 def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:

@@ -20,8 +20,8 @@ RING_SLICES = (128, 64)
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
-"""The maps whose pieces take turns with one place in a program's shared memory, in the order in which a step applies
-them. The piece of "out" has places of the readout's ring, which are free until the readout."""
+"""The maps whose pieces take turns with one place in a program's shared memory, in a step's order. The piece of "out"
+has places of the readout's ring, which are free until the readout."""
 THREADS = 128
 """Of a program: a vector of which each of them holds as many numbers is read and written fastest."""
 CHUNK = 64
@@ -67,8 +67,8 @@ class Layout:
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS
     out_slice: int = ROWS
-    """Inputs of the output matrix of attention that are summed over at a time. Of the other maps as many as the state is
-    wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
+    """Inputs of the output matrix of attention that are summed over at a time; of the other maps as many as the state
+    is wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head: what they find is read by all who go on with it."""
@@ -174,14 +174,14 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
-    out_slice = _slice(config.heads * config.head_size)
     splits = max(1, min(MOST_SPLITS, options.get("programs", PROGRAMS) // config.heads))
+    chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
         steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
-        qk_norm=config.qk_norm, **dict(out_slice=out_slice, chunk_splits=splits) | options,
+        qk_norm=config.qk_norm, **chosen | options,
     )  # fmt: skip
     sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]

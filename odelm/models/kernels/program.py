@@ -23,7 +23,7 @@ COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
 Fill = Callable[[jax.Array, Ref], None]
 """Writes inputs from an offset on into the right side of a product, (`COLUMNS`, slice)."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
-"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are on their way in the meantime."""
+"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they come in the meantime."""
 Store = Callable[..., None]
 """Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from odelm.models.block import Condition
 from odelm.models.embed import sinusoid_table
-from odelm.models.kernels.layout import MAPS, Layout
+from odelm.models.kernels.layout import MAPS, ROWS, Layout
 from odelm.models.lm import CausalLM
 from odelm.models.transformer import DepthPlan
 from odelm.models.view import rotary_angles
@@ -19,16 +19,19 @@ Arrays = dict[str, jax.Array]
 
 
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
-    """Returns the matrices of all blocks, (blocks, outputs, inputs) each, the readout (V, D) and the embedding (V, D).
+    """Returns the matrices of all blocks, (blocks, outputs, inputs) each, the readout and the embedding (V, D).
 
-    The first and the readout have the layout's dtype, the embedding is float32.
+    The readout is cut into pieces of `ROWS` rows by `ring_slice` inputs, (.., ring_slice), one behind the other: memory
+    gives what is stored together faster. The embedding is float32, the others have the layout's dtype.
     """
     blocks = [_maps(block) for block in (*model.prelude, *model.blocks, *model.coda)]
     found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.dtype) for name in MAPS}
     found["down"] = jnp.pad(found["down"], ((0, 0), (0, 0), (0, layout.filled_hidden - layout.hidden)))
     readout = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
     missing = layout.vocabulary - readout.shape[0]
-    found["readout"] = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
+    readout = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
+    pieces = readout.reshape(-1, ROWS, layout.width // layout.ring_slice, layout.ring_slice)
+    found["readout"] = pieces.swapaxes(1, 2).reshape(-1, layout.ring_slice)
     return found | {"embedding": model.embed.tokens[...] * model.embed.factor}
 
 

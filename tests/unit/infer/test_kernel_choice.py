@@ -1,0 +1,83 @@
+"""What decodes is chosen by the case and the card, and can be forced."""
+
+import types
+
+import jax
+import pytest
+from flax import nnx
+
+import odelm
+from odelm.infer import kernel_choice
+from odelm.infer.kernel_choice import Choice, choose
+from odelm.models.kernels.layout import PROGRAMS
+
+
+@pytest.fixture(scope="module")
+def model():
+    shape = dict(kind="decoder", vocab_size=64, width=128, heads=2, depth=2, max_length=32)
+    return odelm.CausalLM(odelm.ModelConfig(**shape), rngs=nnx.Rngs(0))
+
+
+def card(monkeypatch, **of):
+    """Pretends that there is a GPU with kernels' jax."""
+    device = types.SimpleNamespace(**dict(compute_capability="9.0", core_count=PROGRAMS) | of)
+    monkeypatch.setattr(kernel_choice.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernel_choice.jax, "devices", lambda: [device])
+    monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 11, 2))
+
+
+@pytest.mark.parametrize(
+    ("of", "asked", "expected"),
+    [
+        ({}, "auto", Choice("persistent")),
+        ({}, "launches", Choice("launches")),
+        ({"core_count": 114}, "auto", Choice("launches")),
+        (
+            {"compute_capability": "8.0"},
+            "auto",
+            Choice("xla", "kernels are for compute capability 9; this card's is 8.0"),
+        ),
+    ],
+)
+def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected):
+    card(monkeypatch, **of)
+    assert choose(asked, None) == expected
+    assert choose("auto", "2 rows; kernels take one") == Choice("xla", "2 rows; kernels take one")
+
+
+def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
+    card(monkeypatch, core_count=114)
+    with pytest.raises(odelm.InputError, match="114 programs at once, of the 132"):
+        choose("persistent", None)
+    with pytest.raises(odelm.InputError, match="2 rows; kernels take one; kernel 'auto' takes what can"):
+        choose("launches", "2 rows; kernels take one")
+    monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 10, 2))
+    assert "need jax 0.11" in choose("auto", None).reason
+
+
+def test_a_generator_says_why_no_kernel_decoded(model):
+    generator = odelm.Generator(model)
+    generator([[1, 2]], new_tokens=2)
+    assert generator.kernel_choice.kernel == "xla" and "bfloat16" in generator.kernel_choice.reason
+    half = odelm.Generator(model, dtype="bfloat16")
+    half([[1, 2], [3]], new_tokens=2)
+    assert str(half.kernel_choice) == "xla (2 rows; kernels take one)"
+    half([[1, 2]], new_tokens=2, top_p=0.5, temperature=1.0)
+    assert "top_p" in half.kernel_choice.reason
+    half([[1, 2]], new_tokens=2, repetition_penalty=1.5)
+    assert "penalty" in half.kernel_choice.reason
+    if jax.default_backend() == "cpu":
+        half([[1, 2]], new_tokens=2)
+        assert str(half.kernel_choice) == "xla (there is no GPU)"
+    forced = odelm.Generator(model, dtype="bfloat16", kernel="xla")
+    forced([[1, 2]], new_tokens=2)
+    assert str(forced.kernel_choice) == "xla"
+
+
+def test_a_name_of_no_kernel_and_drafts_by_a_kernel_are_refused(model):
+    with pytest.raises(odelm.InputError, match="kernel is 'cuda', expected one of auto, persistent, launches, xla"):
+        odelm.Generator(model, kernel="cuda")
+    with pytest.raises(odelm.InputError, match="takes no drafts"):
+        odelm.Generator(model, draft_steps=1, kernel="launches")
+    with pytest.raises(odelm.InputError, match="cannot decode this: .*bfloat16"):
+        odelm.Generator(model, kernel="persistent")([[1, 2]], new_tokens=2)
