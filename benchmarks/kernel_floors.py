@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.program import arrive, wait
+from odelm.models.kernels.signals import arrive, wait
 
 plgpu: Any = mosaic_gpu
 PROGRAMS, CLUSTER = 132, 8

@@ -22,6 +22,8 @@ from odelm.models.transformer import DepthPlan
 
 KERNELS = ("auto", "persistent", "launches", "xla")
 """What may be asked for; "auto" takes the first of the others that can decode the case."""
+CHECKED = 768
+"""The widest model whose tokens and log-probabilities were compared with float32 on a card."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
 Arrays = dict[str, jax.Array]
@@ -59,7 +61,7 @@ class ByKernel:
         """Whether a kernel decodes rows of a model along a plan; InputError if one is asked for by name that cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
-            self.choice = choose(self.asked, reason)
+            self.choice = choose(self.asked, reason, runner.model.config.width)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -73,10 +75,12 @@ class ByKernel:
         return _advance(layout, persistent, end, self._tables[layout], state, sampling, until)
 
 
-def choose(asked: str, reason: str | None) -> Choice:
-    """Returns what decodes on this machine, if the case has no `reason` against kernels."""
+def choose(asked: str, reason: str | None, width: int = CHECKED) -> Choice:
+    """Returns what decodes a model of a width on this machine, if the case has no `reason` against kernels."""
     reason = reason or _no_card()
     few = _programs_at_once() < PROGRAMS
+    if reason is None and asked == "auto" and width > CHECKED:
+        reason = f"kernels of width {width} were timed on a card, but not checked there: ask for one by name"
     if reason is None and few and asked == "persistent":
         reason = f"the card runs {_programs_at_once()} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:

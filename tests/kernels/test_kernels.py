@@ -117,9 +117,10 @@ def test_launches_of_several_programs_decode_what_the_model_does(name, programs)
 
 
 def test_a_kernel_reads_nothing_that_was_there_before(monkeypatch):
-    def poisoned(layout):
-        spoilt = {name: jnp.full_like(x, jnp.nan if x.dtype == jnp.float32 else 7) for name, x in clean(layout).items()}
-        return spoilt | {name: clean(layout)[name] for name in ("arrived", "up")}
+    def poisoned(layout, **options):
+        fresh = clean(layout, **options)
+        spoilt = {name: jnp.full_like(x, jnp.nan if x.dtype == jnp.float32 else 7) for name, x in fresh.items()}
+        return spoilt | {name: fresh[name] for name in ("arrived", "up")}
 
     clean = kernels_decode.begin_exchange
     model = model_of(prelude=1)

@@ -8,7 +8,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.program import COLUMN, ROW, Program, Token, put, vector
+from odelm.models.kernels.marked import COLUMN, ROW
+from odelm.models.kernels.program import Program, Token, vector
 
 LEAST = -1e30
 """In place of the score of a position that is not seen."""
@@ -39,10 +40,9 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
     def work(number: Any, item: jax.Array) -> None:
         head, c = item // C, lax.rem(item, C)
         group = head // (layout.heads // layout.kv_heads)
-        query, key, value = (
-            vector(program.between["qkv"].at[number], COLUMN)
-            for number in (head, layout.heads + group, layout.heads + layout.kv_heads + group)
-        )
+        mark = program.mark(token, step)
+        places = [("qkv", of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
+        query, key, value = program.take_up(*places, mark=mark, layout=COLUMN)
         key, value = (x.astype(layout.dtype).astype(jnp.float32) for x in (key, value))
         own, first = jnp.sum(query * key), (c == 0).astype(jnp.float32)
         start = jnp.where(c == 0, own, LEAST), first, value * first
@@ -57,8 +57,9 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
             top, total, context = lax.fori_loop(0, count, chunk, start)
         here = (c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
-        put(context / some, program.between["context"].at[here])
-        put(jnp.where(total > 0, top + jnp.log(some), LEAST) + 0.0 * context, program.between["weight"].at[here])
+        weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
+        program.leave(context / some, "context", *here, mark=mark, layout=COLUMN)
+        program.leave(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
 
     program.share(layout.heads * C, work)
 

@@ -48,6 +48,11 @@ class Kernels:
     profile: str = ""
     """A folder for traces of each launch, Chrome's JSON, in cycles."""
 
+    @property
+    def marked(self) -> bool:
+        """Whether what programs of one launch hand on has marks."""
+        return self.layout.marks and self.layout.programs > 1
+
     def make(self, run: Callable[..., None], *, programs: int | None = None) -> Callable[..., None]:
         """Returns a kernel that calls `run(program, numbers, *refs)`, of arguments (refs of `Program`, numbers, *refs).
 
@@ -98,7 +103,7 @@ def decode(
     """
     # XLA would fill arrays of one number anew for every token.
     vectors = lax.optimization_barrier(vectors)
-    between = jax.tree.map(jax.new_ref, begin_exchange(kernels.layout))
+    between = jax.tree.map(jax.new_ref, begin_exchange(kernels.layout, marked=kernels.marked and persistent))
     results = jax.new_ref(jnp.zeros(limit, jnp.int32)), jax.new_ref(jnp.zeros(limit, jnp.float32))
     refs = matrices, vectors, memory, between
     if persistent:
@@ -112,10 +117,10 @@ def decode(
     return tokens, logprobs, count
 
 
-def begin_exchange(layout: Layout) -> Arrays:
-    """Returns what `exchanged` describes as a launch begins. Programs read nothing that they have not written, but the
-    count of arrivals and the units that fill up the last slice of the hidden ones."""
-    return {name: jnp.zeros(of.shape, of.dtype) for name, of in exchanged(layout).items()}
+def begin_exchange(layout: Layout, *, marked: bool) -> Arrays:
+    """Returns what `exchanged` describes as a launch begins. Programs use nothing that they have not written, but the
+    count of arrivals and the units that fill up the last slice of the hidden ones; marks must not be those of steps."""
+    return {name: jnp.zeros(of.shape, of.dtype) for name, of in exchanged(layout, marked=marked).items()}
 
 
 def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made: Ref) -> None:
@@ -127,7 +132,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 
     def one(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         done, word, met = carry
-        met = _compute(program, Token(word, position + done, place + done), done, met)
+        met = _compute(program, Token(word, position + done, place + done, done), met)
         with jax.named_scope("choose"):
             word, logprob = choose(program, done)
 
@@ -148,9 +153,8 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
         made[0] = done
 
 
-def _compute(program: Program, token: Token, done: jax.Array, met: jax.Array) -> jax.Array:
-    """Computes all phases of a token, up to the choice of the next, the `done`-th, and returns how often programs have
-    met."""
+def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
+    """Computes all phases of a token, up to the choice of the next, and returns how often programs have arrived."""
     layout, last = program.layout, program.layout.steps - 1
     phases = phases_of(layout)
 
@@ -159,20 +163,22 @@ def _compute(program: Program, token: Token, done: jax.Array, met: jax.Array) ->
             here = program.anew()
             with jax.named_scope(phase.__name__.strip("_")):
                 phase(here, token, number)
-            program.arrive(here.has(*names))
+            if not program.marked:
+                program.arrive(here.has(*names))
             if not names:
                 pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
             if "down" in names:
                 pl.when(number == last)(lambda: send_for_readout(program, early=False))
-            met = met + layout.participants(*names)
-            program.wait(met)
+            if not program.marked:
+                met = met + layout.participants(*names)
+                program.wait(met)
         return met
 
     send_for_memory(program, token, jnp.int32(0))
     met = lax.fori_loop(0, layout.steps, step, met)
     with jax.named_scope("read_out"):
         affine = program.affine("end")
-        read_out(program, moved(program, jnp.int32(last)), affine, done)
+        read_out(program, moved(program, token, jnp.int32(last)), affine, token.number)
     program.arrive(jnp.bool(True))
     program.begin_token()
     send_for_readout(program, early=True)
@@ -187,18 +193,19 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
 
     def phase_kernel(phase: Any, step: int) -> Callable[..., None]:
         def run(program: Program, numbers: Ref, word: Ref) -> None:
-            token = Token(word[0], numbers[0], numbers[1])
+            token = Token(word[0], numbers[0], numbers[1], numbers[2])
             if phase is attend:
                 send_for_memory(program, token, jnp.int32(step))
             phase(program, token, jnp.int32(step))
 
         return kernels.make(run, programs=layout.programs)
 
-    def run_readout(program: Program, numbers: Ref) -> None:
+    def run_readout(program: Program, numbers: Ref, word: Ref) -> None:
+        token = Token(word[0], numbers[0], numbers[1], numbers[2])
         send_for_readout(program, early=True)
         send_for_readout(program, early=False)
         affine = program.affine("end")
-        read_out(program, moved(program, jnp.int32(layout.steps - 1)), affine, numbers[2])
+        read_out(program, moved(program, token, jnp.int32(layout.steps - 1)), affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
         found, logprob = choose(program, numbers[2])
@@ -217,7 +224,7 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         numbers = jnp.stack([begin.position + done, begin.place + done, done]).astype(jnp.int32)
         for launch in launches:
             launch(*refs, numbers, word)
-        readout(*refs, numbers)
+        readout(*refs, numbers, word)
         choice(*refs, numbers, word, *results)
         return done + 1, word[0] == begin.end
 

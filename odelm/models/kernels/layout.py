@@ -72,6 +72,9 @@ class Layout:
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head: what they find is read by all who go on with it."""
+    marks: bool = False
+    """Whether what is handed on has marks (`odelm.models.kernels.marked`), so that programs need not meet within a
+    token."""
     ring: int = 3
     """Pieces of the readout that are on their way or in use; the last ones keep a piece of `out` until then."""
     ring_slice: int = RING_SLICES[-1]
@@ -176,6 +179,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     splits = max(1, min(MOST_SPLITS, options.get("programs", PROGRAMS) // config.heads))
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits)
+    chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
+from odelm.models.kernels.marked import ROW, strided
 from odelm.models.kernels.program import Fill, Program, Token, put, vector
 
 Step = jax.Array
@@ -41,7 +42,8 @@ def enter(program: Program, token: Token, step: Step) -> None:
     def prepare() -> None:
         affine = p.affine("norm1", step)
         state = entering(p, token, step)
-        pl.when(p.me == 0)(lambda: put(state, p.between["state"].at[lax.rem(step, 2)]))
+        kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
+        pl.when(p.me == 0)(lambda: p.leave(state, "state", lax.rem(step, 2), **kept))
         p.normalise(state, affine)
 
     def constants(head: jax.Array) -> tuple[jax.Array, ...]:
@@ -56,7 +58,7 @@ def enter(program: Program, token: Token, step: Step) -> None:
         del part
         y = (y + bias) * scale
         x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
-        put(x, p.between["qkv"].at[head])
+        p.leave(x, "qkv", head, mark=p.mark(token, step), layout=ROW)
         for first, memory in ((H, p.keys), (H + J, p.values)):
 
             @pl.when((head >= first) & (head < first + J))
@@ -86,19 +88,20 @@ def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query:
 
 def leave_attention(program: Program, token: Token, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
-    del token
     p, C = program, program.layout.chunk_splits
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
         place = pl.ds(offset, inputs.shape[1])
-        weights, parts = ([p.between[name][c, place] for c in range(C)] for name in ("weight", "context"))
+        places = [(name, c, place) for name in ("context", "weight") for c in range(C)]
+        found = p.take_up(*places, mark=p.mark(token, step))
+        parts, weights = found[:C], found[C:]
         top = reduce(jnp.maximum, weights)
         factors = [jnp.exp(one - top) for one in weights]
         averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
         p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = averaged / reduce(add, factors)
         p.take(0, inputs)
 
-    _leave(p, "out", "1", step, fill)
+    _leave(p, "out", "1", token, step, fill)
 
 
 def feed(program: Program, token: Token, step: Step) -> None:
@@ -110,7 +113,8 @@ def feed(program: Program, token: Token, step: Step) -> None:
         if p.layout.parallel:
             state = entering(p, token, step)
         else:
-            state = p.between["state"][lax.rem(step, 2)] + p.summed("out")
+            state, *moves = p.take_up(*_state(p, step, "out"), mark=p.mark(token, step))
+            state = state + reduce(add, moves)
         p.normalise(state, affine)
 
     layout, tiles = p.layout, p.layout.hidden // ROWS
@@ -124,25 +128,29 @@ def feed(program: Program, token: Token, step: Step) -> None:
     def store(tile: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, *scale: jax.Array) -> None:
         del part
         y = activated(y + bias, layout.activation) * scale[0] if scale else y + bias
-        put(y, p.between["up"].at[tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)])
+        place = tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)
+        p.leave(y, "up", *place, mark=p.mark(token, step), layout=ROW)
 
     p.multiply("up", step, constants, prepare, p.take, store)
 
 
 def leave_feedforward(program: Program, token: Token, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
-    del token
     p = program
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
         place = pl.ds(offset, inputs.shape[1])
-        x = p.between["up"][0, place]
+        places = [("up", of, place) for of in range(p.layout.factors)]
         if p.layout.factors == 2:
-            x = activated(x, "silu") * p.between["up"][1, place] * p.vectors["hidden_scale"][step, place]
+            scale = p.vectors["hidden_scale"][step, place]
+            gate, value = p.take_up(*places, mark=p.mark(token, step))
+            x = activated(gate, "silu") * value * scale
+        else:
+            (x,) = p.take_up(*places, mark=p.mark(token, step))
         p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = x
         p.take(0, inputs)
 
-    _leave(p, "down", "2", step, fill)
+    _leave(p, "down", "2", token, step, fill)
 
 
 def entering(program: Program, token: Token, step: Step) -> jax.Array:
@@ -153,17 +161,23 @@ def entering(program: Program, token: Token, step: Step) -> jax.Array:
         return p.matrices["embedding"][token.word] + p.vectors["position"][token.position]
 
     with jax.named_scope("read"):
-        return lax.cond(step == 0, embedded, lambda: moved(p, step - 1))
+        return lax.cond(step == 0, embedded, lambda: moved(p, token, step - 1))
 
 
-def moved(program: Program, step: Step) -> jax.Array:
+def moved(program: Program, token: Token, step: Step) -> jax.Array:
     """Returns the state (D,) after a step whose phases are done."""
-    p = program
-    change = p.summed("out") + p.summed("down")
-    return p.between["state"][lax.rem(step, 2)] + p.vectors["size"][step] * change
+    size = program.vectors["size"][step]
+    state, *moves = program.take_up(*_state(program, step, "out", "down"), mark=program.mark(token, step))
+    return state + size * reduce(add, moves)
 
 
-def _leave(p: Program, name: str, branch: str, step: Step, fill: Fill) -> None:
+def _state(p: Program, step: Step, *names: str) -> list[tuple[Any, ...]]:
+    """Returns where the state that entered a step is, and what the slices of these maps add to it."""
+    turn = lax.rem(step, 2)
+    return [("state", turn), *((name, turn, part) for name in names for part in range(p.layout.splits(name)))]
+
+
+def _leave(p: Program, name: str, branch: str, token: Token, step: Step, fill: Fill) -> None:
     """Leaves what a branch adds, through its gate; the first slice of inputs adds the bias."""
 
     def constants(tile: jax.Array) -> tuple[jax.Array, ...]:
@@ -171,7 +185,9 @@ def _leave(p: Program, name: str, branch: str, step: Step, fill: Fill) -> None:
         return tuple(vector(p.vectors[of].at[step, place]) for of in (f"gate{branch}", f"{name}_bias"))
 
     def store(tile: jax.Array, part: jax.Array, y: jax.Array, gate: jax.Array, bias: jax.Array) -> None:
-        put(y * gate + bias * (part == 0).astype(jnp.float32), p.between[name].at[part, pl.ds(tile * ROWS, ROWS)])
+        place = lax.rem(step, 2), part, pl.ds(tile * ROWS, ROWS)
+        y = y * gate + bias * (part == 0).astype(jnp.float32)
+        p.leave(y, name, *place, mark=p.mark(token, step), layout=ROW)
 
     p.multiply(name, step, constants, lambda: None, fill, store)
 

@@ -1,9 +1,8 @@
-"""What all phases of a kernel share: its arrays, the barrier between phases, and products with a block's matrices."""
+"""What all phases of a kernel share: its arrays, what programs hand on, and products with a block's matrices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import add
 from typing import Any
 
 import jax
@@ -13,13 +12,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
+from odelm.models.kernels.marked import ROW, put_marked, read_marked
+from odelm.models.kernels.pieces import Pieces, share
+from odelm.models.kernels.signals import arrive, order_copies_after_stores, unknown, wait
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
 Ref = Any
 """An array that a kernel reads and writes in place."""
-COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
-"""How a warpgroup holds a vector: as one row of a matrix (one number a column), or as one column of it."""
 Fill = Callable[[jax.Array, Ref], None]
 """Writes inputs from an offset on into the right side of a product, (`COLUMNS`, slice)."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
@@ -36,6 +36,8 @@ class Token:
     position: jax.Array
     place: jax.Array
     """Where its key and value go in the memory."""
+    number: jax.Array
+    """How many tokens this launch computed before."""
 
 
 @dataclass
@@ -61,6 +63,35 @@ class Program:
     zero: Any = 0
     """0, of which the compiler may know nothing."""
 
+    @property
+    def pieces(self) -> Pieces:
+        """This program's pieces of a block's matrices."""
+        return Pieces(self.layout, self.me, self.zero, self.matrices, self.vectors["block"], self.near, self.meeting)
+
+    @property
+    def marked(self) -> bool:
+        """Whether what is handed on within a token has marks."""
+        return self.meeting and self.layout.programs > 1 and self.layout.marks
+
+    def mark(self, token: Token, step: jax.Array) -> jax.Array:
+        """Returns the mark of what is handed on in a step: no other step of a launch has it, and it is not 0."""
+        return token.number * self.layout.steps + step + 1
+
+    def leave(self, x: jax.Array, name: str, *place: Any, mark: jax.Array, layout: Any) -> None:
+        """Hands on a vector under a name."""
+        ref = self.between[name].at[place]
+        if self.marked:
+            put_marked(x, ref, mark, layout)
+        else:
+            put(x, ref)
+
+    def take_up(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
+        """Returns vectors of one length that were handed on, (name, *place) each; the last should come last."""
+        refs = [self.between[name].at[tuple(place)] for name, *place in places]
+        if self.marked:
+            return read_marked(refs, mark, layout)
+        return [ref[...] if layout is None else vector(ref, layout) for ref in refs]
+
     def arrive(self, part: jax.Array) -> None:
         """Says that this program has done its `part` of a phase, if it has one.
 
@@ -80,7 +111,7 @@ class Program:
         """Whether this program has a piece of any of these maps; with no names, a part in attention."""
         if not names:
             return self.me < self.layout.participants()
-        return reduce(jnp.logical_or, [self._has(name, 0) for name in names])
+        return reduce(jnp.logical_or, [self.pieces.has(name, 0) for name in names])
 
     def anew(self) -> "Program":
         """Returns this program with numbers that the compiler takes for other ones.
@@ -98,7 +129,7 @@ class Program:
 
     def share(self, count: int, work: Callable[[Any, jax.Array], None]) -> None:
         """Does this program's part of `count` pieces of work: `work(n, piece)` for its n-th."""
-        self._share(count, self.me, self.layout.programs, work)
+        share(count, self.me, self.layout.programs, work)
 
     def multiply(
         self, name: str, step: jax.Array, constants: Constants, prepare: Callable[[], None], fill: Fill, store: Store
@@ -111,8 +142,9 @@ class Program:
         splits, size = self.layout.splits(name), self.layout.slice_of(name)
         inputs = self.inputs.at[:, pl.ds(0, size)]
 
+        pieces = self.pieces
         if not self.meeting:
-            pl.when(self._has(name, 0))(lambda: self._fetch(name, 0, step))
+            pl.when(pieces.has(name, 0))(lambda: pieces.fetch(name, 0, step))
 
         def piece(number: Any, item: jax.Array) -> None:
             given = constants(item // splits)
@@ -120,15 +152,14 @@ class Program:
             with jax.named_scope("fill"):
                 fill(lax.rem(item, splits) * size, inputs)
                 plgpu.commit_smem()
-            pl.when(self._comes(name, step))(lambda: self._wait(name))
+            pl.when(pieces.comes(name, step))(lambda: pieces.wait(name))
             with jax.named_scope("product"):
-                sums = self.product(lambda acc: self._multiply_near(name, acc))
-            pl.when(self._goes(name, step))(lambda: self._fetch_after(name, number, step))
+                sums = self.product(lambda acc: pieces.multiply(name, acc, inputs))
+            pl.when(pieces.goes(name, step))(lambda: pieces.fetch_after(name, number, step))
             with jax.named_scope("store"):
                 store(item // splits, lax.rem(item, splits), sums, *given)
 
-        rank, span = self._rank(name)
-        self._share(self.layout.pieces(name), rank, span, piece)
+        share(self.layout.pieces(name), *pieces.rank(name), piece)
 
     @property
     def inputs(self) -> Ref:
@@ -137,18 +168,19 @@ class Program:
 
     def begin(self) -> None:
         """Sends for the first piece of every place, and waits for the one that stays."""
-        self._fetch_first(TURNS, jnp.int32(0))
-        pl.when(self._stays())(lambda: self._wait(TURNS[0]))
+        self.pieces.fetch_first(TURNS, jnp.int32(0))
+        pl.when(self.pieces.stays())(lambda: self.pieces.wait(TURNS[0]))
         self.begin_token()
 
     def begin_token(self) -> None:
         """Sends for the piece of `out`, whose places the readout leaves after every token."""
-        pl.when(self._has("out", 0))(lambda: self._fetch("out", 0, jnp.int32(0)))
+        pl.when(self.pieces.has("out", 0))(lambda: self.pieces.fetch("out", 0, jnp.int32(0)))
 
     def end(self) -> None:
         """Waits for what is still on its way."""
-        pl.when((self._count() > 0) & ~self._stays())(lambda: self._wait(TURNS[0]))
-        pl.when(self._has("out", 0))(lambda: self._wait("out"))
+        pieces = self.pieces
+        pl.when((pieces.count() > 0) & ~pieces.stays())(lambda: pieces.wait(TURNS[0]))
+        pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal."""
@@ -182,181 +214,12 @@ class Program:
         columns = inputs.transpose((1, 0))
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 
-    def summed(self, name: str) -> jax.Array:
-        """Returns the sum over the slices of what all programs stored under a name."""
-        return reduce(add, [self.between[name][i] for i in range(self.between[name].shape[0])])
-
     def turned(self, x: jax.Array) -> jax.Array:
         """Returns the outputs of a tile (`ROWS`,) with its halves swapped."""
         near, half = self.near["turned"], ROWS // 2
         near.at[pl.ds(0, ROWS)][...] = x
         near.at[pl.ds(ROWS, ROWS)][...] = x
         return vector(near.at[pl.ds(half, ROWS)])
-
-    def _share(self, count: int, rank: jax.Array, span: int, work: Callable[[Any, jax.Array], None]) -> None:
-        """Does the pieces `rank`, `rank` + `span` .. of `count`, none if the rank is below 0."""
-        if count <= span:
-            pl.when((rank >= 0) & (rank < count))(lambda: work(0, rank))
-            return
-
-        @pl.loop(0, -(-count // span))
-        def one(number: jax.Array) -> None:
-            piece = number * span + rank
-            pl.when((rank >= 0) & (piece < count))(lambda: work(number, piece))
-
-    def _rank(self, name: str) -> tuple[jax.Array, int]:
-        """Returns the first piece of a map that this program has, below 0 if it cannot have one, and how many pieces
-        further the next is."""
-        base, first, span = self.layout.owners(name)
-        return jnp.where(self.me < base, -1, lax.rem(self.me - base + span - first, span)), span
-
-    def _has(self, name: str, number: Any) -> jax.Array:
-        """Whether this program has a `number`-th piece of a map."""
-        rank, span = self._rank(name)
-        return (rank >= 0) & (rank + number * span < self.layout.pieces(name))
-
-    def _count(self) -> jax.Array:
-        """Returns how many pieces this program has of the maps that take turns."""
-        rounds = [(name, number) for name in TURNS for number in range(self.layout.rounds(name))]
-        return reduce(add, [self._has(*one).astype(jnp.int32) for one in rounds])
-
-    @property
-    def _same(self) -> bool:
-        """Whether what belongs to a program's place may stay there: all steps have one block."""
-        return self.meeting and self.matrices["qkv"].shape[0] == 1
-
-    def _stays(self) -> jax.Array:
-        """Whether a piece is the only one that takes turns, with itself."""
-        return (self._count() == 1) if self._same else jnp.bool(False)
-
-    def _comes(self, name: str, step: jax.Array) -> jax.Array:
-        """Whether a piece that is about to be used was sent for after the last use of its place."""
-        if name in TURNS:
-            return ~self._stays()
-        return (step == 0) | (not (self._same and self.layout.rounds(name) == 1))
-
-    def _goes(self, name: str, step: jax.Array) -> jax.Array:
-        """Whether a piece that has been used makes room for another one."""
-        if name in TURNS:
-            return ~self._stays()
-        return jnp.bool(not (self._same and self.layout.rounds(name) == 1))
-
-    def _wait(self, name: str) -> None:
-        """Waits for the piece in the place of a map."""
-        for number, _ in enumerate(self._places(name)):
-            plgpu.barrier_wait(self.near["arrivals"].at[number if name in TURNS else 1 + number])
-
-    def _multiply_near(self, name: str, acc: Ref) -> None:
-        """Multiplies the piece in the place of a map by the inputs."""
-        for number, place in enumerate(self._places(name)):
-            size = place.shape[1]
-            inputs = self.inputs.at[:, pl.ds(number * size, size)]
-            plgpu.wgmma(acc, place, inputs.transpose((1, 0)))
-
-    def _fetch(self, name: str, number: Any, step: jax.Array) -> None:
-        """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""
-        splits, length = self.layout.splits(name), self.layout.slice_of(name)
-        rank, span = self._rank(name)
-        item, block = rank + number * span, self.vectors["block"][step]
-        for part, place in enumerate(self._places(name)):
-            size = place.shape[1]
-            start = lax.rem(item, splits) * length + part * size
-            of = (block, pl.ds(item // splits * ROWS, ROWS), pl.ds(start, size))
-            arrival = self.near["arrivals"].at[part if name in TURNS else 1 + part]
-            plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
-
-    def _fetch_first(self, names: tuple[str, ...], step: jax.Array) -> None:
-        """Sends for the first piece that this program has of these maps."""
-        if names:
-            lax.cond(
-                self._has(names[0], 0),
-                lambda: self._fetch(names[0], 0, step),
-                lambda: self._fetch_first(names[1:], step),
-            )
-
-    def _fetch_after(self, name: str, number: Any, step: jax.Array) -> None:
-        """Sends for the piece that is multiplied next after the `number`-th of a map; only of this map where a phase is
-        a launch of its own."""
-        names = TURNS if name in TURNS else (name,)
-        later, following = names[names.index(name) + 1 :], lax.rem(step + 1, self.layout.steps)
-
-        def first() -> None:
-            # Of `out` there is none to send for behind the last step, where the readout begins.
-            pl.when((following > 0) | (name in TURNS))(lambda: self._fetch_first(names, following))
-
-        def others() -> None:
-            if self.meeting:
-                some = reduce(jnp.logical_or, [self._has(one, 0) for one in later], jnp.bool(False))
-                lax.cond(some, lambda: self._fetch_first(later, step), first)
-
-        lax.cond(self._has(name, number + 1), lambda: self._fetch(name, number + 1, step), others)
-
-    def _places(self, name: str) -> list[Ref]:
-        """Returns where the parts of a map's pieces are in shared memory."""
-        if name in TURNS:
-            return [self.near["matrix"].at[self.zero]]
-        return [self.near["readout"].at[slot] for slot in range(self.layout.early, self.layout.ring)]
-
-
-def arrive(counter: Ref) -> None:
-    """Adds 1 to a counter, int32 (1,) in global memory, behind all that this program wrote.
-
-    (The semaphores of Pallas are seen by other devices too, which takes longer.)
-    """
-    mosaic = _mosaic()
-
-    def signal(context: Any, counter: Any) -> None:
-        del context
-        mosaic.warpgroup_barrier()
-        mosaic.SemaphoreRef(mosaic.memref_ptr(counter)).signal(1, memory_scope="gpu")
-
-    plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))(signal)(counter)
-
-
-def wait(counter: Ref, target: jax.Array) -> None:
-    """Waits until a counter, int32 (1,) in global memory, has reached a target, int32 ()."""
-    mosaic = _mosaic()
-
-    def reach(context: Any, counter: Any, target: Any) -> None:
-        del context
-        semaphore = mosaic.SemaphoreRef(mosaic.memref_ptr(counter))
-        semaphore.wait(target.registers.item(), decrement=False, memory_scope="gpu")
-
-    plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(reach)(counter, target)
-
-
-def unknown(number: jax.Array) -> jax.Array:
-    """Returns an int32 () unchanged, as a number of which the compiler knows nothing."""
-    mosaic = _mosaic()
-    splat = plgpu.Layout.WG_SPLAT
-
-    def same(context: Any, number: Any) -> Any:
-        del context
-        value = number.registers.item()
-        found = mosaic.inline_ptx("mov.u32 $0, $1;", value, result_types=value.type, has_side_effects=True)
-        return number.splat(found, (), is_signed=True)
-
-    shape = plgpu.ShapeDtypeStruct((), jnp.int32, layout=splat)
-    return plgpu.inline_mgpu(arg_types=(splat,), return_type=shape)(same)(number)
-
-
-def order_copies_after_stores() -> None:
-    """Orders the copying unit's reads of global memory after stores that this program knows of: it has a path to memory
-    of its own (PTX, "Proxies")."""
-    mosaic = _mosaic()
-
-    def order(context: Any) -> None:
-        del context
-        mosaic.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
-
-    plgpu.inline_mgpu()(order)()
-
-
-def _mosaic() -> Any:
-    """Returns what a kernel is made of where Pallas has no name for it."""
-    from jax.experimental.mosaic.gpu import utils
-
-    return utils
 
 
 def vector(ref: Ref, layout: Any = ROW) -> jax.Array:
@@ -372,20 +235,26 @@ def put(x: jax.Array, ref: Ref) -> None:
         ref[...] = x
 
 
-def exchanged(layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin.
 
-    States and best tokens take turns with two places: a program may read the one while the next is written.
+    What a step reads of the one before, and best tokens, take turns with two places: a program may read the one while
+    the next is written.
     """
     s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
-    shapes = {
-        "state": (2, D), "qkv": (s.mapped_heads, s.head_size), "context": attended, "weight": attended,
-        "out": (s.splits("out"), D), "up": (s.factors, s.filled_hidden), "down": (s.splits("down"), D),
-        "best": (2, s.slots), "best_logit": (2, s.slots), "top_logit": (2, s.slots), "sum": (2, s.slots),
-    }  # fmt: skip
-    found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    whole = {"best_word": (2, s.slots), "arrived": (1,)}
-    return found | {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in whole.items()}
+    steps = {
+        "state": (2, D),
+        "qkv": (s.mapped_heads, s.head_size),
+        "context": attended,
+        "weight": attended,
+        "out": (2, s.splits("out"), D),
+        "up": (s.factors, s.filled_hidden),
+        "down": (2, s.splits("down"), D),
+    }
+    shape = jax.ShapeDtypeStruct
+    found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
+    found |= {name: shape((2, s.slots), jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
+    return found | {"best_word": shape((2, s.slots), jnp.int32), "arrived": shape((1,), jnp.int32)}
 
 
 def scratch(layout: Layout) -> dict[str, Any]:

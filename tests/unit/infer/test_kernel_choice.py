@@ -43,6 +43,8 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     card(monkeypatch, **of)
     assert choose(asked, None) == expected
     assert choose("auto", "2 rows; kernels take one") == Choice("xla", "2 rows; kernels take one")
+    wide = choose("auto", None, 1024)
+    assert wide.kernel == "xla" and (expected.kernel == "xla" or "by name" in wide.reason)
 
 
 def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):

@@ -1,0 +1,174 @@
+"""Numbers handed from program to program in global memory, each with a mark that says when it was written.
+
+Who reads them reads until all marks are those of the present step: nobody has to say that all is done, and nobody has
+to wait for that. A number and its mark are one word of 64 bits, which is written and read as a whole (PTX, "Memory
+consistency model"; NCCL hands on data in the same way in its protocol LL).
+
+An array of n numbers is int32 (.., n, 2): the bits of a float32, and a mark, which is never 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import mosaic_gpu
+
+plgpu: Any = mosaic_gpu
+Ref = Any
+COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
+"""How a warpgroup holds a vector: as one row of a matrix (one number a column), or as one column of it."""
+
+
+def strided(n: int) -> Any:
+    """Returns the layout in which a thread holds neighbouring numbers, each of which no other has."""
+    return plgpu.Layout.WG_STRIDED((n,), 2 if n % 256 == 0 else 1)
+
+
+def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
+    """Writes float32 (n,) with a mark, int32 (). In the layout each number is held once, or they are those of a column
+    or a row of a product."""
+    copies = {COLUMN: _of_column, ROW: _of_row}.get(layout, lambda thread, number: None)
+
+    def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
+        del context
+        mosaic, _, vector = _tools()
+        base, thread = mosaic.memref_ptr(ref), _thread()
+        for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
+            mine = copies(thread, number)
+            for i in range(register.type.shape[0]):
+                value = vector.extract(register, dynamic_position=[], static_position=[i])
+                given = [_moved(base, places[0], i), value, mark.registers.item(), *([] if mine is None else [mine])]
+                mosaic.inline_ptx(_STORE if mine is None else _STORE_MINE, *given, has_side_effects=True)
+
+    splat = plgpu.Layout.WG_SPLAT
+    plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(), splat))(write)(x, ref, mark)
+
+
+def _of_row(thread: Any, number: int) -> Any:
+    """Whether a thread is the one of four neighbours with the same numbers that writes them."""
+    del number
+    _, arith, _ = _tools()
+    return arith.cmpi(arith.CmpIPredicate.eq, arith.andi(thread, _number(3)), _number(0))
+
+
+def _of_column(thread: Any, number: int) -> Any:
+    """Whether a thread is one of the four, of all with the same numbers, that write a register."""
+    _, arith, _ = _tools()
+    return arith.cmpi(arith.CmpIPredicate.eq, arith.shrui(thread, _number(2)), _number(number))
+
+
+_STORE = "{ .reg .b64 word; mov.b64 word, {$1, $2}; st.relaxed.gpu.global.b64 [$0], word; }"
+_STORE_MINE = "{ .reg .b64 word; mov.b64 word, {$1, $2}; @$3 st.relaxed.gpu.global.b64 [$0], word; }"
+
+
+def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
+    """Returns float32 (n,) of each of `refs` of the same n, as soon as all of them have the mark; in a layout, by
+    default that in which each number is held once. What is expected last should be the last of them: until it is
+    there, only it is read."""
+    n = refs[-1].shape[0]
+    places = strided(n) if layout is None else layout
+    shape = plgpu.ShapeDtypeStruct((n,), jnp.float32, layout=places)
+
+    def read(context: Any, *arguments: Any) -> Any:
+        del context
+        *given, mark = arguments
+        return _read(given, n, places, mark.registers.item())
+
+    types = (*[plgpu.RefType()] * len(refs), plgpu.Layout.WG_SPLAT)
+    return list(plgpu.inline_mgpu(arg_types=types, return_type=(shape,) * len(refs))(read)(*refs, mark))
+
+
+def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
+    from jax.experimental.mosaic import gpu
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import vector
+
+    mosaic, *_ = _tools()
+    layout = layout.to_mgpu()
+    starts = [places[0] for places in layout.thread_idxs((n,))]
+    shape = layout.registers_shape((n,))
+    length = layout.registers_element_type(ir.F32Type.get()).shape[0]
+    bases = [_moved(mosaic.memref_ptr(ref), starts[0], 0) for ref in refs]
+    # All places of a thread are a fixed distance from its first.
+    step = _distance(layout, n)
+    words = [(r, i, j) for r in range(len(refs)) for i in range(len(starts)) for j in range(length)]
+    text = _loop(len(refs), len(starts), length, step, outputs=len(words))
+    found = mosaic.inline_ptx(text, *bases, mark, result_types=[ir.F32Type.get()] * len(words), has_side_effects=True)
+    arrays = []
+    for r in range(len(refs)):
+        registers = np.empty(shape, dtype=object)
+        for i, place in enumerate(np.ndindex(shape)):
+            first = (r * len(starts) + i) * length
+            of_register = ir.VectorType.get((length,), ir.F32Type.get())
+            registers[place] = vector.from_elements(of_register, list(found[first : first + length]))
+        arrays.append(gpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None))
+    return tuple(arrays)
+
+
+def _loop(refs: int, registers: int, length: int, step: int, outputs: int) -> str:
+    """Returns PTX that reads words until all have the mark, with the last array alone at first."""
+
+    def load(ref: int) -> list[str]:
+        lines = []
+        for i in range(registers):
+            first = (ref * registers + i) * length
+            address = f"[${outputs + ref} + {8 * step * i}]"
+            if length == 2:
+                lines.append(f"ld.relaxed.gpu.global.v2.b64 {{w{first}, w{first + 1}}}, {address};")
+            else:
+                lines.append(f"ld.relaxed.gpu.global.b64 w{first}, {address};")
+        return lines
+
+    def check(ref: int) -> list[str]:
+        lines = []
+        for word in range(ref * registers * length, (ref + 1) * registers * length):
+            lines.append(f"mov.b64 {{${word}, m}}, w{word}; xor.b32 m, m, ${outputs + refs}; or.b32 all, all, m;")
+        return lines
+
+    last = ["alone:", *load(refs - 1), "mov.b32 all, 0;", *check(refs - 1), "setp.ne.b32 wrong, all, 0;"]
+    rest = ["each:", *[line for ref in range(refs - 1) for line in load(ref)], "mov.b32 all, 0;"]
+    rest += [line for ref in range(refs - 1) for line in check(ref)]
+    lines = [f".reg .b64 w<{outputs}>; .reg .b32 m, all; .reg .pred wrong;", *last, "@wrong bra alone;"]
+    if refs > 1:
+        lines += [*rest, "setp.ne.b32 wrong, all, 0;", "@wrong bra each;"]
+    return "{ " + "\n".join(lines) + " }"
+
+
+def _distance(layout: Any, n: int) -> int:
+    """Returns how far the numbers of one register are from those of the next."""
+    registers = int(np.prod(layout.registers_shape((n,))))
+    return n // registers
+
+
+def _moved(pointer: Any, place: Any, more: int) -> Any:
+    """Returns the address of a word."""
+    from jaxlib.mlir import ir
+
+    mosaic, arith, _ = _tools()
+    i64 = ir.IntegerType.get_signless(64)
+    place = arith.addi(arith.index_cast(i64, place), arith.constant(i64, more))
+    return mosaic.getelementptr(pointer, [place], i64)
+
+
+def _thread() -> Any:
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, gpu
+
+    return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
+
+
+def _number(value: int) -> Any:
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith
+
+    return arith.constant(ir.IntegerType.get_signless(32), value)
+
+
+def _tools() -> tuple[Any, Any, Any]:
+    """Returns what a kernel is made of where Pallas has no name for it."""
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir.dialects import arith, vector
+
+    return utils, arith, vector
