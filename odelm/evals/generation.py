@@ -99,7 +99,7 @@ def make_generator(runner: Runner, way: Way, solver: str = "euler", kernel: str 
     drafting = None
     if way.draft_steps is not None:
         drafting = make_drafting(runner.plan(way.draft_steps, "euler"), way.draft_length)
-    if way.draft_steps is not None or way.early_exit is not None:
+    if way.draft_steps is not None or way.early_exit is not None or way.kv_span is not None:
         kernel = "auto"
     rule = way.early_exit
     return Generator.of(runner, None, plan, prefill_plan=before, drafting=drafting, early_exit=rule, kernel=kernel)

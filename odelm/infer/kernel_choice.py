@@ -1,8 +1,9 @@
 """Which program decodes: a kernel that stays on the card, one launched for each phase of a step, or what XLA makes.
 
-Measured (docs/kernels.md): wherever a kernel takes the case it is faster than XLA, and the one that stays is fastest.
+In the cases that were measured a kernel is faster than XLA, and the one that stays is fastest (docs/kernels.md).
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from odelm.models.transformer import DepthPlan
 KERNELS = ("auto", "persistent", "launches", "xla")
 """What may be asked for; "auto" takes the first of the others that can decode the case."""
 CHECKED = 768
-"""The widest model whose tokens and log-probabilities were compared with float32 on a card."""
+"""The widest model whose tokens and log-probabilities were compared with float32's on a card."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
 Arrays = dict[str, jax.Array]
@@ -53,7 +54,8 @@ class ByKernel:
         if drafts and asked not in ("auto", "xla"):
             raise InputError(f"kernel {asked!r} takes no drafts: leave out one of them")
         self.asked, self.choice = asked, Choice("xla", "drafts" if drafts else "")
-        self._tables: dict[Layout, tuple[Arrays, Arrays]] = {}
+        self._matrices: dict[Layout, Arrays] = {}
+        self._vectors: dict[Layout, Arrays] = {}
 
     def choose(
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, *, early_exit: bool = False
@@ -61,7 +63,8 @@ class ByKernel:
         """Whether a kernel decodes rows of a model along a plan; InputError if one is asked for by name that cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
-            self.choice = choose(self.asked, reason, runner.model.config.width)
+            device = next(iter(state.tokens.sharding.device_set))
+            self.choice = choose(self.asked, reason, device, runner.model.config.width)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -69,20 +72,24 @@ class ByKernel:
     ) -> Decoding:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
         layout = _layout(_decoder(runner), plan, state, sampling)
-        if layout not in self._tables:
-            self._tables = {layout: _kernel_tables(runner.graph, runner.params, plan, layout)}
-        persistent = self.choice.kernel == "persistent"
-        return _advance(layout, persistent, end, self._tables[layout], state, sampling, until)
+        alike = dataclasses.replace(layout, room=0, sampled=False)  # of which the matrices are the same
+        if alike not in self._matrices:
+            self._matrices = {alike: _matrices(runner.graph, runner.params, alike)}
+        if layout not in self._vectors:
+            self._vectors[layout] = _vectors(runner.graph, runner.params, plan, layout)
+        tables, persistent = (self._matrices[alike], self._vectors[layout]), self.choice.kernel == "persistent"
+        return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, width: int = CHECKED) -> Choice:
-    """Returns what decodes a model of a width on this machine, if the case has no `reason` against kernels."""
-    reason = reason or _no_card()
-    few = _programs_at_once() < PROGRAMS
+def choose(asked: str, reason: str | None, device: Any, width: int = CHECKED) -> Choice:
+    """Returns what decodes a model of a width on a device, if the case has no `reason` against kernels."""
+    reason = reason or _no_card(device)
+    at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
+    few = at_once < PROGRAMS
     if reason is None and asked == "auto" and width > CHECKED:
-        reason = f"kernels of width {width} were timed on a card, but not checked there: ask for one by name"
+        reason = f"kernels of width {width} were not checked on a card: ask for one by name"
     if reason is None and few and asked == "persistent":
-        reason = f"the card runs {_programs_at_once()} programs at once, of the {PROGRAMS} that wait for each other"
+        reason = f"the card runs {at_once} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:
         return Choice("launches" if asked == "launches" or few else "persistent")
     if asked != "auto":
@@ -96,13 +103,17 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
     if missing is not None:
         return missing
     dtype, rows = compute_dtype(model.config), len(state.last)
-    filters = bool(sampling.top_k) or sampling.top_p < 1 or sampling.min_p > 0 or state.seen is not None
+    drawn = not sampling.greedy
+    filters = drawn and (bool(sampling.top_k) or sampling.top_p < 1 or sampling.min_p > 0) or state.seen is not None
+    told = partial(getattr, jax.config)
+    bits = told("jax_threefry_partitionable") and not told("jax_high_dynamic_range_gumbel")
     reasons = {
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
         f"{rows} rows; kernels take one": rows > 1,
         "tokens leave the depth early": early_exit,
         "tokens are drawn with top_k, top_p, min_p or a penalty": bool(filters),
-        "the random keys are not Threefry's": jax.random.key_impl(state.key) != "threefry2x32",
+        "the random keys are not Threefry's": drawn and jax.random.key_impl(state.key) != "threefry2x32",
+        "random numbers are drawn in another way than JAX does by default": drawn and not bits,
         "its parameters lie on several devices": len(state.tokens.sharding.device_set) > 1,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
@@ -116,20 +127,16 @@ def _decoder(runner: Runner) -> CausalLM:
     return runner.model
 
 
-def _no_card() -> str | None:
-    """Returns what a kernel lacks here, or None."""
+def _no_card(device: Any) -> str | None:
+    """Returns what a kernel lacks on a device, or None."""
     if INTERPRETED is not None:
         return None
-    if jax.default_backend() != "gpu":
+    if device.platform != "gpu":
         return "there is no GPU"
     if jax.__version_info__ < (0, 11):
         return f"kernels need jax 0.11 or later; this is {jax.__version__}"
-    found = str(getattr(jax.devices()[0], "compute_capability", "unknown"))
+    found = str(getattr(device, "compute_capability", "unknown"))
     return None if found.startswith("9.") else f"kernels are for compute capability 9; this card's is {found}"
-
-
-def _programs_at_once() -> int:
-    return PROGRAMS if INTERPRETED is not None else getattr(jax.devices()[0], "core_count", 0)
 
 
 def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling) -> Layout:
@@ -137,13 +144,20 @@ def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samplin
     return layout_of(model.config, plan, state.memory.room, sampled=not sampling.greedy, **options)
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _kernel_tables(graph: nnx.GraphDef, params: Any, plan: DepthPlan, layout: Layout) -> tuple[Arrays, Arrays]:
-    """Returns what a kernel reads of a model, the same for every token: see `odelm.models.kernels.tables`."""
-    from odelm.models.kernels.tables import matrices, vectors
+@partial(jax.jit, static_argnums=(0, 2))
+def _matrices(graph: nnx.GraphDef, params: Any, layout: Layout) -> Arrays:
+    """Returns what a kernel reads of a model for every text: see `odelm.models.kernels.tables`."""
+    from odelm.models.kernels.tables import matrices
 
-    model = nnx.merge(graph, params)
-    return matrices(model, layout), vectors(model, plan, layout)
+    return matrices(nnx.merge(graph, params), layout)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _vectors(graph: nnx.GraphDef, params: Any, plan: DepthPlan, layout: Layout) -> Arrays:
+    """Returns what a kernel reads of a model along a plan, for a memory of the layout's room."""
+    from odelm.models.kernels.tables import vectors
+
+    return vectors(nnx.merge(graph, params), plan, layout)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

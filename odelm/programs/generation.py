@@ -38,6 +38,8 @@ def check(flags: FlagValues) -> None:
     for name in ("speculative", "prefill_steps", "kernel"):
         if (flags[name].present if name == "kernel" else flags[name].value) and not (flags.generate or prompted):
             raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
+    if flags.speculative and prompted and flags.kernel not in ("auto", "xla"):
+        raise InputError(f"--kernel={flags.kernel} takes no --speculative: leave out one of them")
     if flags.early_exit is not None and flags.baseline is not None:
         raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
     for name in ("speculative", "prefill_steps"):

@@ -134,7 +134,7 @@ flags.DEFINE_enum(
 )
 _integer("new_tokens", 100, "Tokens to generate.", lower_bound=1)
 _float("temperature", 0.8, "Of sampling; 0 takes the most likely token.", lower_bound=0.0)
-_integer("top_k", 40, "Sample among this many most likely tokens.", lower_bound=1)
+_integer("top_k", 40, "Sample among this many most likely tokens; 0: among all.", lower_bound=0)
 _integer("seed", 0, "Of sampling.")
 for name, expected in dict(
     workdir="a directory",

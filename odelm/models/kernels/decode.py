@@ -98,8 +98,8 @@ def decode(
         memory: references (`jax.new_ref`) of keys and values (N, S, J K) in the layout's dtype, with finite numbers
             everywhere; they are written to.
         limit: the most tokens that there may be.
-        persistent: whether one launch computes all, with its programs meeting between phases; they must all run at
-            once. Otherwise each phase is a launch.
+        persistent: whether one launch computes all; its programs wait for each other and must all run at once.
+            Otherwise each phase is a launch.
     """
     # XLA would fill arrays of one number anew for every token.
     vectors = lax.optimization_barrier(vectors)

@@ -34,6 +34,8 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
         mosaic, _, vector = _tools()
+        if layout == COLUMN:  # a single warp writes, for all: each has to have read what it goes back to
+            mosaic.warpgroup_barrier()
         base, thread = mosaic.memref_ptr(ref), _thread()
         for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
             mine = copies(thread, number)

@@ -1,4 +1,4 @@
-"""The phases of a depth step, between which all programs meet: a state goes in, and the sums that move it come out.
+"""The phases of a depth step, each of which reads what others left in it: a state goes in, and what moves it comes out.
 
 With parallel branches there are three, since both branches read the same state: into both, attention, out of both.
 Otherwise there are five.

@@ -59,7 +59,7 @@ class Program:
     near: dict[str, Ref]
     """Shared memory and its barriers, as in `scratch`."""
     meeting: bool
-    """Whether programs meet between phases; otherwise each phase is a launch of its own."""
+    """Whether one launch computes all phases; otherwise each is a launch of its own."""
     zero: Any = 0
     """0, of which the compiler may know nothing."""
 

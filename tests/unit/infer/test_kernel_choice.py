@@ -19,11 +19,9 @@ def model():
 
 
 def card(monkeypatch, **of):
-    """Pretends that there is a GPU with kernels' jax."""
-    device = types.SimpleNamespace(**dict(compute_capability="9.0", core_count=PROGRAMS) | of)
-    monkeypatch.setattr(kernel_choice.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(kernel_choice.jax, "devices", lambda: [device])
+    """Returns a card, with a jax that has kernels for it."""
     monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 11, 2))
+    return types.SimpleNamespace(**dict(platform="gpu", compute_capability="9.0", core_count=PROGRAMS) | of)
 
 
 @pytest.mark.parametrize(
@@ -37,24 +35,25 @@ def card(monkeypatch, **of):
             "auto",
             Choice("xla", "kernels are for compute capability 9; this card's is 8.0"),
         ),
+        ({"platform": "cpu"}, "auto", Choice("xla", "there is no GPU")),
     ],
 )
 def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected):
-    card(monkeypatch, **of)
-    assert choose(asked, None) == expected
-    assert choose("auto", "2 rows; kernels take one") == Choice("xla", "2 rows; kernels take one")
-    wide = choose("auto", None, 1024)
+    device = card(monkeypatch, **of)
+    assert choose(asked, None, device) == expected
+    assert choose("auto", "2 rows; kernels take one", device) == Choice("xla", "2 rows; kernels take one")
+    wide = choose("auto", None, device, 1024)
     assert wide.kernel == "xla" and (expected.kernel == "xla" or "by name" in wide.reason)
 
 
 def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
-    card(monkeypatch, core_count=114)
+    device = card(monkeypatch, core_count=114)
     with pytest.raises(odelm.InputError, match="114 programs at once, of the 132"):
-        choose("persistent", None)
+        choose("persistent", None, device)
     with pytest.raises(odelm.InputError, match="2 rows; kernels take one; kernel 'auto' takes what can"):
-        choose("launches", "2 rows; kernels take one")
+        choose("launches", "2 rows; kernels take one", device)
     monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 10, 2))
-    assert "need jax 0.11" in choose("auto", None).reason
+    assert "need jax 0.11" in choose("auto", None, device).reason
 
 
 def test_a_generator_says_why_no_kernel_decoded(model):
@@ -68,8 +67,11 @@ def test_a_generator_says_why_no_kernel_decoded(model):
     assert "top_p" in half.kernel_choice.reason
     half([[1, 2]], new_tokens=2, repetition_penalty=1.5)
     assert "penalty" in half.kernel_choice.reason
+    with jax.threefry_partitionable(False):
+        half([[1, 2]], new_tokens=2, temperature=1.0)
+        assert "another way" in half.kernel_choice.reason
     if jax.default_backend() == "cpu":
-        half([[1, 2]], new_tokens=2)
+        half([[1, 2]], new_tokens=2, top_k=5, top_p=0.5)  # of which greedy decoding makes no use
         assert str(half.kernel_choice) == "xla (there is no GPU)"
     forced = odelm.Generator(model, dtype="bfloat16", kernel="xla")
     forced([[1, 2]], new_tokens=2)
