@@ -52,6 +52,8 @@ def test_the_seed_decides_the_text(runner, plan):
 
 def test_one_choice_is_greedy(runner, plan, greedy):
     assert generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=5.0, top_k=1) == greedy
+    of_all = [generate(runner, PROMPT, plan=plan, new_tokens=5, temperature=5.0, top_k=count) for count in (0, 10_000)]
+    assert of_all[0] == of_all[1] != greedy
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_one_choice_is_greedy(runner, plan, greedy):
         (PROMPT, {"new_tokens": 1, "temperature": -1.0}, "temperature -1"),
         (PROMPT, {"new_tokens": 1, "temperature": float("nan")}, "temperature nan"),
         (PROMPT, {"new_tokens": 1, "temperature": float("inf")}, "temperature inf"),
-        (PROMPT, {"new_tokens": 1, "top_k": 0}, "top_k 0"),
+        (PROMPT, {"new_tokens": 1, "top_k": -1}, "top_k -1"),
         (PROMPT, {"new_tokens": 1, "seed": 10**26}, "seed is 1"),
         (PROMPT, {"new_tokens": 1, "seed": -1}, "seed is -1"),
     ],
