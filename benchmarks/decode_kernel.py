@@ -13,7 +13,6 @@ one that was reported. `--launches` starts the persistent kernel so often, with 
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import statistics
@@ -62,9 +61,10 @@ class Case:
         self.plan = self.runner.model.plan(steps=steps)
         assert (reason := unsupported(model, self.plan)) is None, reason
         self.prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, options.context).astype(np.int32)
-        self.sampling = sampling_options(temperature=options.temperature)
+        self.sampling = sampling_options(temperature=options.temperature, top_k=options.top_k)
         room = options.context + options.tokens - 1
-        self.layout = layout_of(self.runner.model.config, self.plan, room, **json.loads(options.layout))
+        drawn = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
+        self.layout = layout_of(self.runner.model.config, self.plan, room, **drawn, **json.loads(options.layout))
 
     def begin(self, params: Any) -> Decoding:
         """Returns the state after the prompt."""
@@ -81,7 +81,7 @@ class Case:
             model = nnx.merge(self.runner.graph, params)
             if how == "xla":
                 return advance(model, plan, state, self.sampling, until, end=-1)
-            layout = dataclasses.replace(self.layout, sampled=bool(self.options.temperature))
+            layout = self.layout
             kernels = Kernels(layout, profile=self.options.profile if how == "persistent" else "")
             tables = matrices(model, layout), vectors(model, plan, layout)
             return advance_in_kernel(
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    parser.add_argument("--top_k", type=int, default=0, help="draw among so many likeliest tokens")
     parser.add_argument("--how", default=",".join(HOWS), help="which ways, in turns")
     parser.add_argument("--layout", default="{}", help="numbers of `odelm.models.kernels.layout.Layout`, as JSON")
     parser.add_argument("--repeats", type=int, default=7)

@@ -28,9 +28,10 @@ def advance_in_kernel(
     """Returns what `odelm.infer.decode.advance` does for a single row.
 
     It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
-    vocabulary; the key must be one of Threefry, JAX's own. The kernels are of the layout of the model, the plan and the
-    memory's room (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing; `tables`
-    are its matrices and vectors (`odelm.models.kernels.tables`). One launch computes all tokens if it is `persistent`.
+    vocabulary, if it is `filtered` from the `top_k` likeliest; the key must be one of Threefry, JAX's own. The kernels
+    are of the layout of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`), of a model
+    in which `unsupported` finds nothing; `tables` are its matrices and vectors (`odelm.models.kernels.tables`). One
+    launch computes all tokens if it is `persistent`.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
@@ -50,6 +51,8 @@ def advance_in_kernel(
         # Scores stay above what a place that is not seen has.
         temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
         given |= {"temperature": temperature.reshape(1), "keys": keys}
+    if layout.filtered:
+        given |= {"top_k": jnp.asarray(sampling.top_k, jnp.int32).reshape(1)}
     tokens, logprobs, made = decode(kernels, matrices, given, kept, begin, limit=limit, persistent=persistent)
     new = jnp.arange(limit) - state.count
     fresh = (new >= 0) & (new < made)

@@ -64,7 +64,8 @@ class ByKernel:
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
-            self.choice = choose(self.asked, reason, device, runner.model.config.width)
+            filtered = not sampling.greedy and bool(sampling.top_k)
+            self.choice = choose(self.asked, reason, device, runner.model.config.width, filtered=filtered)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -72,7 +73,7 @@ class ByKernel:
     ) -> Decoding:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
         layout = _layout(_decoder(runner), plan, state, sampling)
-        alike = dataclasses.replace(layout, room=0, sampled=False)  # of which the matrices are the same
+        alike = dataclasses.replace(layout, room=0, sampled=False, filtered=False)  # of which the matrices are the same
         if alike not in self._matrices:
             self._matrices = {alike: _matrices(runner.graph, runner.params, alike)}
         if layout not in self._vectors:
@@ -81,13 +82,17 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, width: int = CHECKED) -> Choice:
-    """Returns what decodes a model of a width on a device, if the case has no `reason` against kernels."""
+def choose(asked: str, reason: str | None, device: Any, width: int = CHECKED, *, filtered: bool = False) -> Choice:
+    """Returns what decodes a model of a width on a device, if the case has no `reason` against kernels; `filtered` is
+    whether tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and asked == "auto" and width > CHECKED:
         reason = f"kernels of width {width} were not checked on a card: ask for one by name"
+    if reason is None and filtered and (few or asked in ("auto", "launches")):
+        what = "not checked on a card yet: ask for kernel 'persistent' by name" if asked == "auto" else "no launches'"
+        reason = f"tokens are drawn with top_k, which is {what}"
     if reason is None and few and asked == "persistent":
         reason = f"the card runs {at_once} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:
@@ -104,14 +109,14 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
         return missing
     dtype, rows = compute_dtype(model.config), len(state.last)
     drawn = not sampling.greedy
-    filters = drawn and (bool(sampling.top_k) or sampling.top_p < 1 or sampling.min_p > 0) or state.seen is not None
+    filters = drawn and (sampling.top_p < 1 or sampling.min_p > 0) or state.seen is not None
     told = partial(getattr, jax.config)
     bits = told("jax_threefry_partitionable") and not told("jax_high_dynamic_range_gumbel")
     reasons = {
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
         f"{rows} rows; kernels take one": rows > 1,
         "tokens leave the depth early": early_exit,
-        "tokens are drawn with top_k, top_p, min_p or a penalty": bool(filters),
+        "tokens are drawn with top_p, min_p or a penalty": bool(filters),
         "the random keys are not Threefry's": drawn and jax.random.key_impl(state.key) != "threefry2x32",
         "random numbers are drawn in another way than JAX does by default": drawn and not bits,
         "its parameters lie on several devices": len(state.tokens.sharding.device_set) > 1,
@@ -141,7 +146,8 @@ def _no_card(device: Any) -> str | None:
 
 def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling) -> Layout:
     options: dict[str, Any] = {} if INTERPRETED is None else dict(programs=1, dtype=jnp.float32)
-    return layout_of(model.config, plan, state.memory.room, sampled=not sampling.greedy, **options)
+    options |= dict(sampled=not sampling.greedy, filtered=not sampling.greedy and bool(sampling.top_k))
+    return layout_of(model.config, plan, state.memory.room, **options)
 
 
 @partial(jax.jit, static_argnums=(0, 2))

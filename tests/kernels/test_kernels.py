@@ -151,6 +151,21 @@ def test_a_generator_decodes_by_a_kernel_where_one_can(monkeypatch, sampled):
     assert "top_k" in str(generator.kernel_choice)
 
 
+@pytest.mark.parametrize("top_k", few([1, 3, 40, WORDS + 5], 3))
+def test_a_kernel_draws_among_the_likeliest(monkeypatch, top_k):
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", INTERPRETED)
+    model, prompt = model_of(), list(range(5, 30))
+    options = dict(new_tokens=20, temperature=3.0, top_k=top_k, logprobs=True)
+    (expected,) = odelm.Generator(model, steps=1, kernel="xla")([prompt], **options)
+    generator = odelm.Generator(model, steps=1, kernel="persistent")
+    (found,) = generator([prompt], **options)
+    assert generator.kernel_choice == kernel_choice.Choice("persistent")
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
+    (free,) = generator([prompt], new_tokens=20, temperature=3.0)
+    assert free != expected.tokens or top_k > WORDS
+
+
 def test_a_kernel_in_bfloat16_is_as_near_to_float32_as_the_model_is():
     exact = model_of(prelude=1)
     state = begun(exact, exact.plan(steps=2))

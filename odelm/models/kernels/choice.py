@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW
-from odelm.models.kernels.program import Program, Ref
+from odelm.models.kernels.program import Program, Ref, vector
 
 Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""
@@ -52,27 +52,51 @@ def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Ar
         scores = its
         if layout.sampled:
             scores = jnp.where(words < layout.words, _noisy(p, its, words, number), LEAST)
+        if layout.filtered:
+            p.near["logits"].at[n][...] = its
+            p.near["scores"].at[n][...] = scores
         score, word, logit, top, total = best
         new, better = jnp.maximum(top, its), scores > score
         total = total * jnp.exp(top - new) + jnp.exp(its - new)
         score, word, logit = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
         return score, word, logit, new, total
 
-    least, none, nothing = (
-        plgpu.layout_cast(jnp.full((ROWS,), value), ROW)
-        for value in (jnp.float32(LEAST), jnp.int32(layout.vocabulary), jnp.float32(0))
-    )
+    least, none, nothing = _empty(p)
     score, word, logit, top, total = lax.fori_loop(0, _tiles(p), tile, (least, none, least, least, nothing))
-    best, most = jnp.max(score), jnp.max(top)
-    word = jnp.min(jnp.where(score == best, word, layout.vocabulary))
-    ends = best, word, jnp.max(jnp.where(score == best, logit, LEAST)), most, jnp.sum(total * jnp.exp(top - most))
-    for name, value in zip(BEST, ends, strict=True):
-        p.between[name][lax.rem(number, 2), p.me] = value
+    most = jnp.max(top)
+    _leave(p, number, *_best_of(p, score, word, logit), most, jnp.sum(total * jnp.exp(top - most)))
 
 
-def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the best token of all, the first of equals, and its log-probability, after all programs met; it is the
-    `number`-th."""
+def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the `number`-th token and its log-probability, and how often programs have arrived by then.
+
+    Among the `top_k` likeliest tokens it is the best by its score: the best of all, if fewer than so many are likelier;
+    if not, neither it nor any that is less likely can be, and the best of the others is asked next. Each such round
+    takes two meetings. Tokens as likely as the last of the `top_k` are among them.
+    """
+    p = program
+    word, logit, logprob = choose(p, number)
+    if not p.layout.filtered:
+        return word, logprob, met
+
+    def again(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        _, floor, _, _, met = carry
+        _leave(p, number, *_best_above(p, floor))
+        met = p.meet(met)
+        word, logit, logprob = choose(p, number)
+        count, met = _likelier(p, logit, met)
+        return word, logit, logprob, count, met
+
+    kept = p.vectors["top_k"][0].astype(jnp.float32)
+    count, met = _likelier(p, logit, met)
+    start = word, logit, logprob, count, met
+    word, _, logprob, _, met = lax.while_loop(lambda carry: carry[3] >= kept, again, start)
+    return word, logprob, met
+
+
+def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the best token of all, the first of equals, its logit and its log-probability, after all programs met; it
+    is the `number`-th."""
     layout = program.layout
     there = plgpu.broadcasted_iota(jnp.int32, (layout.slots,), 0) < layout.programs
     scores, words, logits, tops, sums = (program.between[name][lax.rem(number, 2)] for name in BEST)
@@ -82,7 +106,53 @@ def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array]:
     top = jnp.max(tops)
     total = jnp.sum(jnp.where(there, sums, 0.0) * jnp.exp(tops - top))
     # Where no logit is a number, any token that has an embedding.
-    return jnp.minimum(word, layout.words - 1), logit - top - jnp.log(total)
+    return jnp.minimum(word, layout.words - 1), logit, logit - top - jnp.log(total)
+
+
+def _empty(p: Program) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns where a search over tiles begins, (`ROWS`,) each: the least score, no word, and 0."""
+    values = jnp.float32(LEAST), jnp.int32(p.layout.vocabulary), jnp.float32(0)
+    least, none, nothing = (plgpu.layout_cast(jnp.full((ROWS,), value), ROW) for value in values)
+    return least, none, nothing
+
+
+def _best_of(p: Program, score: jax.Array, word: jax.Array, logit: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the best score, its first word and that one's logit, of those of all rows."""
+    best = jnp.max(score)
+    word = jnp.min(jnp.where(score == best, word, p.layout.vocabulary))
+    return best, word, jnp.max(jnp.where(score == best, logit, LEAST))
+
+
+def _best_above(p: Program, floor: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the same of this program's tokens whose logit is above a floor."""
+
+    def tile(n: jax.Array, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        words = (p.me + n * p.layout.programs) * ROWS + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
+        logits, scores = (vector(p.near[name].at[n]) for name in ("logits", "scores"))
+        scores = jnp.where(logits > floor, scores, LEAST)
+        better = scores > best[0]
+        return tuple(jnp.where(better, *one) for one in zip((scores, words, logits), best, strict=True))
+
+    least, none, _ = _empty(p)
+    return _best_of(p, *lax.fori_loop(0, _tiles(p), tile, (least, none, least)))
+
+
+def _likelier(p: Program, logit: jax.Array, met: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns how many tokens have a larger logit, float32 (), and how often programs have arrived by then."""
+
+    def tile(n: jax.Array, count: jax.Array) -> jax.Array:
+        return count + (vector(p.near["logits"].at[n]) > logit).astype(jnp.float32)
+
+    p.between["likelier"][p.me] = jnp.sum(lax.fori_loop(0, _tiles(p), tile, _empty(p)[2]))
+    met = p.meet(met)
+    there = plgpu.broadcasted_iota(jnp.int32, (p.layout.slots,), 0) < p.layout.programs
+    return jnp.sum(jnp.where(there, p.between["likelier"][...], 0.0)), met
+
+
+def _leave(p: Program, number: jax.Array, *values: jax.Array) -> None:
+    """Leaves the first ones of `BEST` for `choose`."""
+    for name, value in zip(BEST, values, strict=False):
+        p.between[name][lax.rem(number, 2), p.me] = value
 
 
 def _noisy(program: Program, logits: jax.Array, words: jax.Array, number: jax.Array) -> jax.Array:

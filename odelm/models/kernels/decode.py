@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import attend, send_for_memory
-from odelm.models.kernels.choice import choose, forget_readout, read_out, send_for_readout
+from odelm.models.kernels.choice import choose, forget_readout, read_out, send_for_readout, settle
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
@@ -94,7 +94,7 @@ def decode(
         vectors: as there, and `hidden`, float32 (S,), what is added to the scores of each place of the memory: 0, or
             `attend.LEAST` at one not to be attended to. Those from `begin.place` on are not seen before they are
             filled. If the layout is `sampled`, also `temperature`, float32 (1,), and `keys`, uint32 (limit, 2), the
-            data of the key by which each token is drawn.
+            data of the key by which each token is drawn; if it is `filtered`, `top_k`, int32 (1,).
         memory: references (`jax.new_ref`) of keys and values (N, S, J K) in the layout's dtype, with finite numbers
             everywhere; they are written to.
         limit: the most tokens that there may be.
@@ -134,7 +134,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
         done, word, met = carry
         met = _compute(program, Token(word, position + done, place + done, done), met)
         with jax.named_scope("choose"):
-            word, logprob = choose(program, done)
+            word, logprob, met = settle(program, done, met)
 
         @pl.when(program.me == 0)
         def keep() -> None:
@@ -190,6 +190,7 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
 def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref]) -> jax.Array:
     """Decodes by a launch for each phase, and returns how many tokens there are."""
     layout, word = kernels.layout, jax.new_ref(begin.token.reshape(1))
+    assert not layout.filtered, "how many launches a token takes would depend on it"
 
     def phase_kernel(phase: Any, step: int) -> Callable[..., None]:
         def run(program: Program, numbers: Ref, word: Ref) -> None:
@@ -208,7 +209,7 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         read_out(program, moved(program, token, jnp.int32(layout.steps - 1)), affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
-        found, logprob = choose(program, numbers[2])
+        found, _, logprob = choose(program, numbers[2])
         word[0], tokens[numbers[2]], logprobs[numbers[2]] = found, found, logprob
 
     launches = [phase_kernel(phase, step) for step in range(layout.steps) for phase in phases_of(layout)]

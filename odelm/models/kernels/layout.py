@@ -63,6 +63,8 @@ class Layout:
     qk_norm: bool
     sampled: bool = False
     """Whether a token is drawn by its probability, at a temperature; otherwise it is the likeliest."""
+    filtered: bool = False
+    """Whether it is drawn among so many likeliest ones; only where one launch computes all."""
     dtype: Any = jnp.bfloat16
     """Of the matrices and of the keys and values."""
     programs: int = PROGRAMS
@@ -149,6 +151,11 @@ class Layout:
         return len(owners)
 
     @property
+    def tiles(self) -> int:
+        """How many tiles of the readout a program has at most."""
+        return -(-self.vocabulary // (ROWS * self.programs))
+
+    @property
     def longest(self) -> int:
         """The most inputs that a program multiplies at a time."""
         return max(self.width, self.out_slice)
@@ -158,7 +165,8 @@ class Layout:
         """What a program takes of shared memory, but for reductions and barriers."""
         numbers = self.longest * COLUMNS + 2 * self.chunk * self.head_size
         numbers += ROWS * (self.ring * self.ring_slice + self.width)
-        return numbers * jnp.dtype(self.dtype).itemsize + 4 * (self.longest + 2 * ROWS + self.chunk)
+        logits = 2 * ROWS * self.tiles if self.filtered else 0
+        return numbers * jnp.dtype(self.dtype).itemsize + 4 * (self.longest + 2 * ROWS + self.chunk + logits)
 
     @property
     def fits(self) -> bool:

@@ -107,6 +107,12 @@ class Program:
             with jax.named_scope("wait"):
                 wait(self.between["arrived"], count)
 
+    def meet(self, count: jax.Array) -> jax.Array:
+        """Waits until all programs are here, and returns how often they have arrived by then."""
+        self.arrive(jnp.bool(True))
+        self.wait(count + self.layout.programs)
+        return count + self.layout.programs
+
     def has(self, *names: str) -> jax.Array:
         """Whether this program has a piece of any of these maps; with no names, a part in attention."""
         if not names:
@@ -254,13 +260,15 @@ def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct
     shape = jax.ShapeDtypeStruct
     found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
     found |= {name: shape((2, s.slots), jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
+    found["likelier"] = shape((s.slots,), jnp.float32)
     return found | {"best_word": shape((2, s.slots), jnp.int32), "arrived": shape((1,), jnp.int32)}
 
 
 def scratch(layout: Layout) -> dict[str, Any]:
     """Returns what a program has in shared memory."""
     s, dtype = layout, layout.dtype
-    return {
+    kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
+    return kept | {
         "state": plgpu.SMEM((s.longest,), jnp.float32),
         "turned": plgpu.SMEM((2 * ROWS,), jnp.float32),
         "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),

@@ -46,6 +46,14 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     assert wide.kernel == "xla" and (expected.kernel == "xla" or "by name" in wide.reason)
 
 
+def test_drawing_among_the_likeliest_needs_the_kernel_that_stays_and_its_name(monkeypatch):
+    device = card(monkeypatch)
+    assert "top_k" in choose("auto", None, device, filtered=True).reason
+    assert choose("persistent", None, device, filtered=True) == Choice("persistent")
+    with pytest.raises(odelm.InputError, match="top_k, which is no launches'"):
+        choose("launches", None, device, filtered=True)
+
+
 def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
     device = card(monkeypatch, core_count=114)
     with pytest.raises(odelm.InputError, match="114 programs at once, of the 132"):
