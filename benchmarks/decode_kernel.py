@@ -9,6 +9,7 @@ a step, and by the `persistent` kernel, in turns. The time of a token is the dif
 those between. Afterwards one pass of the model in float32 over what each has written says how far the logit of each
 token is below the largest (`below`: 0 where it is the likeliest), and how far its log-probability is from the
 one that was reported. `--launches` starts the persistent kernel so often, with products between some of them.
+`--profile=FOLDER` traces one launch and prints the cycles of its parts; `--no-check` leaves out float32.
 `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU (docs/kernels.md).
 """
 

@@ -91,8 +91,8 @@ def choose(asked: str, reason: str | None, device: Any, width: int = CHECKED, *,
     if reason is None and asked == "auto" and width > CHECKED:
         reason = f"kernels of width {width} were not checked on a card: ask for one by name"
     if reason is None and filtered and (few or asked in ("auto", "launches")):
-        what = "not checked on a card yet: ask for kernel 'persistent' by name" if asked == "auto" else "no launches'"
-        reason = f"tokens are drawn with top_k, which is {what}"
+        forced = "is not checked on a card yet: ask for kernel 'persistent' by name"
+        reason = f"tokens are drawn with top_k, which {forced if asked == 'auto' else 'launches do not support'}"
     if reason is None and few and asked == "persistent":
         reason = f"the card runs {at_once} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:

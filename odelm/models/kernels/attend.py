@@ -42,7 +42,7 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
         group = head // (layout.heads // layout.kv_heads)
         mark = program.mark(token, step)
         places = [("qkv", of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
-        query, key, value = program.take_up(*places, mark=mark, layout=COLUMN)
+        query, key, value = program.receive(*places, mark=mark, layout=COLUMN)
         key, value = (x.astype(layout.dtype).astype(jnp.float32) for x in (key, value))
         own, first = jnp.sum(query * key), (c == 0).astype(jnp.float32)
         start = jnp.where(c == 0, own, LEAST), first, value * first
@@ -58,8 +58,8 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
         here = (c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
-        program.leave(context / some, "context", *here, mark=mark, layout=COLUMN)
-        program.leave(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
+        program.publish(context / some, "context", *here, mark=mark, layout=COLUMN)
+        program.publish(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
 
     program.share(layout.heads * C, work)
 

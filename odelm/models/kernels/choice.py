@@ -27,7 +27,7 @@ def send_for_readout(program: Program, *, early: bool) -> None:
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
 
 
-def forget_readout(program: Program) -> None:
+def drain_readout(program: Program) -> None:
     """Waits for the pieces that were sent for early."""
     for i in range(program.layout.early):
         pl.when(i < _pieces(program))(lambda i=i: plgpu.barrier_wait(program.near["readout_arrival"].at[i]))

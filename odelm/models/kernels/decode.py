@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import attend, send_for_memory
-from odelm.models.kernels.choice import choose, forget_readout, read_out, send_for_readout, settle
+from odelm.models.kernels.choice import choose, drain_readout, read_out, send_for_readout, settle
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
@@ -47,11 +47,6 @@ class Kernels:
     interpret: Any = None
     profile: str = ""
     """A folder for traces of each launch, Chrome's JSON, in cycles."""
-
-    @property
-    def marked(self) -> bool:
-        """Whether what programs of one launch hand on has marks."""
-        return self.layout.marks and self.layout.programs > 1
 
     def make(self, run: Callable[..., None], *, programs: int | None = None) -> Callable[..., None]:
         """Returns a kernel that calls `run(program, numbers, *refs)`, of arguments (refs of `Program`, numbers, *refs).
@@ -103,7 +98,7 @@ def decode(
     """
     # XLA would fill arrays of one number anew for every token.
     vectors = lax.optimization_barrier(vectors)
-    between = jax.tree.map(jax.new_ref, begin_exchange(kernels.layout, marked=kernels.marked and persistent))
+    between = jax.tree.map(jax.new_ref, begin_exchange(kernels.layout, marked=kernels.layout.marked and persistent))
     results = jax.new_ref(jnp.zeros(limit, jnp.int32)), jax.new_ref(jnp.zeros(limit, jnp.float32))
     refs = matrices, vectors, memory, between
     if persistent:
@@ -118,8 +113,8 @@ def decode(
 
 
 def begin_exchange(layout: Layout, *, marked: bool) -> Arrays:
-    """Returns what `exchanged` describes as a launch begins. Programs use nothing that they have not written, but the
-    count of arrivals and the units that fill up the last slice of the hidden ones; marks must not be those of steps."""
+    """Returns the arrays that `exchanged` describes, with zeros. Programs read only what the same launch wrote, except
+    the count of arrivals, the units that fill up the last slice of the hidden ones, and marks: 0 is that of no step."""
     return {name: jnp.zeros(of.shape, of.dtype) for name, of in exchanged(layout, marked=marked).items()}
 
 
@@ -146,7 +141,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
     send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), first, jnp.int32(0)))
     program.end()
-    forget_readout(program)
+    drain_readout(program)
 
     @pl.when(program.me == 0)
     def count_tokens() -> None:
@@ -160,7 +155,7 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
 
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
         for phase, names in phases.items():
-            here = program.anew()
+            here = program.with_opaque_numbers()
             with jax.named_scope(phase.__name__.strip("_")):
                 phase(here, token, number)
             if not program.marked:

@@ -73,7 +73,7 @@ class Layout:
     is wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
     chunk: int = CHUNK
     chunk_splits: int = 8
-    """How many programs share the positions of a head: what they find is read by all who go on with it."""
+    """How many programs share the positions of a head; every program with a piece of `out` reads all their averages."""
     marks: bool = False
     """Whether what is handed on has marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
@@ -149,6 +149,11 @@ class Layout:
             base, first, span = self.owners(name)
             owners |= {base + (first + n) % span for n in range(self.pieces(name))}
         return len(owners)
+
+    @property
+    def marked(self) -> bool:
+        """Whether there are marks, and several programs for them."""
+        return self.marks and self.programs > 1
 
     @property
     def tiles(self) -> int:

@@ -1,8 +1,8 @@
 """Numbers handed from program to program in global memory, each with a mark that says when it was written.
 
-Who reads them reads until all marks are those of the present step: nobody has to say that all is done, and nobody has
-to wait for that. A number and its mark are one word of 64 bits, which is written and read as a whole (PTX, "Memory
-consistency model"; NCCL hands on data in the same way in its protocol LL).
+A reader polls until all marks are those of the present step, so that no signal has to follow the numbers, and a program
+waits only for those from which it reads. A number and its mark are one word of 64 bits, which is written and read as a
+whole (PTX, "Memory consistency model"; NCCL passes data in the same way in its protocol LL).
 
 An array of n numbers is int32 (.., n, 2): the bits of a float32, and a mark, which is never 0.
 """
@@ -13,7 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mosaic.gpu import FragmentedArray
 from jax.experimental.pallas import mosaic_gpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, gpu, vector
+
+from odelm.models.kernels.signals import mosaic
 
 plgpu: Any = mosaic_gpu
 Ref = Any
@@ -33,8 +38,7 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
-        mosaic, _, vector = _tools()
-        if layout == COLUMN:  # a single warp writes, for all: each has to have read what it goes back to
+        if layout == COLUMN:  # only one warp writes: the others must have read what its numbers replace elsewhere
             mosaic.warpgroup_barrier()
         base, thread = mosaic.memref_ptr(ref), _thread()
         for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
@@ -51,13 +55,11 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
 def _of_row(thread: Any, number: int) -> Any:
     """Whether a thread is the one of four neighbours with the same numbers that writes them."""
     del number
-    _, arith, _ = _tools()
     return arith.cmpi(arith.CmpIPredicate.eq, arith.andi(thread, _number(3)), _number(0))
 
 
 def _of_column(thread: Any, number: int) -> Any:
     """Whether a thread is one of the four, of all with the same numbers, that write a register."""
-    _, arith, _ = _tools()
     return arith.cmpi(arith.CmpIPredicate.eq, arith.shrui(thread, _number(2)), _number(number))
 
 
@@ -83,21 +85,16 @@ def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None) -> lis
 
 
 def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
-    from jax.experimental.mosaic import gpu
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import vector
 
-    mosaic, *_ = _tools()
     layout = layout.to_mgpu()
     starts = [places[0] for places in layout.thread_idxs((n,))]
     shape = layout.registers_shape((n,))
     length = layout.registers_element_type(ir.F32Type.get()).shape[0]
     bases = [_moved(mosaic.memref_ptr(ref), starts[0], 0) for ref in refs]
-    # All places of a thread are a fixed distance from its first.
-    step = _distance(layout, n)
-    words = [(r, i, j) for r in range(len(refs)) for i in range(len(starts)) for j in range(length)]
-    text = _loop(len(refs), len(starts), length, step, outputs=len(words))
-    found = mosaic.inline_ptx(text, *bases, mark, result_types=[ir.F32Type.get()] * len(words), has_side_effects=True)
+    step = n // len(starts)  # from the numbers of one register to those of the next
+    count = len(refs) * len(starts) * length
+    text = _loop(len(refs), len(starts), length, step, outputs=count)
+    found = mosaic.inline_ptx(text, *bases, mark, result_types=[ir.F32Type.get()] * count, has_side_effects=True)
     arrays = []
     for r in range(len(refs)):
         registers = np.empty(shape, dtype=object)
@@ -105,7 +102,7 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
             first = (r * len(starts) + i) * length
             of_register = ir.VectorType.get((length,), ir.F32Type.get())
             registers[place] = vector.from_elements(of_register, list(found[first : first + length]))
-        arrays.append(gpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None))
+        arrays.append(FragmentedArray(_registers=registers, _layout=layout, _is_signed=None))
     return tuple(arrays)
 
 
@@ -138,39 +135,19 @@ def _loop(refs: int, registers: int, length: int, step: int, outputs: int) -> st
     return "{ " + "\n".join(lines) + " }"
 
 
-def _distance(layout: Any, n: int) -> int:
-    """Returns how far the numbers of one register are from those of the next."""
-    registers = int(np.prod(layout.registers_shape((n,))))
-    return n // registers
-
-
 def _moved(pointer: Any, place: Any, more: int) -> Any:
     """Returns the address of a word."""
-    from jaxlib.mlir import ir
 
-    mosaic, arith, _ = _tools()
     i64 = ir.IntegerType.get_signless(64)
     place = arith.addi(arith.index_cast(i64, place), arith.constant(i64, more))
     return mosaic.getelementptr(pointer, [place], i64)
 
 
 def _thread() -> Any:
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith, gpu
 
     return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
 
 
 def _number(value: int) -> Any:
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import arith
 
     return arith.constant(ir.IntegerType.get_signless(32), value)
-
-
-def _tools() -> tuple[Any, Any, Any]:
-    """Returns what a kernel is made of where Pallas has no name for it."""
-    from jax.experimental.mosaic.gpu import utils
-    from jaxlib.mlir.dialects import arith, vector
-
-    return utils, arith, vector

@@ -43,7 +43,7 @@ def enter(program: Program, token: Token, step: Step) -> None:
         affine = p.affine("norm1", step)
         state = entering(p, token, step)
         kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
-        pl.when(p.me == 0)(lambda: p.leave(state, "state", lax.rem(step, 2), **kept))
+        pl.when(p.me == 0)(lambda: p.publish(state, "state", lax.rem(step, 2), **kept))
         p.normalise(state, affine)
 
     def constants(head: jax.Array) -> tuple[jax.Array, ...]:
@@ -58,7 +58,7 @@ def enter(program: Program, token: Token, step: Step) -> None:
         del part
         y = (y + bias) * scale
         x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
-        p.leave(x, "qkv", head, mark=p.mark(token, step), layout=ROW)
+        p.publish(x, "qkv", head, mark=p.mark(token, step), layout=ROW)
         for first, memory in ((H, p.keys), (H + J, p.values)):
 
             @pl.when((head >= first) & (head < first + J))
@@ -93,7 +93,7 @@ def leave_attention(program: Program, token: Token, step: Step) -> None:
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
         place = pl.ds(offset, inputs.shape[1])
         places = [(name, c, place) for name in ("context", "weight") for c in range(C)]
-        found = p.take_up(*places, mark=p.mark(token, step))
+        found = p.receive(*places, mark=p.mark(token, step))
         parts, weights = found[:C], found[C:]
         top = reduce(jnp.maximum, weights)
         factors = [jnp.exp(one - top) for one in weights]
@@ -113,7 +113,7 @@ def feed(program: Program, token: Token, step: Step) -> None:
         if p.layout.parallel:
             state = entering(p, token, step)
         else:
-            state, *moves = p.take_up(*_state(p, step, "out"), mark=p.mark(token, step))
+            state, *moves = p.receive(*_state(p, step, "out"), mark=p.mark(token, step))
             state = state + reduce(add, moves)
         p.normalise(state, affine)
 
@@ -129,7 +129,7 @@ def feed(program: Program, token: Token, step: Step) -> None:
         del part
         y = activated(y + bias, layout.activation) * scale[0] if scale else y + bias
         place = tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)
-        p.leave(y, "up", *place, mark=p.mark(token, step), layout=ROW)
+        p.publish(y, "up", *place, mark=p.mark(token, step), layout=ROW)
 
     p.multiply("up", step, constants, prepare, p.take, store)
 
@@ -143,10 +143,10 @@ def leave_feedforward(program: Program, token: Token, step: Step) -> None:
         places = [("up", of, place) for of in range(p.layout.factors)]
         if p.layout.factors == 2:
             scale = p.vectors["hidden_scale"][step, place]
-            gate, value = p.take_up(*places, mark=p.mark(token, step))
+            gate, value = p.receive(*places, mark=p.mark(token, step))
             x = activated(gate, "silu") * value * scale
         else:
-            (x,) = p.take_up(*places, mark=p.mark(token, step))
+            (x,) = p.receive(*places, mark=p.mark(token, step))
         p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = x
         p.take(0, inputs)
 
@@ -167,7 +167,7 @@ def entering(program: Program, token: Token, step: Step) -> jax.Array:
 def moved(program: Program, token: Token, step: Step) -> jax.Array:
     """Returns the state (D,) after a step whose phases are done."""
     size = program.vectors["size"][step]
-    state, *moves = program.take_up(*_state(program, step, "out", "down"), mark=program.mark(token, step))
+    state, *moves = program.receive(*_state(program, step, "out", "down"), mark=program.mark(token, step))
     return state + size * reduce(add, moves)
 
 
@@ -187,7 +187,7 @@ def _leave(p: Program, name: str, branch: str, token: Token, step: Step, fill: F
     def store(tile: jax.Array, part: jax.Array, y: jax.Array, gate: jax.Array, bias: jax.Array) -> None:
         place = lax.rem(step, 2), part, pl.ds(tile * ROWS, ROWS)
         y = y * gate + bias * (part == 0).astype(jnp.float32)
-        p.leave(y, name, *place, mark=p.mark(token, step), layout=ROW)
+        p.publish(y, name, *place, mark=p.mark(token, step), layout=ROW)
 
     p.multiply(name, step, constants, lambda: None, fill, store)
 

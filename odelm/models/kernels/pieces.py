@@ -56,20 +56,20 @@ class Pieces:
         """Whether what belongs to a program's place may stay there: all steps have one block."""
         return self.meeting and self.matrices["qkv"].shape[0] == 1
 
-    def stays(self) -> jax.Array:
+    def resident(self) -> jax.Array:
         """Whether a piece is the only one that takes turns, with itself."""
         return (self.count() == 1) if self._same else jnp.bool(False)
 
-    def comes(self, name: str, step: jax.Array) -> jax.Array:
+    def awaited(self, name: str, step: jax.Array) -> jax.Array:
         """Whether a piece that is about to be used was sent for after the last use of its place."""
         if name in TURNS:
-            return ~self.stays()
+            return ~self.resident()
         return (step == 0) | (not (self._same and self.layout.rounds(name) == 1))
 
-    def goes(self, name: str, step: jax.Array) -> jax.Array:
+    def replaced(self, name: str, step: jax.Array) -> jax.Array:
         """Whether a piece that has been used makes room for another one."""
         if name in TURNS:
-            return ~self.stays()
+            return ~self.resident()
         return jnp.bool(not (self._same and self.layout.rounds(name) == 1))
 
     def wait(self, name: str) -> None:

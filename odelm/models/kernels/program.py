@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu
 from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
 from odelm.models.kernels.marked import ROW, put_marked, read_marked
 from odelm.models.kernels.pieces import Pieces, share
-from odelm.models.kernels.signals import arrive, order_copies_after_stores, unknown, wait
+from odelm.models.kernels.signals import arrive, opaque, order_copies_after_stores, wait
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
@@ -71,22 +71,27 @@ class Program:
     @property
     def marked(self) -> bool:
         """Whether what is handed on within a token has marks."""
-        return self.meeting and self.layout.programs > 1 and self.layout.marks
+        return self.meeting and self.layout.marked
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether there are other programs to wait for."""
+        return self.meeting and self.layout.programs > 1
 
     def mark(self, token: Token, step: jax.Array) -> jax.Array:
         """Returns the mark of what is handed on in a step: no other step of a launch has it, and it is not 0."""
         return token.number * self.layout.steps + step + 1
 
-    def leave(self, x: jax.Array, name: str, *place: Any, mark: jax.Array, layout: Any) -> None:
-        """Hands on a vector under a name."""
+    def publish(self, x: jax.Array, name: str, *place: Any, mark: jax.Array, layout: Any) -> None:
+        """Writes a vector under a name, for the other programs."""
         ref = self.between[name].at[place]
         if self.marked:
             put_marked(x, ref, mark, layout)
         else:
             put(x, ref)
 
-    def take_up(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
-        """Returns vectors of one length that were handed on, (name, *place) each; the last should come last."""
+    def receive(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
+        """Returns published vectors of one length, (name, *place) each, the one that is expected last at the end."""
         refs = [self.between[name].at[tuple(place)] for name, *place in places]
         if self.marked:
             return read_marked(refs, mark, layout)
@@ -95,15 +100,15 @@ class Program:
     def arrive(self, part: jax.Array) -> None:
         """Says that this program has done its `part` of a phase, if it has one.
 
-        Who has none does not keep others waiting: what it reads has to stay until it comes to do something.
+        A program without a part does not delay the others, so what it reads must not change before its next part.
         """
-        if self.meeting and self.layout.programs > 1:
+        if self.shares_work:
             with jax.named_scope("arrive"):
                 pl.when(part)(lambda: arrive(self.between["arrived"]))
 
     def wait(self, count: jax.Array) -> None:
         """Waits until programs have arrived `count` times in all. What they wrote before is then seen."""
-        if self.meeting and self.layout.programs > 1:
+        if self.shares_work:
             with jax.named_scope("wait"):
                 wait(self.between["arrived"], count)
 
@@ -119,18 +124,18 @@ class Program:
             return self.me < self.layout.participants()
         return reduce(jnp.logical_or, [self.pieces.has(name, 0) for name in names])
 
-    def anew(self) -> "Program":
-        """Returns this program with numbers that the compiler takes for other ones.
+    def with_opaque_numbers(self) -> "Program":
+        """Returns this program with its numbers hidden from the compiler.
 
-        It would compute all addresses that depend on them before all loops, far more than there are registers.
+        Otherwise it computes all addresses that depend on them before the loops, more than there are registers for.
         """
-        if not (self.meeting and self.layout.programs > 1):
+        if not self.shares_work:
             return self
-        return replace(self, me=unknown(self.me), zero=unknown(jnp.int32(0)))
+        return replace(self, me=opaque(self.me), zero=opaque(jnp.int32(0)))
 
     def see_stores(self) -> None:
         """Lets the copies that this program starts see what programs stored before they met."""
-        if self.meeting and self.layout.programs > 1:
+        if self.shares_work:
             order_copies_after_stores()
 
     def share(self, count: int, work: Callable[[Any, jax.Array], None]) -> None:
@@ -158,10 +163,10 @@ class Program:
             with jax.named_scope("fill"):
                 fill(lax.rem(item, splits) * size, inputs)
                 plgpu.commit_smem()
-            pl.when(pieces.comes(name, step))(lambda: pieces.wait(name))
+            pl.when(pieces.awaited(name, step))(lambda: pieces.wait(name))
             with jax.named_scope("product"):
                 sums = self.product(lambda acc: pieces.multiply(name, acc, inputs))
-            pl.when(pieces.goes(name, step))(lambda: pieces.fetch_after(name, number, step))
+            pl.when(pieces.replaced(name, step))(lambda: pieces.fetch_after(name, number, step))
             with jax.named_scope("store"):
                 store(item // splits, lax.rem(item, splits), sums, *given)
 
@@ -175,7 +180,7 @@ class Program:
     def begin(self) -> None:
         """Sends for the first piece of every place, and waits for the one that stays."""
         self.pieces.fetch_first(TURNS, jnp.int32(0))
-        pl.when(self.pieces.stays())(lambda: self.pieces.wait(TURNS[0]))
+        pl.when(self.pieces.resident())(lambda: self.pieces.wait(TURNS[0]))
         self.begin_token()
 
     def begin_token(self) -> None:
@@ -185,7 +190,7 @@ class Program:
     def end(self) -> None:
         """Waits for what is still on its way."""
         pieces = self.pieces
-        pl.when((pieces.count() > 0) & ~pieces.stays())(lambda: pieces.wait(TURNS[0]))
+        pl.when((pieces.count() > 0) & ~pieces.resident())(lambda: pieces.wait(TURNS[0]))
         pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
@@ -212,12 +217,8 @@ class Program:
             self.near["state"].at[pl.ds(0, self.layout.width)][...] = h * scale + shift
 
     def take(self, offset: jax.Array | int, inputs: Ref) -> None:
-        """Writes a slice of the normalised state into the right side of a product."""
-        self.spread(vector(self.near["state"].at[pl.ds(offset, inputs.shape[1])]), inputs)
-
-    def spread(self, x: jax.Array, inputs: Ref) -> None:
-        """Writes a vector into all columns of the right side of a product."""
-        columns = inputs.transpose((1, 0))
+        """Writes a slice of the vector kept near into all columns of the right side of a product."""
+        x, columns = vector(self.near["state"].at[pl.ds(offset, inputs.shape[1])]), inputs.transpose((1, 0))
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 
     def turned(self, x: jax.Array) -> jax.Array:

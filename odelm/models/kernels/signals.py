@@ -1,12 +1,15 @@
-"""What tells programs of a kernel of each other, and the compiler of nothing."""
+"""Signals between the programs of a kernel, for which Pallas lacks a name, and numbers hidden from the compiler."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu
 
 plgpu: Any = mosaic_gpu
+mosaic: Any = utils
+"""What Pallas makes kernels of, whose names differ between releases of JAX too."""
 Ref = Any
 
 
@@ -15,7 +18,6 @@ def arrive(counter: Ref) -> None:
 
     (The semaphores of Pallas are seen by other devices too, which takes longer.)
     """
-    mosaic = _mosaic()
 
     def signal(context: Any, counter: Any) -> None:
         del context
@@ -27,7 +29,6 @@ def arrive(counter: Ref) -> None:
 
 def wait(counter: Ref, target: jax.Array) -> None:
     """Waits until a counter, int32 (1,) in global memory, has reached a target, int32 ()."""
-    mosaic = _mosaic()
 
     def reach(context: Any, counter: Any, target: Any) -> None:
         del context
@@ -37,9 +38,8 @@ def wait(counter: Ref, target: jax.Array) -> None:
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(reach)(counter, target)
 
 
-def unknown(number: jax.Array) -> jax.Array:
-    """Returns an int32 () unchanged, as a number of which the compiler knows nothing."""
-    mosaic = _mosaic()
+def opaque(number: jax.Array) -> jax.Array:
+    """Returns an int32 () unchanged, hidden from the compiler."""
     splat = plgpu.Layout.WG_SPLAT
 
     def same(context: Any, number: Any) -> Any:
@@ -55,17 +55,9 @@ def unknown(number: jax.Array) -> jax.Array:
 def order_copies_after_stores() -> None:
     """Orders the copying unit's reads of global memory after stores that this program knows of: it has a path to memory
     of its own (PTX, "Proxies")."""
-    mosaic = _mosaic()
 
     def order(context: Any) -> None:
         del context
         mosaic.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
 
     plgpu.inline_mgpu()(order)()
-
-
-def _mosaic() -> Any:
-    """Returns what a kernel is made of where Pallas has no name for it."""
-    from jax.experimental.mosaic.gpu import utils
-
-    return utils

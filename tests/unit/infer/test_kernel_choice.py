@@ -50,7 +50,7 @@ def test_drawing_among_the_likeliest_needs_the_kernel_that_stays_and_its_name(mo
     device = card(monkeypatch)
     assert "top_k" in choose("auto", None, device, filtered=True).reason
     assert choose("persistent", None, device, filtered=True) == Choice("persistent")
-    with pytest.raises(odelm.InputError, match="top_k, which is no launches'"):
+    with pytest.raises(odelm.InputError, match="top_k, which launches do not support"):
         choose("launches", None, device, filtered=True)
 
 
