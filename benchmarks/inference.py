@@ -8,7 +8,7 @@ odelm compiles alone, because XLA chooses kernels by timing them; then they are 
 all others wait. A size is a batch and a length. A decoder continues prompts of that length greedily by as many tokens,
 with a memory: the time of a token is that of all but the first, which comes with the prompt. `transformers` has GPT-2's
 block and a static cache, once by `generate` and once by a loop written for it, which replays CUDA graphs; odelm has its
-default block, at full depth and at a half, a third and a quarter of the steps. An encoder is ALBERT's on both sides,
+default block, at full depth and at `--parts` of its steps. An encoder is ALBERT's on both sides,
 from tokens to the last hidden states, padding allowed for.
 """
 
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.inference_peers import transformers_encode, transformers_generate, transformers_loop
 from benchmarks.timing import ENCODER_WORDS, ENCODERS, Measure, Times, median_seconds
@@ -44,7 +45,7 @@ def odelm_decode(options: argparse.Namespace) -> Measure:
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.batch, length)).tolist()
-    generators = {f"{n} steps": odelm.Generator(model, steps=n) for n in _counts(shape["depth"])}
+    generators = {f"{n} steps": odelm.Generator(model, steps=n) for n in _counts(shape["depth"], options)}
     if options.quantize:
         small = odelm.quantize(model, options.quantize)
         for n in (shape["depth"], shape["depth"] // 4):
@@ -71,6 +72,7 @@ def odelm_encode(options: argparse.Namespace) -> Measure:
     from flax import nnx
 
     import odelm
+    from odelm.infer import on_gpu
     from odelm.infer.runner import Runner
     from odelm.models import Inputs
 
@@ -79,15 +81,20 @@ def odelm_encode(options: argparse.Namespace) -> Measure:
     config = dataclasses.replace(recipe, **shape, time_modulation=False, dtype="bfloat16", vocab_size=ENCODER_WORDS)
     runner = Runner.of(odelm.create(config, rngs=nnx.Rngs(0)))
     tokens = jax.random.randint(jax.random.key(0), (options.batch, options.length), 0, ENCODER_WORDS)
-    # As `odelm.EncoderRunner` says padding.
-    inputs = Inputs(tokens, lengths=jnp.full(options.batch, options.length, jnp.int32))
-    encode = jax.jit(lambda params, plan, inputs: nnx.merge(runner.graph, params).encode(inputs, plan=plan))
-    plans = {f"{steps} steps": runner.plan(steps, "euler") for steps in _counts(shape["depth"])}
+    lengths = jnp.full(options.batch, options.length, jnp.int32)
+
+    @partial(on_gpu.BySize, texts=2)
+    def encode(params: Any, plan: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """As `odelm.EncoderRunner` does, without what it makes of the hidden states."""
+        model, plan = on_gpu.ready_to_read(nnx.merge(runner.graph, params), plan, tokens.size)
+        return model.encode(Inputs(tokens, lengths=lengths), plan=plan)
+
+    plans = {f"{steps} steps": runner.plan(steps, "euler") for steps in _counts(shape["depth"], options)}
 
     def measure(repeats: int = options.repeats) -> Times:
         return {
             label: median_seconds(
-                lambda plan=plan: encode(runner.params, plan, inputs).block_until_ready(), lambda: None, repeats
+                lambda plan=plan: encode(runner.params, plan, tokens, lengths).block_until_ready(), lambda: None, repeats
             )
             for label, plan in plans.items()
         }
@@ -96,8 +103,8 @@ def odelm_encode(options: argparse.Namespace) -> Measure:
     return measure
 
 
-def _counts(depth: int) -> list[int]:
-    return sorted({depth, depth // 2, depth // 3, depth // 4}, reverse=True)
+def _counts(depth: int, options: argparse.Namespace) -> list[int]:
+    return [depth // int(part) for part in options.parts.split(",")]
 
 
 ODELM = "odelm"
@@ -118,7 +125,7 @@ class Side:
         batch, length = size.split("x")
         self.name = name
         given = {"kind": options.kind, "shape": shape, "batch": batch, "length": length, "repeats": options.repeats}
-        given |= {"side": name, "quantize": options.quantize}
+        given |= {"side": name, "quantize": options.quantize, "parts": options.parts}
         command = [sys.executable, "-m", "benchmarks.inference", *(f"--{key}={given[key]}" for key in given)]
         # The card is shared by processes of which one works at a time.
         shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
@@ -201,6 +208,7 @@ def main() -> None:
     parser.add_argument("--size", default="1x128", help="batch x length, several as A,B")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", default="1,2,3,4", help="odelm takes 1/1, 1/2, ... of its full depth's steps")
     parser.add_argument("--quantize", default="", help="decode: also with matrices of 8 bits, of this kind")
     parser.add_argument("--out", type=Path, help="a file for the seconds, as JSON")
     for name, kind in (("side", str), ("batch", int), ("length", int)):

@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from odelm import ode
 from odelm.errors import InputError, nearest
+from odelm.infer import on_gpu
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.slots import encode_in_slots, slots_for
@@ -258,7 +259,7 @@ def _prepared(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(on_gpu.BySize, texts=4, static_argnums=0)
 def _encode(
     graph: nnx.GraphDef,
     params: Any,
@@ -269,7 +270,8 @@ def _encode(
 ) -> Encoded:
     model, inputs = nnx.merge(graph, params), Inputs(tokens, lengths=lengths)
     if early_exit is None:
-        hidden, _ = model.run(inputs, plan)
+        model, ready = on_gpu.ready_to_read(model, plan, tokens.size)
+        hidden, _ = model.run(inputs, ready)
     else:
         hidden, _ = encode_in_slots(model, inputs, plan, early_exit, slots=slots_for(len(tokens)))
     real = within(lengths, tokens.shape[1])

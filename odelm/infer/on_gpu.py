@@ -1,22 +1,37 @@
-"""How a token is computed on a GPU, where launching a kernel costs as much as what it does.
+"""How a model is run on a GPU, where launching a kernel can cost as much as what it does.
 
-Measured on an H200 (docs/inference.md). Two things pay, and what is computed stays the same, up to rounding:
+Measured on an H200 (docs/inference.md). What is computed stays the same, up to rounding. Of a token that is decoded two
+things pay:
 
 - With a single row, XLA makes a product with a matrix a sum over its rows or its columns. Over the last axis that is
   one pass at the speed of memory; over the first it writes all products and reads them again. So kernels are turned
   once, before the loop over tokens.
 - With several rows the loop over the depth costs more than a step in it, so it is unrolled, for twice the compile time.
+
+Where an encoder reads texts:
+
+- The loop over the depth is unrolled too: it copies the state, and what a step needs of its time, at every step.
+- With many tokens the products are cuBLAS's, and end with the GELU. Triton's, which XLA prefers by timing them alone,
+  leave that to a pass of its own.
+- With very many, queries, keys and values are three products where nothing else is done to them: cuDNN's attention takes
+  them one by one, and cutting them out of one result takes longer than one large product saves.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from odelm.models import CausalLM
-from odelm.models.transformer import DepthPlan
+from odelm.models.attention import Attention
+from odelm.models.transformer import DepthPlan, SharedTransformer
+
+Model = TypeVar("Model", bound=SharedTransformer)
+MANY, VERY_MANY = 1024, 4096
+"""Tokens read at once from which cuBLAS's products pay, and three products. Measured are 128, 1,024 and 16,384."""
 
 
 def ready(model: CausalLM, plan: DepthPlan, rows: int) -> tuple[CausalLM, DepthPlan]:
@@ -24,9 +39,63 @@ def ready(model: CausalLM, plan: DepthPlan, rows: int) -> tuple[CausalLM, DepthP
     if jax.default_backend() != "gpu":
         return model, plan
     if rows > 1:
-        return model, tuple(dataclasses.replace(part, unroll=True) for part in plan)
+        return model, unrolled(plan)
     alone = jax.sharding.get_abstract_mesh().empty
     return with_inputs_last(model) if alone else model, plan
+
+
+def ready_to_read(model: Model, plan: DepthPlan, tokens: int) -> tuple[Model, DepthPlan]:
+    """Returns the model and the plan as so many tokens are read with: what is given, but of an encoder on a GPU."""
+    if jax.default_backend() != "gpu" or model.config.kind != "encoder":
+        return model, plan
+    return with_separate_maps(model) if tokens >= VERY_MANY else model, unrolled(plan)
+
+
+class BySize:
+    """A jitted function in which an encoder reads the tokens that are argument number `texts`.
+
+    `options` are those of `jax.jit`.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, texts: int, **options: Any):
+        self._texts = texts
+        self._few = jax.jit(function, **options)
+        self._many = jax.jit(function, compiler_options={"xla_gpu_enable_triton_gemm": False}, **options)
+
+    def __call__(self, *arguments: Any) -> Any:
+        many = jax.default_backend() == "gpu" and arguments[self._texts].size >= MANY
+        return (self._many if many else self._few)(*arguments)
+
+    def _cache_size(self) -> int:
+        """Returns how many programs were compiled, as of a jitted function."""
+        return self._few._cache_size() + self._many._cache_size()
+
+
+def unrolled(plan: DepthPlan) -> DepthPlan:
+    """Returns the plan without a loop over its steps."""
+    return tuple(dataclasses.replace(part, unroll=True) for part in plan)
+
+
+def with_separate_maps(model: Model) -> Model:
+    """Returns a copy that computes queries, keys and values by three products, where attention takes them as they are."""
+    config = model.config
+    if config.qk_norm or config.positions == "rotary" or config.layer_rank or config.wide_modulation:
+        return model
+    model = nnx.clone(model)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Attention) and type(module.qkv) is nnx.LinearGeneral:
+            module.separate = nnx.data(nnx.List(_part(module.qkv, number) for number in range(3)))
+    return model
+
+
+def _part(qkv: nnx.LinearGeneral, number: int) -> nnx.LinearGeneral:
+    """Returns the map of queries, keys or values alone, (D, H, K) of (D, 3, H, K)."""
+    part = nnx.clone(qkv)
+    part.out_features = qkv.out_features[1:]
+    part.kernel = nnx.Param(qkv.kernel[...][:, number])
+    if qkv.bias is not None:
+        part.bias = nnx.Param(qkv.bias[...][number])
+    return part
 
 
 def with_inputs_last(model: CausalLM) -> CausalLM:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from odelm import ode
 from odelm.errors import InputError
+from odelm.infer import on_gpu
 from odelm.models import CausalLM, Classifier, Encoder, MaskedLM
 from odelm.models.embed import Readout
 from odelm.models.parameters import abstract_like, parameters, with_parameters
@@ -19,20 +20,43 @@ from odelm.models.transformer import DepthPlan, SharedTransformer
 Model = TypeVar("Model", bound=SharedTransformer)
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Structure(nnx.GraphDef):
+    """The structure of a model, hashed once. Jitted functions take it as a static argument, and hash it in each call: of
+    a Flax graph that takes 300 us, more than it takes a GPU to read a prompt."""
+
+    _hash: int
+
+    @classmethod
+    def of(cls, graph: nnx.GraphDef) -> "Structure":
+        return cls(graph.nodes, graph.attributes, graph.num_leaves, hash(graph))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        same = isinstance(other, Structure) and self._hash == other._hash and self.num_leaves == other.num_leaves
+        return same and self.nodes == other.nodes and self.attributes == other.attributes
+
+
 @dataclass(frozen=True)
 class Runner:
     """A model split once into structure and parameters, so that jitted functions take the parameters as an argument."""
 
     model: CausalLM | MaskedLM | Classifier | Encoder
-    graph: nnx.GraphDef
+    graph: Structure
     params: Any
+    """Nested dicts, which JAX takes apart faster than Flax's state."""
     _plans: dict[tuple[Any, ...], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: CausalLM | MaskedLM | Classifier | Encoder) -> "Runner":
         model = in_compute_dtypes(model)
         graph, params = nnx.split(model, nnx.Param)
-        return cls(model, graph, params)
+        return cls(model, Structure.of(graph), nnx.to_pure_dict(params))
 
     def plan(
         self, steps: int, solver: str, integrator: str = "scan", grid: tuple[float, ...] | None = None
@@ -106,11 +130,11 @@ def _cast(module: nnx.Module, name: str, dtype: Any) -> None:
 def make_forward(graph: nnx.GraphDef) -> Callable[[Any, DepthPlan, jax.Array], jax.Array]:
     """Returns the jitted `forward(params, plan, tokens) -> logits`, float32 (B, L, V); compiled once a step count."""
 
-    @jax.jit
     def forward(params: Any, plan: DepthPlan, tokens: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(tokens, plan=plan)
+        model, ready = on_gpu.ready_to_read(nnx.merge(graph, params), plan, tokens.size)
+        return model(tokens, plan=ready)
 
-    return forward
+    return on_gpu.BySize(forward, texts=2)
 
 
 def make_adaptive(

@@ -31,6 +31,16 @@ def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
     return x if factor is None else (x.astype(factor.dtype) * along_last(factor, x.ndim)).astype(x.dtype)
 
 
+def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns `x` in a dtype of 16 bits as it will be written to memory, and read from there.
+
+    XLA keeps a wider number where it can. What reads it later then computes all of it again: of a norm, its sums too.
+    """
+    if x.dtype == dtype:
+        return x
+    return jax.lax.optimization_barrier(x.astype(dtype))
+
+
 def lookup(table: jax.Array, index: jax.Array, *, fill: float = math.nan) -> jax.Array:
     """Returns the rows (.., E) of `table` (V, E) at `index` (..); `fill` for an index that is not from 0 to V - 1."""
     spread = _spread(index, 1)

@@ -22,6 +22,8 @@ from odelm.models.view import Angles, View, rotary_angles
 CUDNN_FROM = 256
 """The length from which cuDNN's attention was measured to pay, with a mask or without (docs/results.md, "Attention on a
 GPU")."""
+CUDNN_FROM_OF_MANY, MANY = 128, 1024
+"""The same where the keys of all rows are at least so many."""
 
 
 SPLASH_LANES, SPLASH_FROM = 128, 512
@@ -59,6 +61,8 @@ class Attention(nnx.Module):
             kernel_init=initialize.branch_output(config),
             rngs=rngs,
         )
+        # Queries, keys and values by three maps in place of `qkv`: see odelm.infer.on_gpu.
+        self.separate: nnx.List[nnx.LinearGeneral] | None = None
         self.query_norm = Norm(config, K) if config.qk_norm else None
         self.key_norm = Norm(config, K) if config.qk_norm else None
 
@@ -101,6 +105,9 @@ class Attention(nnx.Module):
                 y = y + deltas[name](x.astype(y.dtype)).reshape(y.shape)
             return scaled(y, None if scales is None else scales[name])
 
+        if self.separate is not None:
+            q, k, v = (linear(x) for linear in self.separate)
+            return q, k, v
         if self.qkv is not None:
             qkv = mapped(self.qkv, "qkv")
             return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -191,8 +198,14 @@ def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Li
             f"{jax.default_backend()!r}; expected float16 or bfloat16, heads of a multiple of 8 up to 128, and a GPU: "
             "try 'auto'"
         )
-    pays = available and min(q.shape[1], k.shape[1]) >= CUDNN_FROM
-    return "cudnn" if implementation == "cudnn" or (implementation == "auto" and pays) else "xla"
+    return "cudnn" if implementation == "cudnn" or (implementation == "auto" and available and _pays(q, k)) else "xla"
+
+
+def _pays(q: jax.Array, k: jax.Array) -> bool:
+    """Returns whether cuDNN's attention pays."""
+    length = min(q.shape[1], k.shape[1])
+    many = q.shape[0] * length >= MANY
+    return length >= (CUDNN_FROM_OF_MANY if many else CUDNN_FROM)
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from odelm.config import ModelConfig
 from odelm.models import initialize
-from odelm.models.arrays import add, along_last, scaled
+from odelm.models.arrays import add, along_last, rounded, scaled
 from odelm.models.attention import Attention
 from odelm.models.feedforward import FeedForward
 from odelm.models.memory import Slot
@@ -133,10 +133,10 @@ class SharedBlock(nnx.Module):
         a = _moved(h, dt, condition.gate1, a)
         if self.norm2 is None:
             a = _moved(a, dt, condition.gate2, self._feed(h, condition, key2))
-            return self.norm1(a, affine=condition.norm1).astype(h.dtype), memory
-        a = self.norm1(a, affine=condition.norm1).astype(h.dtype)
+            return rounded(self.norm1(a, affine=condition.norm1), h.dtype), memory
+        a = rounded(self.norm1(a, affine=condition.norm1), h.dtype)
         moved = _moved(a, dt, condition.gate2, self._feed(a, condition, key2))
-        return self.norm2(moved, affine=condition.norm2).astype(h.dtype), memory
+        return rounded(self.norm2(moved, affine=condition.norm2), h.dtype), memory
 
     def __call__(
         self, h: jax.Array, t: jax.Array | float = 0.0, *, view: View | None = None, key: jax.Array | None = None

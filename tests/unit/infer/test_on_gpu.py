@@ -1,6 +1,7 @@
-"""What is decoded as on a GPU is what is decoded elsewhere."""
+"""What is computed as on a GPU is what is computed elsewhere."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -63,10 +64,56 @@ def test_a_gpu_decodes_what_a_cpu_does(prompts, draft_steps, make_model, monkeyp
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
+ENCODER = dict(
+    kind="encoder", norm="layernorm", norm_placement="post", positions="learned", qk_norm=False, bias=True, depth=4
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [dict(), dict(bias=False, groups=2), dict(norm_placement="pre", prelude=1)])
+def test_an_encoder_reads_on_a_gpu_what_it_does_elsewhere(options, make_model, tokens, monkeypatch):
+    model = make_model(**ENCODER | options)
+    plan = model.plan(steps=2)
+    expected = jax.jit(lambda: model(tokens, plan=plan))()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    few, many = (on_gpu.ready_to_read(model, plan, count) for count in (on_gpu.VERY_MANY - 1, on_gpu.VERY_MANY))
+    assert few[0] is model
+    kernels = [leaf.shape for path, leaf in nnx.to_flat_state(nnx.split(many[0])[1]) if "separate" in path]
+    assert len(kernels) == (6 if model.config.bias else 3) * (len(model.blocks) + len(model.prelude))
+    monkeypatch.undo()
+    for ready, its_plan in (few, many):
+        assert [part.unroll for part in its_plan] == [True] * len(plan)
+        found = jax.jit(lambda ready=ready, its_plan=its_plan: ready(tokens, plan=its_plan))()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(qk_norm=True), dict(positions="rotary"), dict(layer_rank=2)])
+def test_one_product_is_left_where_more_is_done_to_it(options, make_model):
+    model = make_model(**ENCODER | options)
+    assert on_gpu.with_separate_maps(model) is model
+
+
+def test_fewer_key_value_heads_have_their_own_map_already(make_model, tokens):
+    model = make_model(**ENCODER | dict(heads=4, kv_heads=2))
+    np.testing.assert_array_equal(on_gpu.with_separate_maps(model)(tokens), model(tokens))
+
+
+def test_many_tokens_are_read_by_a_program_of_their_own(monkeypatch):
+    read = on_gpu.BySize(lambda given, tokens: given + tokens.size, texts=1)
+    few, many = jnp.zeros(on_gpu.MANY - 1), jnp.zeros(on_gpu.MANY)
+    chosen = [[], []]
+    monkeypatch.setattr(read, "_few", lambda *given: chosen[0].append(given[1].size))
+    monkeypatch.setattr(read, "_many", lambda *given: chosen[1].append(given[1].size))
+    read(1, many)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    read(1, few), read(1, many)
+    assert chosen == [[on_gpu.MANY, on_gpu.MANY - 1], [on_gpu.MANY]], "XLA's options for a GPU are for a GPU"
+
+
 def test_nothing_is_changed_on_a_cpu_or_a_mesh(make_model, monkeypatch):
     model = make_model()
     plan = model.plan()
     assert on_gpu.ready(model, plan, 1) == (model, plan)
+    assert on_gpu.ready_to_read(make_model(**ENCODER), plan, 10_000)[1] is plan
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert on_gpu.ready(model, plan, 1)[0] is not model
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):

@@ -50,6 +50,21 @@ def test_inference_computes_what_evaluation_in_training_computes(make_model, tok
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_structure_is_hashed_once(make_model, tokens, monkeypatch):
+    """It is an argument of jitted functions, which hash it in each call."""
+    model = make_model(dtype="float32")
+    runner, same, other = Runner.of(model), Runner.of(model), Runner.of(make_model(dtype="float32", activation="relu"))
+    read = jax.jit(lambda graph, params: nnx.merge(graph, params)(tokens, steps=2), static_argnums=0)
+    read(runner.graph, runner.params)
+    hashed = []
+    monkeypatch.setattr(nnx.GraphDef, "__hash__", hashed.append)
+    read(runner.graph, runner.params), read(same.graph, same.params)
+    assert not hashed and read._cache_size() == 1, "equal structures share a program"
+    assert runner.graph != other.graph and runner.graph != model
+    read(other.graph, other.params)
+    assert read._cache_size() == 2
+
+
 def test_matrices_have_the_dtype_that_their_modules_compute_in(make_model):
     model = make_model(dtype="bfloat16", kind="encoder", embed_dim=8, sentence_order=True, token_types=2)
     own, cast = parameters(model), parameters(in_compute_dtypes(model))

@@ -13,9 +13,9 @@ from odelm.models.inputs import Inputs, within
 from odelm.models.view import View, rotary_angles
 
 
-def drawn(length: int, dtype=jnp.bfloat16, size: int = 64, heads: int = 2) -> list[jax.Array]:
+def drawn(length: int, dtype=jnp.bfloat16, size: int = 64, heads: int = 2, rows: int = 2) -> list[jax.Array]:
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.standard_normal((2, length, heads, size)), dtype) for _ in range(3)]
+    return [jnp.asarray(rng.standard_normal((rows, length, heads, size)), dtype) for _ in range(3)]
 
 
 def test_auto_takes_cudnn_where_it_pays(monkeypatch):
@@ -23,6 +23,10 @@ def test_auto_takes_cudnn_where_it_pays(monkeypatch):
     long, short = drawn(attention.CUDNN_FROM), drawn(attention.CUDNN_FROM - 1)
     assert choose_implementation("auto", *long[:2]) == "cudnn"
     assert choose_implementation("auto", *short[:2]) == "xla"
+    assert choose_implementation("auto", *drawn(128, rows=8)[:2]) == "cudnn"
+    assert choose_implementation("auto", *drawn(128, rows=7)[:2]) == "xla"
+    assert choose_implementation("auto", *drawn(200, rows=6)[:2]) == "cudnn"
+    assert choose_implementation("auto", *drawn(127, rows=9)[:2]) == "xla"
     assert choose_implementation("cudnn", *short[:2]) == "cudnn"
     assert choose_implementation("xla", *long[:2]) == "xla"
     assert choose_implementation("auto", *drawn(512, jnp.float32)[:2]) == "xla"
