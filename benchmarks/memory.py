@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --shape=small --rows=32 --length=4096
 
-All but the last 32 positions are a prompt of random tokens. `said` is `Generator.memory_bytes`, known before anything is
-allocated; `kept` is what the device has more in use once the prompt is read, `peak` the most while it is read, when the
-memory of the prompt is there twice, and what the program needs besides.
+All but the last 32 positions are a prompt of random tokens. `said` is `Generator.memory_bytes`, known before anything
+is allocated; `kept` is what the device has more in use once the prompt is read, `peak` the most while it is read, when
+the memory of the prompt is there twice, and what the program needs besides.
 """
 
 import argparse

@@ -23,8 +23,6 @@ from odelm.models.transformer import DepthPlan
 
 KERNELS = ("auto", "persistent", "launches", "xla")
 """What may be asked for; "auto" takes the first of the others that can decode the case."""
-CHECKED = 768
-"""The widest model whose tokens and log-probabilities were compared with float32's on a card."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
 Arrays = dict[str, jax.Array]
@@ -65,7 +63,7 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, runner.model.config.width, filtered=filtered)
+            self.choice = choose(self.asked, reason, device, filtered=filtered)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -82,17 +80,14 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, width: int = CHECKED, *, filtered: bool = False) -> Choice:
-    """Returns what decodes a model of a width on a device, if the case has no `reason` against kernels; `filtered` is
-    whether tokens are drawn with `top_k`."""
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
+    """Returns what decodes on a device, if the case has no `reason` against kernels; `filtered` is whether tokens are
+    drawn with `top_k`."""
     reason = reason or _no_card(device)
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
-    if reason is None and asked == "auto" and width > CHECKED:
-        reason = f"kernels of width {width} were not checked on a card: ask for one by name"
-    if reason is None and filtered and (few or asked in ("auto", "launches")):
-        forced = "is not checked on a card yet: ask for kernel 'persistent' by name"
-        reason = f"tokens are drawn with top_k, which {forced if asked == 'auto' else 'launches do not support'}"
+    if reason is None and filtered and (few or asked == "launches"):
+        reason = "tokens are drawn with top_k, which launches do not support"
     if reason is None and few and asked == "persistent":
         reason = f"the card runs {at_once} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:

@@ -13,8 +13,8 @@ Where an encoder reads texts:
 - The loop over the depth is unrolled too: it copies the state, and what a step needs of its time, at every step.
 - With many tokens the products are cuBLAS's, and end with the GELU. Triton's, which XLA prefers by timing them alone,
   leave that to a pass of its own.
-- With very many, queries, keys and values are three products where nothing else is done to them: cuDNN's attention takes
-  them one by one, and cutting them out of one result takes longer than one large product saves.
+- With very many, queries, keys and values are three products where nothing else is done to them: cuDNN's attention
+  takes them one by one, and cutting them out of one result takes longer than one large product saves.
 """
 
 import dataclasses
@@ -77,7 +77,8 @@ def unrolled(plan: DepthPlan) -> DepthPlan:
 
 
 def with_separate_maps(model: Model) -> Model:
-    """Returns a copy that computes queries, keys and values by three products, where attention takes them as they are."""
+    """Returns a copy that computes queries, keys and values by three products; the model itself where more is done to
+    them."""
     config = model.config
     if config.qk_norm or config.positions == "rotary" or config.layer_rank or config.wide_modulation:
         return model

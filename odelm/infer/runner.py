@@ -23,8 +23,8 @@ Model = TypeVar("Model", bound=SharedTransformer)
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Structure(nnx.GraphDef):
-    """The structure of a model, hashed once. Jitted functions take it as a static argument, and hash it in each call: of
-    a Flax graph that takes 300 us, more than it takes a GPU to read a prompt."""
+    """The structure of a model, hashed once. Jitted functions take it as a static argument, and hash it in each call:
+    of a Flax graph that takes 300 us, more than it takes a GPU to read a prompt."""
 
     _hash: int
 

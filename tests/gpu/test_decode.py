@@ -108,6 +108,41 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, monkeypatch):
         assert float(jnp.abs(error).max()) <= rounding
 
 
+@pytest.mark.parametrize("top_k", [3, 40])
+def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
+    monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
+    exact = model_of(parallel_branches=True)
+    runner = Runner.of(with_dtype(exact, "bfloat16"))
+    plan, sampling = runner.model.plan(steps=3), sampling_options(temperature=1.0, top_k=top_k)
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, sampled=True, filtered=True))
+
+    @jax.jit
+    def run(params, prompt):
+        model = nnx.merge(runner.graph, params)
+        state = begun(model, plan, prompt)
+        tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
+        by_kernel = advance_in_kernel(tables, state, sampling, NEW, kernels=kernels, end=-1)
+        return by_kernel, advance(model, plan, state, sampling, NEW, end=-1)
+
+    equal, drawn = [], set()
+    for seed in range(8):
+        prompt = prompt_of(exact, seed)
+        found, expected = run(runner.params, prompt)
+        equal.append((found.tokens == expected.tokens).mean())
+        text = jnp.asarray(np.concatenate([prompt, found.tokens[0]]))[None, :-1]
+        with jax.default_matmul_precision("highest"):
+            logits = with_dtype(exact, "float32")(text, steps=3)[0, PROMPT - 1 :]
+        chosen = jnp.take_along_axis(logits, found.tokens[0][:, None], 1)[:, 0]
+        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        least = jax.lax.top_k(logits, top_k)[0][:, -1]
+        assert float((least - chosen)[1:].max()) <= rounding, "the first token comes with the prompt"
+        error = found.logprobs[0] - (chosen - jax.nn.logsumexp(logits, axis=-1))
+        assert float(jnp.abs(error).max()) <= rounding
+        drawn |= set(np.asarray((logits > chosen[:, None]).sum(-1))[1:].tolist())
+    assert len(drawn) >= top_k / 2, "not only the likeliest"
+    assert np.mean(equal) > 0.5, "they part where two scores are as good as equal"
+
+
 def test_a_kernel_goes_on_in_parts_as_at_once():
     runner = Runner.of(with_dtype(model_of(prelude=1), "bfloat16"))
     plan = runner.model.plan(steps=2)
