@@ -118,7 +118,10 @@ def with_options(model: Model, **options: Any) -> Model:
     if "dtype" in options:
         options["residual_dtype"] = "auto"
     config = dataclasses.replace(model.config, **options).validate()
-    return with_parameters(abstract_like(model, config), parameters(model))
+    made = abstract_like(model, config)
+    if "head/tokens" in (given := parameters(model)) and not hasattr(made.head, "tokens"):
+        made.head.tokens = model.head.tokens  # of a model that `in_compute_dtypes` has given a readout of its own
+    return with_parameters(made, given)
 
 
 def _cast(module: nnx.Module, name: str, dtype: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from odelm.infer.runner import Runner, in_compute_dtypes, make_forward
+from odelm.infer.runner import Runner, in_compute_dtypes, make_forward, with_options
 from odelm.models.parameters import parameters
 from tests.calls import compiled
 
@@ -48,6 +48,15 @@ def test_inference_computes_what_evaluation_in_training_computes(make_model, tok
     expected = jax.jit(lambda params: nnx.merge(graph, params)(tokens, steps=2))(params)
     found = make_forward(runner.graph)(runner.params, compiled(model.plan)(steps=2), jnp.asarray(tokens))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_made_ready_takes_other_options(make_model, tokens, tied):
+    model = make_model(dtype="bfloat16", tie_readout=tied)
+    ready = with_options(Runner.of(model).model, kv_span=2)
+    expected = Runner.of(with_options(model, kv_span=2)).model
+    assert ready.config.kv_span == 2
+    np.testing.assert_array_equal(compiled(ready)(tokens), compiled(expected)(tokens))
 
 
 def test_a_structure_is_hashed_once(make_model, tokens, monkeypatch):
