@@ -7,7 +7,7 @@ from flax import nnx
 
 from odelm.errors import InputError
 from odelm.infer.encoder_runner import EncoderRunner
-from odelm.infer.slots import encode_in_slots, slots_for
+from odelm.infer.slots import ASKED_AFTER, encode_in_slots, slots_for
 from odelm.models import Classifier, Inputs
 from odelm.models.early_exit import EarlyExit
 from odelm.models.exit_pass import encode_with_exits
@@ -30,18 +30,21 @@ def test_rows_in_slots_are_those_of_a_pass(options, measure, make_model):
     np.testing.assert_allclose(states[real], expected[real], rtol=0, atol=ATOL)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("slots", [1, 7, 20])
-def test_any_number_of_slots_will_do(slots, make_model):
-    model, rule = make_model(depth=8), EarlyExit(0.1)
+def test_any_number_of_slots_will_do(slots, backend, make_model, monkeypatch):
+    model, rule = make_model(depth=8, dtype="float32"), EarlyExit(0.1)
     segments = np.repeat([[0, 0, 0, 1, 1, 1, 1, 2, 2]], 7, axis=0)
     inputs = Inputs(ROWS, segments=segments)
     expected, counts = jitted(lambda model: encode_with_exits(model, inputs, model.plan(), rule), model)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     states, same = jitted(lambda model: encode_in_slots(model, inputs, model.plan(), rule, slots=slots), model)
     assert np.asarray(same).tolist() == np.asarray(counts).tolist()
     np.testing.assert_allclose(states, expected, rtol=0, atol=ATOL)
 
 
-def test_a_step_of_all_slots_is_taken_for_each_of_them(make_model, monkeypatch):
+@pytest.mark.parametrize(("backend", "more"), [("cpu", 0), ("gpu", ASKED_AFTER - 1)])
+def test_a_step_of_all_slots_is_taken_for_each_of_them(backend, more, make_model, monkeypatch):
     """So many steps as the rows take evaluations in all, shared out over the slots, and those of a last row alone."""
     model, calls = make_model(depth=8), []
     block = type(model.blocks[0])
@@ -52,11 +55,12 @@ def test_a_step_of_all_slots_is_taken_for_each_of_them(make_model, monkeypatch):
         return step(self, **options)
 
     monkeypatch.setattr(block, "step", counted)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     _, counts = jitted(lambda model: encode_in_slots(model, Inputs(ROWS), model.plan(), EarlyExit(0.5), slots=2), model)
     jax.effects_barrier()
     total = int(np.asarray(counts).sum())
     assert total < 8 * 7
-    assert total / 2 <= len(calls) <= total / 2 + int(np.asarray(counts).max()) / 2
+    assert total / 2 <= len(calls) <= total / 2 + int(np.asarray(counts).max()) / 2 + more
 
 
 @pytest.mark.thorough
@@ -81,8 +85,10 @@ def test_a_classifier_leaves_by_its_class(make_model):
     assert np.asarray(same).tolist() == counts.tolist()
 
 
-def test_mistakes_are_told(make_model):
+def test_mistakes_are_told(make_model, monkeypatch):
     model = make_model()
     with pytest.raises(InputError, match="slots is 0, expected 1 or more"):
         encode_in_slots(model, Inputs(ROWS), model.plan(), EarlyExit(0.1), slots=0)
     assert [slots_for(batch) for batch in (1, 3, 8, 33)] == [1, 1, 2, 8]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [slots_for(batch) for batch in (1, 3, 8, 33)] == [1, 1, 4, 16]
