@@ -51,6 +51,10 @@ def ready_to_read(model: Model, plan: DepthPlan, tokens: int) -> tuple[Model, De
     return with_separate_maps(model) if tokens >= VERY_MANY else model, unrolled(plan)
 
 
+TOLD = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
+"""What XLA is told of a program that reads many tokens: no products of Triton's, and none that was three before."""
+
+
 class BySize:
     """A jitted function in which an encoder reads the tokens that are argument number `texts`.
 
@@ -60,7 +64,7 @@ class BySize:
     def __init__(self, function: Callable[..., Any], *, texts: int, **options: Any):
         self._texts = texts
         self._few = jax.jit(function, **options)
-        self._many = jax.jit(function, compiler_options={"xla_gpu_enable_triton_gemm": False}, **options)
+        self._many = jax.jit(function, compiler_options=TOLD, **options)
 
     def __call__(self, *arguments: Any) -> Any:
         many = jax.default_backend() == "gpu" and arguments[self._texts].size >= MANY

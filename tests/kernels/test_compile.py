@@ -1,9 +1,11 @@
-"""The kernels are compiled for an H200 by a machine that has none, where JAX's plugin for CUDA is installed."""
+"""Programs are compiled for an H200 by a machine that has none, where JAX's plugin for CUDA is installed."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ if importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("
     pytest.skip("jax-cuda12-plugin is not installed (`make test-newest` does)", allow_module_level=True)
 
 
+H200 = "benchmarks/h200.textproto"
 CASES = {
     "--model=small-decoder --steps=3": "persistent,launches",
     "--shape=small --steps=12 --parallel --temperature=1 --top_k=40": "persistent",
@@ -22,10 +25,23 @@ CASES = {
 
 @pytest.mark.parametrize("options", CASES)
 def test_kernels_compile_for_a_card_that_is_not_there(options):
-    command = [sys.executable, "-m", "benchmarks.decode_kernel", f"--how={CASES[options]}"]
-    command += [*options.split(), "--compile_for=benchmarks/h200.textproto"]
+    printed = run("benchmarks.decode_kernel", f"--how={CASES[options]}", *options.split(), f"--compile_for={H200}")
+    for how in CASES[options].split(","):
+        assert f"{how}: compiled" in printed
+
+
+def test_an_encoder_reads_many_tokens_by_products_that_end_with_the_gelu():
+    product = r'= \(bf16\[4096,(\d+)\].*custom_call_target="__cublas.*?"epilogue":"(\w+)"'
+    found = Counter(re.findall(product, run("tests.kernels.reader", H200)))
+    steps = 2
+    assert found.pop(("3072", "BIAS_GELU")) == steps
+    assert {size for size, _ in found} == {"768"} and found.total() == 5 * steps, "queries, keys, values; out; down"
+
+
+def run(module: str, *arguments: str) -> str:
+    """Returns what a module prints on a machine without a card."""
     environment = os.environ | {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    for how in CASES[options].split(","):
-        assert f"{how}: compiled" in done.stdout
+    return done.stdout
