@@ -48,10 +48,11 @@ def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Ar
         first = (p.me + n * layout.programs) * ROWS
         words = first + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
         with jax.named_scope("product"):
-            its = jnp.where(words < layout.words, p.product(lambda acc: _add_pieces(p, n, acc)), LEAST)
+            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, p.inputs)), LEAST)
         scores = its
         if layout.sampled:
-            scores = jnp.where(words < layout.words, _noisy(p, its, words, number), LEAST)
+            scores = its / p.vectors["temperature"][0] + noise(p, words, number)
+            scores = jnp.where(words < layout.words, scores, LEAST)
         if layout.filtered:
             p.near["logits"].at[n][...] = its
             p.near["scores"].at[n][...] = scores
@@ -61,10 +62,10 @@ def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Ar
         score, word, logit = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
         return score, word, logit, new, total
 
-    least, none, nothing = _empty(p)
-    score, word, logit, top, total = lax.fori_loop(0, _tiles(p), tile, (least, none, least, least, nothing))
+    least, none, nothing = empty(p)
+    score, word, logit, top, total = lax.fori_loop(0, tiles(p), tile, (least, none, least, least, nothing))
     most = jnp.max(top)
-    _leave(p, number, *_best_of(p, score, word, logit), most, jnp.sum(total * jnp.exp(top - most)))
+    leave(p, number, *_best_of(p, score, word, logit), most, jnp.sum(total * jnp.exp(top - most)))
 
 
 def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -81,7 +82,7 @@ def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Arr
 
     def again(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         _, floor, _, _, met = carry
-        _leave(p, number, *_best_above(p, floor))
+        leave(p, number, *_best_above(p, floor))
         met = p.meet(met)
         word, logit, logprob = choose(p, number)
         count, met = _likelier(p, logit, met)
@@ -105,11 +106,16 @@ def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array, j
     logit = jnp.max(jnp.where(there, jnp.where(words == word, logits, LEAST), LEAST))
     top = jnp.max(tops)
     total = jnp.sum(jnp.where(there, sums, 0.0) * jnp.exp(tops - top))
+    if layout.rounded:  # the sum has the chosen word's rounded logit
+        rounded = program.between["best_rounded"][lax.rem(number, 2)]
+        its = jnp.exp(logit - top)
+        total = total - jnp.exp(jnp.max(jnp.where(there & (words == word), rounded, LEAST)) - top)
+        total = jnp.maximum(total, 0.0) + its
     # Where no logit is a number, any token that has an embedding.
     return jnp.minimum(word, layout.words - 1), logit, logit - top - jnp.log(total)
 
 
-def _empty(p: Program) -> tuple[jax.Array, jax.Array, jax.Array]:
+def empty(p: Program) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns where a search over tiles begins, (`ROWS`,) each: the least score, no word, and 0."""
     values = jnp.float32(LEAST), jnp.int32(p.layout.vocabulary), jnp.float32(0)
     least, none, nothing = (plgpu.layout_cast(jnp.full((ROWS,), value), ROW) for value in values)
@@ -133,8 +139,8 @@ def _best_above(p: Program, floor: jax.Array) -> tuple[jax.Array, ...]:
         better = scores > best[0]
         return tuple(jnp.where(better, *one) for one in zip((scores, words, logits), best, strict=True))
 
-    least, none, _ = _empty(p)
-    return _best_of(p, *lax.fori_loop(0, _tiles(p), tile, (least, none, least)))
+    least, none, _ = empty(p)
+    return _best_of(p, *lax.fori_loop(0, tiles(p), tile, (least, none, least)))
 
 
 def _likelier(p: Program, logit: jax.Array, met: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -143,25 +149,25 @@ def _likelier(p: Program, logit: jax.Array, met: jax.Array) -> tuple[jax.Array, 
     def tile(n: jax.Array, count: jax.Array) -> jax.Array:
         return count + (vector(p.near["logits"].at[n]) > logit).astype(jnp.float32)
 
-    p.between["likelier"][p.me] = jnp.sum(lax.fori_loop(0, _tiles(p), tile, _empty(p)[2]))
+    p.between["likelier"][p.me] = jnp.sum(lax.fori_loop(0, tiles(p), tile, empty(p)[2]))
     met = p.meet(met)
     there = plgpu.broadcasted_iota(jnp.int32, (p.layout.slots,), 0) < p.layout.programs
     return jnp.sum(jnp.where(there, p.between["likelier"][...], 0.0)), met
 
 
-def _leave(p: Program, number: jax.Array, *values: jax.Array) -> None:
+def leave(p: Program, number: jax.Array, *values: jax.Array) -> None:
     """Leaves the first ones of `BEST` for `choose`."""
     for name, value in zip(BEST, values, strict=False):
         p.between[name][lax.rem(number, 2), p.me] = value
 
 
-def _noisy(program: Program, logits: jax.Array, words: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns logits / temperature + noise."""
-    temperature, keys = program.vectors["temperature"][0], program.vectors["keys"]
+def noise(program: Program, words: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns what is added to the scores of words where the `number`-th token is drawn."""
+    keys = program.vectors["keys"]
     bits = _random_bits(keys[number, 0], keys[number, 1], words.astype(jnp.uint32))
     ones = (bits >> 9) | jnp.uint32(0x3F800000)  # floats from 1 up to 2
     uniform = jnp.maximum(lax.bitcast_convert_type(ones, jnp.float32) - 1.0 + TINY, TINY)
-    return logits / temperature - jnp.log(-jnp.log(uniform))
+    return -jnp.log(-jnp.log(uniform))
 
 
 def _random_bits(key0: jax.Array, key1: jax.Array, places: jax.Array) -> jax.Array:
@@ -185,7 +191,7 @@ BEST = ("best", "best_word", "best_logit", "top_logit", "sum")
 """Under which names a program keeps its `Best` for the others."""
 
 
-def _tiles(program: Program) -> jax.Array:
+def tiles(program: Program) -> jax.Array:
     return pl.cdiv(program.layout.vocabulary // ROWS - program.me, program.layout.programs)
 
 
@@ -194,7 +200,7 @@ def _parts(program: Program) -> int:
 
 
 def _pieces(program: Program) -> jax.Array:
-    return _tiles(program) * _parts(program)
+    return tiles(program) * _parts(program)
 
 
 def _fetch(program: Program, piece: jax.Array) -> None:
@@ -205,14 +211,14 @@ def _fetch(program: Program, piece: jax.Array) -> None:
     plgpu.copy_gmem_to_smem(here, near["readout"].at[slot], near["readout_arrival"].at[slot])
 
 
-def _add_pieces(program: Program, tile: jax.Array, acc: Ref) -> None:
-    """Multiplies the pieces of a tile by the state, and sends for another one as soon as the place of each is free."""
+def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref) -> None:
+    """Multiplies the pieces of a tile by the state, (columns, width), and sends for another one as soon as the place of each is free."""
     layout, near, parts = program.layout, program.near, _parts(program)
     for part in range(parts):
         piece = tile * parts + part
         slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring
         plgpu.barrier_wait(near["readout_arrival"].at[slot])
-        inputs = program.inputs.at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
+        inputs = state.at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
         plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))
         plgpu.wgmma_wait(0)
         pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))

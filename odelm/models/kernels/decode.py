@@ -15,6 +15,7 @@ from odelm.models.kernels.choice import choose, drain_readout, read_out, send_fo
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import moved, phases_of
 from odelm.models.kernels.program import Program, Ref, Token, exchanged, scratch
+from odelm.models.kernels.rounded import read_out_rounded
 
 plgpu: Any = mosaic_gpu
 Arrays = dict[str, jax.Array]
@@ -173,13 +174,17 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
     met = lax.fori_loop(0, layout.steps, step, met)
     with jax.named_scope("read_out"):
         affine = program.affine("end")
-        read_out(program, moved(program, token, jnp.int32(last)), affine, token.number)
+        _read_out(program, moved(program, token, jnp.int32(last)), affine, token.number)
     program.arrive(jnp.bool(True))
     program.begin_token()
     send_for_readout(program, early=True)
     met = met + layout.programs
     program.wait(met)
     return met
+
+
+def _read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array) -> None:
+    (read_out_rounded if program.layout.rounded else read_out)(program, state, affine, number)
 
 
 def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref]) -> jax.Array:
@@ -201,7 +206,7 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         send_for_readout(program, early=True)
         send_for_readout(program, early=False)
         affine = program.affine("end")
-        read_out(program, moved(program, token, jnp.int32(layout.steps - 1)), affine, numbers[2])
+        _read_out(program, moved(program, token, jnp.int32(layout.steps - 1)), affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
         found, _, logprob = choose(program, numbers[2])

@@ -16,7 +16,7 @@ COLUMNS = 8
 """Columns of the other factor, the fewest of that instruction. For one row of the batch all are equal. In shared memory
 each is a row: where inputs come first there, 16 columns are needed, and matrices are copied by 32 bytes, not 128."""
 RING_SLICES = (128, 64)
-"""Inputs of the readout's rows that a program multiplies at a time, by preference."""
+"""Inputs of the readout's rows that a program multiplies at a time, by preference; of rows of 8 bits the first."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
@@ -80,6 +80,19 @@ class Layout:
     ring: int = 3
     """Pieces of the readout that are on their way or in use; the last ones keep a piece of `out` until then."""
     ring_slice: int = RING_SLICES[-1]
+    readout_bits: int = 16
+    """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
+    `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`."""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the readout's rows are rounded to int8."""
+        return self.readout_bits == 8
+
+    @property
+    def out_places(self) -> int:
+        """In how many places a piece of `out` is kept: those of the readout's ring, if that has the same dtype."""
+        return 1 if self.rounded else self.out_slice // self.ring_slice
 
     @property
     def mapped_heads(self) -> int:
@@ -138,7 +151,7 @@ class Layout:
     @property
     def early(self) -> int:
         """How many pieces of the readout may be sent for while the steps are computed."""
-        return self.ring - self.out_slice // self.ring_slice
+        return self.ring - (0 if self.rounded else self.out_places)
 
     def participants(self, *names: str) -> int:
         """Returns how many programs have a piece of any of these maps; with no names, have a part in attention."""
@@ -161,6 +174,16 @@ class Layout:
         return -(-self.vocabulary // (ROWS * self.programs))
 
     @property
+    def rounded_names(self) -> tuple[str, ...]:
+        """What a program keeps of its words where the readout is rounded."""
+        return ("logits", "most", "noise") if self.sampled else ("logits", "most")
+
+    @property
+    def kept_words(self) -> int:
+        """For how many words a program has room, a multiple of `THREADS`."""
+        return -(-self.tiles * ROWS // THREADS) * THREADS
+
+    @property
     def longest(self) -> int:
         """The most inputs that a program multiplies at a time."""
         return max(self.width, self.out_slice)
@@ -169,9 +192,15 @@ class Layout:
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
         numbers = self.longest * COLUMNS + 2 * self.chunk * self.head_size
-        numbers += ROWS * (self.ring * self.ring_slice + self.width)
+        numbers += ROWS * self.width
+        ring = ROWS * self.ring * self.ring_slice
+        numbers += ROWS * self.out_slice if self.rounded else ring
+        of_int8 = ring + COLUMNS * self.width if self.rounded else 0
         logits = 2 * ROWS * self.tiles if self.filtered else 0
-        return numbers * jnp.dtype(self.dtype).itemsize + 4 * (self.longest + 2 * ROWS + self.chunk + logits)
+        if self.rounded:
+            logits += len(self.rounded_names) * self.kept_words
+        singles = self.longest + 2 * ROWS + self.chunk + logits
+        return numbers * jnp.dtype(self.dtype).itemsize + of_int8 + 4 * singles
 
     @property
     def fits(self) -> bool:
@@ -200,6 +229,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
         qk_norm=config.qk_norm, **chosen | options,
     )  # fmt: skip
+    if layout.filtered:
+        layout = dataclasses.replace(layout, readout_bits=16)
+        options = options | dict(readout_bits=16)
     sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]

@@ -125,6 +125,8 @@ class Pieces:
         """Returns where the parts of a map's pieces are in shared memory."""
         if name in TURNS:
             return [self.near["matrix"].at[self.zero]]
+        if self.layout.rounded:
+            return [self.near["out"].at[self.zero]]
         return [self.near["readout"].at[slot] for slot in range(self.layout.early, self.layout.ring)]
 
 

@@ -262,6 +262,8 @@ def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct
     found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
     found |= {name: shape((2, s.slots), jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
     found["likelier"] = shape((s.slots,), jnp.float32)
+    if s.rounded:
+        found |= {"best_rounded": shape((2, s.slots), jnp.float32), "bound": shape((1, 2), jnp.int32)}
     return found | {"best_word": shape((2, s.slots), jnp.int32), "arrived": shape((1,), jnp.int32)}
 
 
@@ -269,16 +271,20 @@ def scratch(layout: Layout) -> dict[str, Any]:
     """Returns what a program has in shared memory."""
     s, dtype = layout, layout.dtype
     kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
+    if s.rounded:
+        kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
+        kept |= {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
+        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), dtype)}
     return kept | {
         "state": plgpu.SMEM((s.longest,), jnp.float32),
         "turned": plgpu.SMEM((2 * ROWS,), jnp.float32),
         "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),
         "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
-        "arrivals": plgpu.Barrier(num_barriers=1 + s.ring - s.early),
+        "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
         "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "values": plgpu.SMEM((s.chunk, s.head_size), dtype),
         "hidden": plgpu.SMEM((s.chunk,), jnp.float32),
         "memory_arrival": plgpu.Barrier(num_barriers=3),
-        "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), dtype),
+        "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), jnp.int8 if s.rounded else dtype),
         "readout_arrival": plgpu.Barrier(num_barriers=s.ring),
     }

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.mosaic.gpu import utils
+from jax.experimental.mosaic.gpu import FragmentedArray, utils
 from jax.experimental.pallas import mosaic_gpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, gpu
 
 plgpu: Any = mosaic_gpu
 mosaic: Any = utils
@@ -36,6 +38,53 @@ def wait(counter: Ref, target: jax.Array) -> None:
         semaphore.wait(target.registers.item(), decrement=False, memory_scope="gpu")
 
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(reach)(counter, target)
+
+
+def raise_to(value: jax.Array, ref: Ref, mark: jax.Array) -> None:
+    """Raises float32 () in a word of global memory, int32 (2,), to a value; it begins anew with each mark, int32 (), which
+    must be above those before.
+
+    The word is one number of 64 bits, the mark in front, then the value's bits such that they have its order.
+    """
+
+    def write(context: Any, value: Any, ref: Any, mark: Any) -> None:
+        del context
+        i32 = ir.IntegerType.get_signless(32)
+        thread = arith.index_cast(i32, gpu.thread_id(gpu.Dimension.x))
+        mine = arith.cmpi(arith.CmpIPredicate.eq, thread, arith.constant(i32, 0))
+        given = mosaic.memref_ptr(ref), value.registers.item(), mark.registers.item(), mine
+        mosaic.inline_ptx(_RAISE, *given, has_side_effects=True)
+
+    splat = plgpu.Layout.WG_SPLAT
+    plgpu.inline_mgpu(arg_types=(splat, plgpu.RefType(), splat))(write)(value, ref, mark)
+
+
+_RAISE = """{ .reg .b32 bits, sign; .reg .b64 word;
+mov.b32 bits, $1; shr.s32 sign, bits, 31; or.b32 sign, sign, 0x80000000; xor.b32 bits, bits, sign;
+mov.b64 word, {bits, $2}; @$3 red.relaxed.gpu.global.max.u64 [$0], word; }"""
+
+
+def highest(ref: Ref, mark: jax.Array, default: float) -> jax.Array:
+    """Returns the value to which a word has been raised with a mark by now, or if none the default; float32 (). It is
+    the same in all threads of a warp; warps may see others."""
+
+    def read(context: Any, ref: Any, mark: Any) -> Any:
+        del context
+        none = arith.constant(ir.F32Type.get(), default)
+        given = mosaic.memref_ptr(ref), mark.registers.item(), none
+        found = mosaic.inline_ptx(_HIGHEST, *given, result_types=ir.F32Type.get(), has_side_effects=True)
+        return FragmentedArray.splat(found, ())
+
+    splat = plgpu.Layout.WG_SPLAT
+    shape = plgpu.ShapeDtypeStruct((), jnp.float32, layout=splat)
+    return plgpu.inline_mgpu(arg_types=(plgpu.RefType(), splat), return_type=shape)(read)(ref, mark)
+
+
+_HIGHEST = """{ .reg .b32 bits, sign, mark; .reg .b64 word; .reg .pred its;
+ld.relaxed.gpu.global.b64 word, [$1]; mov.b64 {bits, mark}, word;
+shr.s32 sign, bits, 31; not.b32 sign, sign; or.b32 sign, sign, 0x80000000; xor.b32 bits, bits, sign;
+setp.eq.s32 its, mark, $2; @!its mov.b32 bits, $3;
+shfl.sync.idx.b32 bits, bits, 0, 31, 0xffffffff; mov.b32 $0, bits; }"""
 
 
 def opaque(number: jax.Array) -> jax.Array:

@@ -16,6 +16,8 @@ from odelm.models.view import rotary_angles
 from odelm.ode import Plan
 
 Arrays = dict[str, jax.Array]
+ROUNDING = 2.0**-12
+"""Of |row| |x|: more than all rounding of a row's product that is not its own to int8."""
 
 
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
@@ -30,9 +32,26 @@ def matrices(model: CausalLM, layout: Layout) -> Arrays:
     readout = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
     missing = layout.vocabulary - readout.shape[0]
     readout = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
+    if layout.rounded:
+        found["rows"] = readout
+        readout, found["row_scale"], found["row_error"] = rounded_rows(readout)
     pieces = readout.reshape(-1, ROWS, layout.width // layout.ring_slice, layout.ring_slice)
     found["readout"] = pieces.swapaxes(1, 2).reshape(-1, layout.ring_slice)
     return found | {"embedding": model.embed.tokens[...] * model.embed.factor}
+
+
+def rounded_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns rows (V, D) in int8, the scale (V,) of each, and (V,) a bound on the error of its product.
+
+    For any x, |rows x - scale int8 x| <= ||rows - scale int8|| ||x|| (Cauchy and Schwarz). To this bound, without ||x||,
+    `ROUNDING` of the row's length is added: what float32 and the rounding of x may add (see `odelm.models.kernels.rounded`).
+    """
+    rows = rows.astype(jnp.float32)
+    largest = jnp.abs(rows).max(axis=1)
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    whole = jnp.round(rows / scale[:, None])
+    missed = jnp.linalg.norm(rows - scale[:, None] * whole, axis=1)
+    return whole.astype(jnp.int8), scale, missed + ROUNDING * jnp.linalg.norm(rows, axis=1)
 
 
 def vectors(model: CausalLM, plan: DepthPlan, layout: Layout) -> Arrays:
