@@ -70,11 +70,12 @@ def in_kernel(
     dtype: Any = jnp.float32,
     temperature: float = 0.0,
     persistent: bool | None = None,
+    readout_bits: int = 16,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
     assert unsupported(model, plan) is None
     sizes = dict(out_slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
-    sizes |= dict(sampled=temperature > 0)
+    sizes |= dict(sampled=temperature > 0, readout_bits=readout_bits)
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
     sampling, stays = sampling_options(temperature=temperature), programs == 1 if persistent is None else persistent
@@ -82,12 +83,12 @@ def in_kernel(
     return advance_in_kernel(tables, state, sampling, until, kernels=kernels, end=end, persistent=stays)
 
 
-def assert_same(found: Decoding, expected: Decoding) -> None:
+def assert_same(found: Decoding, expected: Decoding, atol: float = 2e-5) -> None:
     """Asserts equal tokens, and all else equal up to rounding where it counts."""
     count = int(expected.count)
     assert int(found.count) == count and bool(found.done[0]) == bool(expected.done[0])
     np.testing.assert_array_equal(found.tokens[:, :count], expected.tokens[:, :count])
-    np.testing.assert_allclose(found.logprobs[:, :count], expected.logprobs[:, :count], atol=2e-5)
+    np.testing.assert_allclose(found.logprobs[:, :count], expected.logprobs[:, :count], atol=atol)
     np.testing.assert_array_equal(found.last, expected.last)
     np.testing.assert_array_equal(found.positions, expected.positions)
     np.testing.assert_array_equal(found.memory.real, expected.memory.real)

@@ -174,7 +174,7 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
     met = lax.fori_loop(0, layout.steps, step, met)
     with jax.named_scope("read_out"):
         affine = program.affine("end")
-        _read_out(program, moved(program, token, jnp.int32(last)), affine, token.number)
+        read_out_of(layout)(program, moved(program, token, jnp.int32(last)), affine, token.number)
     program.arrive(jnp.bool(True))
     program.begin_token()
     send_for_readout(program, early=True)
@@ -183,8 +183,9 @@ def _compute(program: Program, token: Token, met: jax.Array) -> jax.Array:
     return met
 
 
-def _read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array) -> None:
-    (read_out_rounded if program.layout.rounded else read_out)(program, state, affine, number)
+def read_out_of(layout: Layout) -> Callable[..., None]:
+    """Returns the readout of a layout."""
+    return read_out_rounded if layout.rounded else read_out
 
 
 def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref]) -> jax.Array:
@@ -206,7 +207,8 @@ def _launches(kernels: Kernels, refs: Any, begin: Begin, results: tuple[Ref, Ref
         send_for_readout(program, early=True)
         send_for_readout(program, early=False)
         affine = program.affine("end")
-        _read_out(program, moved(program, token, jnp.int32(layout.steps - 1)), affine, numbers[2])
+        state = moved(program, token, jnp.int32(layout.steps - 1))
+        read_out_of(layout)(program, state, affine, numbers[2])
 
     def run_choice(program: Program, numbers: Ref, word: Ref, tokens: Ref, logprobs: Ref) -> None:
         found, _, logprob = choose(program, numbers[2])

@@ -23,28 +23,35 @@ ROUNDING = 2.0**-12
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
     """Returns the matrices of all blocks, (blocks, outputs, inputs) each, the readout and the embedding (V, D).
 
-    The readout is cut into pieces of `ROWS` rows by `ring_slice` inputs, (.., ring_slice), one behind the other: memory
-    gives what is stored together faster. The embedding is float32, the others have the layout's dtype.
+    The embedding is float32, the others have the layout's dtype; of the readout see `readout`.
     """
     blocks = [_maps(block) for block in (*model.prelude, *model.blocks, *model.coda)]
     found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.dtype) for name in MAPS}
     found["down"] = jnp.pad(found["down"], ((0, 0), (0, 0), (0, layout.filled_hidden - layout.hidden)))
-    readout = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
-    missing = layout.vocabulary - readout.shape[0]
-    readout = jnp.pad(readout, ((0, missing), (0, 0))).astype(layout.dtype)
+    rows = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
+    return found | readout(rows, layout) | {"embedding": model.embed.tokens[...] * model.embed.factor}
+
+
+def readout(rows: jax.Array, layout: Layout) -> Arrays:
+    """Returns the rows (V, D) of the readout, cut into pieces of `ROWS` by `ring_slice` inputs, (.., ring_slice), one
+    behind the other: memory gives what is stored together faster.
+
+    Where the layout is `rounded` the pieces are int8, and the rows themselves and what belongs to each are there too.
+    """
+    rows = jnp.pad(rows, ((0, layout.vocabulary - rows.shape[0]), (0, 0))).astype(layout.dtype)
+    found = {}
     if layout.rounded:
-        found["rows"] = readout
-        readout, found["row_scale"], found["row_error"] = rounded_rows(readout)
-    pieces = readout.reshape(-1, ROWS, layout.width // layout.ring_slice, layout.ring_slice)
-    found["readout"] = pieces.swapaxes(1, 2).reshape(-1, layout.ring_slice)
-    return found | {"embedding": model.embed.tokens[...] * model.embed.factor}
+        whole, scale, error = rounded_rows(rows)
+        found, rows = {"rows": rows, "row_scale": scale, "row_error": error}, whole
+    pieces = rows.reshape(-1, ROWS, layout.width // layout.ring_slice, layout.ring_slice)
+    return found | {"readout": pieces.swapaxes(1, 2).reshape(-1, layout.ring_slice)}
 
 
 def rounded_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns rows (V, D) in int8, the scale (V,) of each, and (V,) a bound on the error of its product.
 
     For any x, |rows x - scale int8 x| <= ||rows - scale int8|| ||x|| (Cauchy and Schwarz). To this bound, without ||x||,
-    `ROUNDING` of the row's length is added: what float32 and the rounding of x may add (see `odelm.models.kernels.rounded`).
+    `ROUNDING` of the row's length is added, for float32 and the rounding of x (`odelm.models.kernels.rounded`).
     """
     rows = rows.astype(jnp.float32)
     largest = jnp.abs(rows).max(axis=1)
