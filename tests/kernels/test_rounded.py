@@ -70,11 +70,11 @@ def random_rows(rng: np.random.Generator) -> np.ndarray:
 
 def nearly_equal_rows(rng: np.random.Generator) -> np.ndarray:
     """All logits are within the error of rows of int8."""
-    return rng.normal(size=WIDTH) * 0.1 + rng.normal(size=(WORDS, WIDTH)) * 1e-5
+    return rng.normal(size=WIDTH) * 0.05 + rng.normal(size=(WORDS, WIDTH)) * 1e-5
 
 
 def rows_of_all_sizes(rng: np.random.Generator) -> np.ndarray:
-    return random_rows(rng) * 10 ** rng.uniform(-4, 1, size=(WORDS, 1))
+    return random_rows(rng) * 10 ** rng.uniform(-4, 0, size=(WORDS, 1))
 
 
 def equal_rows(rng: np.random.Generator) -> np.ndarray:

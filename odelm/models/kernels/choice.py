@@ -211,14 +211,17 @@ def _fetch(program: Program, piece: jax.Array) -> None:
     plgpu.copy_gmem_to_smem(here, near["readout"].at[slot], near["readout_arrival"].at[slot])
 
 
-def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref) -> None:
-    """Multiplies the pieces of a tile by the state, (columns, width), and sends for another one as soon as the place of each is free."""
+def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref, *, behind: int = 0) -> None:
+    """Multiplies the pieces of a tile by the state, (columns, width), and sends for another one as soon as the place of
+    each is free: when no more than `behind` products are on their way, itself not among them."""
     layout, near, parts = program.layout, program.near, _parts(program)
-    for part in range(parts):
-        piece = tile * parts + part
-        slot, ahead = lax.rem(piece, layout.ring), piece + layout.ring
-        plgpu.barrier_wait(near["readout_arrival"].at[slot])
-        inputs = state.at[:, pl.ds(part * layout.ring_slice, layout.ring_slice)]
-        plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))
-        plgpu.wgmma_wait(0)
-        pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))
+    for step in range(parts + behind):
+        if step < parts:
+            slot = lax.rem(tile * parts + step, layout.ring)
+            plgpu.barrier_wait(near["readout_arrival"].at[slot])
+            inputs = state.at[:, pl.ds(step * layout.ring_slice, layout.ring_slice)]
+            plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))
+        if step >= behind:
+            plgpu.wgmma_wait(behind if step < parts else 0)
+            ahead = tile * parts + step - behind + layout.ring
+            pl.when(ahead < _pieces(program))(lambda ahead=ahead: _fetch(program, ahead))

@@ -216,7 +216,8 @@ class Layout:
 def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
     """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
 
-    The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then.
+    The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
+    rows of 8 bits become those of 16 where tokens are filtered, or there is no room for both.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     splits = max(1, min(MOST_SPLITS, options.get("programs", PROGRAMS) // config.heads))
@@ -229,13 +230,14 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
         qk_norm=config.qk_norm, **chosen | options,
     )  # fmt: skip
-    if layout.filtered:
-        layout = dataclasses.replace(layout, readout_bits=16)
-        options = options | dict(readout_bits=16)
     sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
+    sizes = RING_SLICES[:1] if layout.rounded else sizes
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
-    return next((one for one in all_of if one.fits), all_of[-1])
+    found = next((one for one in all_of if one.fits), None)
+    if layout.rounded and (layout.filtered or found is None):
+        return layout_of(config, plan, room, **options | dict(readout_bits=16))
+    return found or all_of[-1]
 
 
 def _slice(inputs: int) -> int:

@@ -5,12 +5,12 @@ word's score can be. No word whose most is below the least of any other can be t
 computed again from the rows as the model has them, and the best of these is the best of all. The sum of exponentials
 for the log-probability is that of the rounded logits, but for the chosen word, whose own is exact (`choice.choose`).
 
-The state x is three numbers of int8 for each of its own, in the base of `UNIT`, and each is a column of the product
-with the rounded rows, which sums in int32:
+The state x is three numbers of int8 for each of its own, which are columns of the product with the rounded rows; that
+sums in int32 without rounding:
 
-    x = |x| / UNIT (x0 + x1 / UNIT + x2 / UNIT^2 + r),    |r| <= 1 / UNIT^2 each
+    x = |x| / UNIT (2^14 x0 + 2^7 x1 + x2 + r),    |r| < 1 each
 
-So x is right to 32 / UNIT^3 = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
+So x is right to 32 / UNIT = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
 |row| |x|: `tables.ROUNDING` is above both. A score is logit / temperature + noise, whose rounding keeps the order of two
 logits, so that the score of the most that a logit can be is the most that its score can be.
 """
@@ -32,7 +32,10 @@ from odelm.models.kernels.program import Program, Ref, vector
 from odelm.models.kernels.signals import highest, raise_to
 
 plgpu: Any = mosaic_gpu
-UNIT = 127
+UNIT = 127 * 2.0**14
+"""Of these the state is as long as it is."""
+WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
+"""What is added to a number of float32 up to 2^22 so that its last bits are the next whole number, and its bits."""
 BYTES = plgpu.Layout.TILED(
     Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1
 )
@@ -85,7 +88,7 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
     """Returns the best score of this program's words, the first word that has it, its logit, and its rounded logit, of
     those that may be the best of all: whose most is not below a bound."""
     layout, count = p.layout, p.layout.kept_words
-    state = p.near["state"][pl.ds(0, layout.width)].astype(layout.dtype).astype(jnp.float32)
+    state = p.near["state"][pl.ds(0, layout.width)]
 
     def following(place: jax.Array, bound: jax.Array) -> jax.Array:
         most = plgpu.load(p.near["most"], layout=strided(count), optimized=False)
@@ -101,7 +104,7 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
         its, noises = p.near["logits"][place], p.near["noise"][place] if layout.sampled else None
         logit = jnp.sum(row.astype(jnp.float32) * state)
         score = _score(p, logit, noises)
-        bound = jnp.maximum(bound, score)
+        bound = jnp.where(score > bound, score, bound)
         _raise(p, bound, number)
         better = score > best[0]
         found = (jnp.where(better, *pair) for pair in zip((score, word, logit, its), best, strict=True))
@@ -114,40 +117,32 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
 
 
 def _take(p: Program) -> jax.Array:
-    """Writes the state kept near, in int8, as the right side of a product, and returns its length, float32 ()."""
-    width = p.layout.width
-    near = p.near["state"].at[pl.ds(0, width)]
-
-    def rounded(x: jax.Array) -> jax.Array:
-        return x.astype(p.layout.dtype).astype(jnp.float32)
-
-    x = rounded(near[...])
+    """Rounds the state kept near to the dtype of the rows, writes it in int8 as the right side of a product, and returns
+    its length, float32 ()."""
+    near = p.near["state"].at[pl.ds(0, p.layout.width)]
+    x = near[...].astype(p.layout.dtype).astype(jnp.float32)
+    near[...] = x
     length = jnp.maximum(jnp.sqrt(jnp.sum(x * x)), TINY)
-    shape = (COLUMNS, width)
-    x = rounded(plgpu.load(near, layout=BYTES.reduce(0), optimized=False)) * (UNIT / length)
-    x = lax.broadcast_in_dim(x, shape, (1,))
+    x = plgpu.load(near, layout=BYTES.reduce(0), optimized=False)
+    bits = lax.bitcast_convert_type(x * (UNIT / length) + WHOLE, jnp.int32)
+    shape = p.near["rounded_inputs"].shape
+    x = lax.broadcast_in_dim(bits - WHOLE_BITS, shape, (1,))
     column = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=BYTES)
-    digits = []
-    for _ in range(3):
-        digit = x.astype(jnp.int32)
-        x = (x - digit.astype(jnp.float32)) * UNIT
-        digits.append(digit)
-    first, second, third = digits
-    written = jnp.where(column == 0, first, jnp.where(column == 1, second, third))
-    p.near["rounded_inputs"][...] = written.astype(jnp.int8)
+    shift = jnp.where(column == 0, 14, jnp.where(column == 1, 7, 0))
+    p.near["rounded_inputs"][...] = ((x >> shift) & jnp.where(column == 0, -1, 127)).astype(jnp.int8)
     return length
 
 
 def _product(p: Program, tile: jax.Array) -> jax.Array:
-    """Returns (`ROWS`,) float32, the product of a tile's rows of int8 with the state, in units of its first column."""
+    """Returns (`ROWS`,) float32, the product of a tile's rows of int8 with the state, in its units."""
 
     def summed(acc: Ref) -> jax.Array:
-        add_pieces(p, tile, acc, p.near["rounded_inputs"])
+        add_pieces(p, tile, acc, p.near["rounded_inputs"], behind=1)
         return acc[...]
 
     sums = pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.int32)).astype(jnp.float32)
     column = plgpu.broadcasted_iota(jnp.int32, sums.shape, 1, layout=plgpu.Layout.WGMMA)
-    value = jnp.where(column == 0, 1.0, jnp.where(column == 1, 1 / UNIT, jnp.where(column == 2, UNIT**-2.0, 0.0)))
+    value = jnp.where(column == 0, 2.0**14, jnp.where(column == 1, 2.0**7, jnp.where(column == 2, 1.0, 0.0)))
     return jnp.sum(sums * value, axis=1)
 
 
