@@ -232,7 +232,8 @@ def main() -> None:
     model, results = model_of(options), {}
     for steps in map(int, options.steps.split(",")):
         case = Case(model, steps, options)
-        print(f"  {steps} steps, {case.layout.steps} evaluations, context {options.context}", flush=True)
+        bits = case.layout.readout_bits
+        print(f"  {steps} steps, {case.layout.steps} evaluations, context {options.context}, readout {bits}", flush=True)
         if options.compile_for:
             compile_for(options.compile_for, case, options.how.split(","))
         elif options.profile:

@@ -75,17 +75,19 @@ def poisoned(begin, layout, *, marked):
 
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
-CASES = [(name, True) for name in MODELS] + [(name, False) for name in LAUNCHES]
+CASES = [(name, True, 16) for name in MODELS] + [(name, False, 16) for name in LAUNCHES]
+CASES += [("small", True, 8), ("narrow", True, 8), ("parallel", False, 8)]
 
 
-@pytest.mark.parametrize(("name", "persistent"), CASES)
-def test_kernels_find_the_likeliest_tokens(name, persistent, monkeypatch):
+@pytest.mark.parametrize(("name", "persistent", "readout_bits"), CASES)
+def test_kernels_find_the_likeliest_tokens(name, persistent, readout_bits, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
     exact = model_of(**MODELS[name])
     runner = Runner.of(with_dtype(exact, "bfloat16"))
     plan = runner.model.plan(steps=exact.config.core // 2)
     assert unsupported(exact, plan) is None
-    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1))
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, readout_bits=readout_bits))
+    assert kernels.layout.readout_bits == readout_bits
 
     @jax.jit
     def run(params, prompt):
@@ -141,6 +143,28 @@ def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
         drawn |= set(np.asarray((logits > chosen[:, None]).sum(-1))[1:].tolist())
     assert len(drawn) >= top_k / 2, "not only the likeliest"
     assert np.mean(equal) > 0.5, "they part where two scores are as good as equal"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_of_int8_give_the_tokens_of_the_rows_themselves(temperature):
+    runner = Runner.of(with_dtype(model_of(**MODELS["parallel"]), "bfloat16"))
+    plan, sampling = runner.model.plan(steps=3), sampling_options(temperature=temperature)
+
+    @partial(jax.jit, static_argnums=2)
+    def run(params, prompt, bits):
+        model = nnx.merge(runner.graph, params)
+        layout = layout_of(model.config, plan, PROMPT + NEW - 1, readout_bits=bits, sampled=temperature > 0)
+        tables = matrices(model, layout), vectors(model, plan, layout)
+        return advance_in_kernel(
+            tables, begun(model, plan, prompt), sampling, NEW, kernels=Kernels(layout), end=-1, persistent=True
+        )
+
+    for seed in range(5):
+        prompt = prompt_of(runner.model, seed)
+        expected, found = (run(runner.params, prompt, bits) for bits in (16, 8))
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)
+        np.testing.assert_array_equal(found.logprobs, run(runner.params, prompt, 8).logprobs)
 
 
 def test_a_kernel_goes_on_in_parts_as_at_once():

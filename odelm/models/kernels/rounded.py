@@ -137,7 +137,8 @@ def _product(p: Program, tile: jax.Array) -> jax.Array:
     """Returns (`ROWS`,) float32, the product of a tile's rows of int8 with the state, in its units."""
 
     def summed(acc: Ref) -> jax.Array:
-        add_pieces(p, tile, acc, p.near["rounded_inputs"], behind=1)
+        # A place more is empty while a piece is waited for: too much of a short ring.
+        add_pieces(p, tile, acc, p.near["rounded_inputs"], behind=int(p.layout.ring > 3))
         return acc[...]
 
     sums = pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.int32)).astype(jnp.float32)
