@@ -232,8 +232,8 @@ def main() -> None:
     model, results = model_of(options), {}
     for steps in map(int, options.steps.split(",")):
         case = Case(model, steps, options)
-        bits = case.layout.readout_bits
-        print(f"  {steps} steps, {case.layout.steps} evaluations, context {options.context}, readout {bits}", flush=True)
+        size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits"
+        print(f"  {steps} steps, {size}, context {options.context}", flush=True)
         if options.compile_for:
             compile_for(options.compile_for, case, options.how.split(","))
         elif options.profile:

@@ -1,7 +1,7 @@
 """The readout of rows rounded to int8: half of the memory traffic, and the same token as from the rows themselves.
 
 The rounded rows give each logit up to an error of which the tables have a bound, and so the least and the most that a
-word's score can be. No word whose most is below the least of any other can be the best. The others, a few in all, are
+word's score can be. No word whose most is below the least of another can be the best. The others, a few in all, are
 computed again from the rows as the model has them, and the best of these is the best of all. The sum of exponentials
 for the log-probability is that of the rounded logits, but for the chosen word, whose own is exact (`choice.choose`).
 
@@ -11,8 +11,8 @@ sums in int32 without rounding:
     x = |x| / UNIT (2^14 x0 + 2^7 x1 + x2 + r),    |r| < 1 each
 
 So x is right to 32 / UNIT = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
-|row| |x|: `tables.ROUNDING` is above both. A score is logit / temperature + noise, whose rounding keeps the order of two
-logits, so that the score of the most that a logit can be is the most that its score can be.
+|row| |x|: `tables.ROUNDING` is above both. A score is logit / temperature + noise, and rounding keeps the order of two
+scores, so that the score of the most that a logit can be is the most that its score can be.
 """
 
 from typing import Any
@@ -36,9 +36,7 @@ UNIT = 127 * 2.0**14
 """Of these the state is as long as it is."""
 WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
 """What is added to a number of float32 up to 2^22 so that its last bits are the next whole number, and its bits."""
-BYTES = plgpu.Layout.TILED(
-    Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1
-)
+BYTES = plgpu.Layout.TILED(Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 """How a warpgroup holds `COLUMNS` rows of int8 to write them as the tensor core reads them: 8 bytes a thread."""
 
 
@@ -117,8 +115,8 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
 
 
 def _take(p: Program) -> jax.Array:
-    """Rounds the state kept near to the dtype of the rows, writes it in int8 as the right side of a product, and returns
-    its length, float32 ()."""
+    """Rounds the state kept near to the dtype of the rows, writes it in int8 as the right side of a product, and
+    returns its length, float32 ()."""
     near = p.near["state"].at[pl.ds(0, p.layout.width)]
     x = near[...].astype(p.layout.dtype).astype(jnp.float32)
     near[...] = x

@@ -50,8 +50,8 @@ def readout(rows: jax.Array, layout: Layout) -> Arrays:
 def rounded_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns rows (V, D) in int8, the scale (V,) of each, and (V,) a bound on the error of its product.
 
-    For any x, |rows x - scale int8 x| <= ||rows - scale int8|| ||x|| (Cauchy and Schwarz). To this bound, without ||x||,
-    `ROUNDING` of the row's length is added, for float32 and the rounding of x (`odelm.models.kernels.rounded`).
+    For any x, |row x - scale int8 x| <= |row - scale int8| |x| (Cauchy and Schwarz). To this bound, which is without
+    |x|, `ROUNDING` of the row's length is added, for float32 and the rounding of x (`odelm.models.kernels.rounded`).
     """
     rows = rows.astype(jnp.float32)
     largest = jnp.abs(rows).max(axis=1)
