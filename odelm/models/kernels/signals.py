@@ -41,8 +41,8 @@ def wait(counter: Ref, target: jax.Array) -> None:
 
 
 def raise_to(value: jax.Array, ref: Ref, mark: jax.Array) -> None:
-    """Raises a word of global memory, int32 (2,), to a value, float32 (), unless it has a higher one. It begins anew with
-    each mark, int32 (), which must be above those before.
+    """Raises a word of global memory, int32 (2,), to a value, float32 (), unless it has a higher one. It begins anew
+    with each mark, int32 (), which must be above those before.
 
     The word is one number of 64 bits: the mark in front, then the value's bits, changed so that they have its order.
     """
