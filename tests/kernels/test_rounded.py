@@ -64,37 +64,57 @@ def read(rows: np.ndarray, states: np.ndarray, layout: Layout, temperature: floa
     return tuple(np.array(one) for one in zip(*found, strict=True))  # pyright: ignore
 
 
-def random_rows(rng: np.random.Generator) -> np.ndarray:
+Rng, Array = np.random.Generator, np.ndarray
+
+
+def random_rows(rng: Rng, states: Array) -> Array:
     return rng.normal(size=(WORDS, WIDTH)) * 0.1
 
 
-def nearly_equal_rows(rng: np.random.Generator) -> np.ndarray:
-    """All logits are within the error of rows of int8."""
+def rows_of_nearly_equal_logits(rng: Rng, states: Array) -> Array:
+    """For the first state they differ by less than what they are off by with rows of int8, which is another each."""
+    along, rows = states[0] / np.linalg.norm(states[0]), random_rows(rng, states)
+    return rows + np.outer(0.2 + 1e-4 * rng.normal(size=WORDS) - rows @ along, along)
+
+
+def nearly_equal_rows(rng: Rng, states: Array) -> Array:
+    """All logits of any state are within the bound of their errors, so that all are computed again."""
     return rng.normal(size=WIDTH) * 0.05 + rng.normal(size=(WORDS, WIDTH)) * 1e-5
 
 
-def rows_of_all_sizes(rng: np.random.Generator) -> np.ndarray:
-    return random_rows(rng) * 10 ** rng.uniform(-4, 0, size=(WORDS, 1))
+def rows_of_all_sizes(rng: Rng, states: Array) -> Array:
+    return random_rows(rng, states) * 10 ** rng.uniform(-4, 0, size=(WORDS, 1))
 
 
-def equal_rows(rng: np.random.Generator) -> np.ndarray:
+def equal_rows(rng: Rng, states: Array) -> Array:
     """Each row is there several times, and many are 0."""
-    return np.tile(random_rows(rng)[: WORDS // 5], (5, 1)) * (np.arange(WORDS) % 3 > 0)[:, None]
+    return np.tile(random_rows(rng, states)[: WORDS // 5], (5, 1)) * (np.arange(WORDS) % 3 > 0)[:, None]
 
 
-MADE = (random_rows, nearly_equal_rows, rows_of_all_sizes, equal_rows)
+MADE = (random_rows, rows_of_nearly_equal_logits, nearly_equal_rows, rows_of_all_sizes, equal_rows)
 CASES = [(make, temperature, 1) for make in MADE for temperature in (0.0, 0.7)] + [(random_rows, 0.7, 3)]
 
 
 @pytest.mark.parametrize(("make", "temperature", "programs"), CASES)
 def test_the_token_is_that_of_the_rows_themselves(make, temperature, programs):
     rng = np.random.default_rng(1)
-    rows, states = make(rng).astype(np.float32), rng.normal(size=(3, WIDTH)).astype(np.float32)
+    states = rng.normal(size=(3, WIDTH)).astype(np.float32)
+    rows = make(rng, states).astype(np.float32)
     options = dict(programs=programs, sampled=temperature > 0)
     expected, logprobs = read(rows, states, layout_for(16, **options), temperature)
     found, rounded = read(rows, states, layout_for(8, **options), temperature)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(rounded, logprobs, atol=2e-2)
+
+
+def test_the_logit_of_the_chosen_word_is_exact_in_the_sum_too():
+    rng = np.random.default_rng(4)
+    states = rng.normal(size=(1, WIDTH)).astype(np.float32)
+    rows = random_rows(rng, states)
+    rows[7] += states[0]
+    expected, found = (read(rows, states, layout_for(bits), 0.0) for bits in (16, 8))
+    assert expected[0] == found[0] == 7
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)  # nearly 0: no other word is likely
 
 
 @pytest.mark.parametrize("temperature", few([0.0, 3.0], 0.0))
@@ -110,7 +130,7 @@ def test_a_kernel_that_rounds_the_readout_decodes_what_the_model_does(temperatur
 def test_no_product_of_a_rounded_row_is_further_off_than_its_bound():
     rng = np.random.default_rng(2)
     for make in MADE:
-        rows = make(rng)
+        rows = make(rng, rng.normal(size=(1, WIDTH)))
         whole, scale, error = map(np.asarray, tables.rounded_rows(jnp.asarray(rows, jnp.float32)))
         missed = rows - scale[:, None] * whole.astype(np.float64)
         worst = np.linalg.norm(missed, axis=1)  # of a state of length 1, in the direction of what is missed
@@ -120,7 +140,7 @@ def test_no_product_of_a_rounded_row_is_further_off_than_its_bound():
 
 def test_a_state_without_numbers_gives_a_token():
     states = np.full((1, WIDTH), np.nan, np.float32)
-    found, _ = read(random_rows(np.random.default_rng(3)), states, layout_for(8), 0.0)
+    found, _ = read(random_rows(np.random.default_rng(3), states), states, layout_for(8), 0.0)
     assert 0 <= found[0] < WORDS
 
 
