@@ -10,6 +10,7 @@ the memory of the prompt is there twice, and what the program needs besides.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ def measure(generator: odelm.Generator, rows: int, length: int) -> dict[str, int
     return {"said": said, "kept": after["bytes_in_use"] - before, "peak": after["peak_bytes_in_use"] - before}
 
 
-def _stats(device: jax.Device) -> dict[str, int]:
+def _stats(device: Any) -> dict[str, int]:
     stats = device.memory_stats()
     if stats is None:
         raise SystemExit(f"{device.device_kind} does not say what it has in use: run this on a GPU")

@@ -63,8 +63,8 @@ class BySize:
 
     def __init__(self, function: Callable[..., Any], *, texts: int, **options: Any):
         self._texts = texts
-        self._few = jax.jit(function, **options)
-        self._many = jax.jit(function, compiler_options=TOLD, **options)
+        self._few: Any = jax.jit(function, **options)
+        self._many: Any = jax.jit(function, compiler_options=TOLD, **options)
 
     def __call__(self, *arguments: Any) -> Any:
         many = jax.default_backend() == "gpu" and arguments[self._texts].size >= MANY
@@ -93,13 +93,16 @@ def with_separate_maps(model: Model) -> Model:
     return model
 
 
-def _part(qkv: nnx.LinearGeneral, number: int) -> nnx.LinearGeneral:
-    """Returns the map of queries, keys or values alone, (D, H, K) of (D, 3, H, K)."""
-    part = nnx.clone(qkv)
-    part.out_features = qkv.out_features[1:]
-    part.kernel = nnx.Param(qkv.kernel[...][:, number])
-    if qkv.bias is not None:
-        part.bias = nnx.Param(qkv.bias[...][number])
+def _part(qkv: nnx.LinearGeneral, number: int) -> nnx.Linear:
+    """Returns the map of queries, keys or values alone, (D, H K) of (D, 3, H, K): cuBLAS adds a bias that is flat."""
+    kernel = qkv.kernel[...][:, number]
+    kernel, bias = kernel.reshape(len(kernel), -1), qkv.bias
+    part = nnx.eval_shape(
+        lambda: nnx.Linear(*kernel.shape, use_bias=bias is not None, dtype=qkv.dtype, rngs=nnx.Rngs(0))
+    )
+    part.kernel = nnx.Param(kernel)
+    if bias is not None:
+        part.bias = nnx.Param(bias[...][number].reshape(-1))
     return part
 
 

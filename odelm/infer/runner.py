@@ -38,8 +38,9 @@ class Structure(nnx.GraphDef):
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        same = isinstance(other, Structure) and self._hash == other._hash and self.num_leaves == other.num_leaves
-        return same and self.nodes == other.nodes and self.attributes == other.attributes
+        if not isinstance(other, Structure) or (self._hash, self.num_leaves) != (other._hash, other.num_leaves):
+            return False
+        return self.nodes == other.nodes and self.attributes == other.attributes
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,11 @@ def with_options(model: Model, **options: Any) -> Model:
         options["residual_dtype"] = "auto"
     config = dataclasses.replace(model.config, **options).validate()
     made = abstract_like(model, config)
-    if "head/tokens" in (given := parameters(model)) and not hasattr(made.head, "tokens"):
-        made.head.tokens = model.head.tokens  # of a model that `in_compute_dtypes` has given a readout of its own
-    return with_parameters(made, given)
+    # `in_compute_dtypes` may have given it a readout of its own.
+    head, its = getattr(model, "head", None), getattr(made, "head", None)
+    if isinstance(head, Readout) and isinstance(its, Readout) and hasattr(head, "tokens") and not hasattr(its, "tokens"):
+        its.tokens = head.tokens
+    return with_parameters(made, parameters(model))
 
 
 def _cast(module: nnx.Module, name: str, dtype: Any) -> None:

@@ -52,8 +52,8 @@ ASKED_AFTER = 4
 
 
 def slots_for(batch: int) -> int:
-    """Returns how many slots rows of a batch take turns in: a quarter, so that few are empty at the end; on a GPU, which
-    computes few rows in the time of more, half."""
+    """Returns how many slots rows of a batch take turns in: a quarter, so that few are empty at the end; on a GPU,
+    which computes few rows in the time of more, half."""
     return max(batch // (2 if jax.default_backend() == "gpu" else 4), 1)
 
 

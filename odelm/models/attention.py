@@ -62,7 +62,7 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         # Queries, keys and values by three maps in place of `qkv`: see odelm.infer.on_gpu.
-        self.separate: nnx.List[nnx.LinearGeneral] | None = None
+        self.separate: nnx.List[nnx.Linear] | None = None
         self.query_norm = Norm(config, K) if config.qk_norm else None
         self.key_norm = Norm(config, K) if config.qk_norm else None
 
@@ -106,7 +106,7 @@ class Attention(nnx.Module):
             return scaled(y, None if scales is None else scales[name])
 
         if self.separate is not None:
-            q, k, v = (linear(x) for linear in self.separate)
+            q, k, v = (linear(x).reshape(*x.shape[:-1], -1, self.head_size) for linear in self.separate)
             return q, k, v
         if self.qkv is not None:
             qkv = mapped(self.qkv, "qkv")

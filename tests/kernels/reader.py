@@ -1,5 +1,7 @@
-"""Prints the program by which an encoder reads 8 x 512 tokens on a card that is not there: `python -m tests.kernels.reader
-benchmarks/h200.textproto`."""
+"""Prints the program by which an encoder reads 8 x 512 tokens on a card that is not there:
+
+python -m tests.kernels.reader benchmarks/h200.textproto
+"""
 
 import sys
 from pathlib import Path

@@ -64,29 +64,26 @@ def read(rows: np.ndarray, states: np.ndarray, layout: Layout, temperature: floa
     return tuple(np.array(one) for one in zip(*found, strict=True))  # pyright: ignore
 
 
-Rng, Array = np.random.Generator, np.ndarray
-
-
-def random_rows(rng: Rng, states: Array) -> Array:
+def random_rows(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     return rng.normal(size=(WORDS, WIDTH)) * 0.1
 
 
-def rows_of_nearly_equal_logits(rng: Rng, states: Array) -> Array:
+def rows_of_nearly_equal_logits(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     """For the first state they differ by less than what they are off by with rows of int8, which is another each."""
     along, rows = states[0] / np.linalg.norm(states[0]), random_rows(rng, states)
     return rows + np.outer(0.2 + 1e-4 * rng.normal(size=WORDS) - rows @ along, along)
 
 
-def nearly_equal_rows(rng: Rng, states: Array) -> Array:
+def nearly_equal_rows(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     """All logits of any state are within the bound of their errors, so that all are computed again."""
     return rng.normal(size=WIDTH) * 0.05 + rng.normal(size=(WORDS, WIDTH)) * 1e-5
 
 
-def rows_of_all_sizes(rng: Rng, states: Array) -> Array:
+def rows_of_all_sizes(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     return random_rows(rng, states) * 10 ** rng.uniform(-4, 0, size=(WORDS, 1))
 
 
-def equal_rows(rng: Rng, states: Array) -> Array:
+def equal_rows(rng: np.random.Generator, states: np.ndarray) -> np.ndarray:
     """Each row is there several times, and many are 0."""
     return np.tile(random_rows(rng, states)[: WORDS // 5], (5, 1)) * (np.arange(WORDS) % 3 > 0)[:, None]
 

@@ -105,7 +105,8 @@ def test_many_tokens_are_read_by_a_program_of_their_own(monkeypatch):
     monkeypatch.setattr(read, "_many", lambda *given: chosen[1].append(given[1].size))
     read(1, many)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    read(1, few), read(1, many)
+    read(1, few)
+    read(1, many)
     assert chosen == [[on_gpu.MANY, on_gpu.MANY - 1], [on_gpu.MANY]], "XLA's options for a GPU are for a GPU"
 
 

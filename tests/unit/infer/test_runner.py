@@ -1,5 +1,7 @@
 """A model made ready to run computes what the model does."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,11 +65,12 @@ def test_a_structure_is_hashed_once(make_model, tokens, monkeypatch):
     """It is an argument of jitted functions, which hash it in each call."""
     model = make_model(dtype="float32")
     runner, same, other = Runner.of(model), Runner.of(model), Runner.of(make_model(dtype="float32", activation="relu"))
-    read = jax.jit(lambda graph, params: nnx.merge(graph, params)(tokens, steps=2), static_argnums=0)
+    read: Any = jax.jit(lambda graph, params: nnx.merge(graph, params)(tokens, steps=2), static_argnums=0)
     read(runner.graph, runner.params)
     hashed = []
     monkeypatch.setattr(nnx.GraphDef, "__hash__", hashed.append)
-    read(runner.graph, runner.params), read(same.graph, same.params)
+    read(runner.graph, runner.params)
+    read(same.graph, same.params)
     assert not hashed and read._cache_size() == 1, "equal structures share a program"
     assert runner.graph != other.graph and runner.graph != model
     read(other.graph, other.params)
