@@ -122,7 +122,7 @@ def with_options(model: Model, **options: Any) -> Model:
     made = abstract_like(model, config)
     # `in_compute_dtypes` may have given it a readout of its own.
     head, its = getattr(model, "head", None), getattr(made, "head", None)
-    if isinstance(head, Readout) and isinstance(its, Readout) and hasattr(head, "tokens") and not hasattr(its, "tokens"):
+    if isinstance(head, Readout) and isinstance(its, Readout) and hasattr(head, "tokens"):
         its.tokens = head.tokens
     return with_parameters(made, parameters(model))
 
