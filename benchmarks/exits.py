@@ -1,0 +1,94 @@
+"""What early exits by row cost and save: a pass in slots against a plain one, in turns.
+
+    python -m benchmarks.exits --model=small-decoder --size=32x512,128x512 --tolerance=0.1,0.2
+
+Rows of random tokens cross the depth in bfloat16. For each tolerance it prints the mean of the evaluations that rows
+took, and the time beside that of all steps, with the rows in quarters and in halves, and the host asked after every
+step or every fourth whether a row is left (`odelm.infer.slots`; a CPU is asked after every step).
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from flax import nnx
+
+import odelm
+from odelm.infer import slots
+from odelm.infer.runner import Runner, with_dtype
+from odelm.models import Inputs
+
+SHARES, ASKED = (4, 2), (1, 4)
+
+
+def programs_of(runner: Runner, plan: Any, tolerances: list[float], rows: int) -> dict[str, Any]:
+    """Returns the compiled passes `(params, tokens) -> (hidden states, evaluations)`, by what they are."""
+
+    def plain(params: Any, tokens: jax.Array) -> tuple[jax.Array, int]:
+        return nnx.merge(runner.graph, params).encode(Inputs(tokens), plan=plan), sum(part.evaluations for part in plan)
+
+    def leaving(params: Any, tokens: jax.Array, rule: odelm.EarlyExit, share: int, asked: int) -> Any:
+        with mock.patch.object(slots, "ASKED_AFTER", asked):
+            model = nnx.merge(runner.graph, params)
+            return slots.encode_in_slots(model, Inputs(tokens), plan, rule, slots=max(rows // share, 1))
+
+    found: dict[str, Any] = {"all steps": jax.jit(plain)}
+    for tolerance, share, asked in itertools.product(tolerances, SHARES, ASKED):
+        name = f"exit {tolerance:g}, 1/{share} of the rows, asked after {asked}"
+        rule = odelm.EarlyExit(tolerance)
+        found[name] = jax.jit(lambda p, t, rule=rule, share=share, asked=asked: leaving(p, t, rule, share, asked))
+    return found
+
+
+def measure(programs: dict[str, Any], params: Any, tokens: jax.Array, repeats: int) -> dict[str, dict[str, Any]]:
+    """Returns the seconds of each pass and the evaluations of a row, the mean."""
+    found = {name: {"seconds": [], "evaluations": 0.0} for name in programs}
+    for name, program in programs.items():
+        found[name]["evaluations"] = float(np.mean(jax.block_until_ready(program(params, tokens))[1]))
+    for _ in range(repeats):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(params, tokens))
+            found[name]["seconds"].append(time.perf_counter() - start)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small-decoder", help="a run, a folder, a name")
+    parser.add_argument("--size", default="32x512", help="batch x length, several as A,B")
+    parser.add_argument("--tolerance", default="0.2", help="A,B")
+    parser.add_argument("--steps", type=int, help="default: full depth")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="a file for all times, as JSON")
+    options = parser.parse_args()
+    model, *_ = odelm.load(options.model)
+    runner, results = Runner.of(with_dtype(model, "bfloat16")), {}
+    plan = runner.plan(options.steps or model.config.core, "euler")
+    print(f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for size in options.size.split(","):
+        rows, length = map(int, size.split("x"))
+        tokens = jax.random.randint(jax.random.key(0), (rows, length), 0, model.config.vocab_size)
+        programs = programs_of(runner, plan, [float(one) for one in options.tolerance.split(",")], rows)
+        found = results[size] = measure(programs, runner.params, tokens, options.repeats)
+        whole = statistics.median(found["all steps"]["seconds"])
+        for name, one in found.items():
+            times = sorted(1e3 * seconds for seconds in one["seconds"])
+            median = statistics.median(times)
+            print(
+                f"  {size} {name:48} {median:8.2f} ms ({times[0]:.2f} to {times[-1]:.2f}), "
+                f"{1e3 * whole / median:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
+            )  # fmt: skip
+        if options.out:
+            options.out.write_text(json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
