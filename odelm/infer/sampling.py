@@ -11,8 +11,9 @@ import numpy as np
 
 from odelm.errors import InputError
 
-COLDEST = 1e-30
-"""The smallest temperature that is sampled with."""
+COLDEST = 1e-25
+"""The smallest temperature that is sampled with: what logits become by it must stay within float32, and above the least
+score of the kernels."""
 
 
 @jax.tree_util.register_dataclass

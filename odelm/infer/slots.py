@@ -87,7 +87,7 @@ def encode_in_slots(
 
 def make_leaving(graph: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns the jitted `forward(params, plan, rule, tokens) -> (logits, evaluations)`, float32 (B, L, V) and int32
-    (B,), of rows that leave the steps of a plan early, a quarter of them at a time."""
+    (B,), of rows that leave the steps of a plan early, `slots_for` of them at a time."""
 
     @jax.jit
     def forward(params: Any, plan: DepthPlan, rule: EarlyExit, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

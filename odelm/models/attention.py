@@ -202,10 +202,10 @@ def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Li
 
 
 def _pays(q: jax.Array, k: jax.Array) -> bool:
-    """Returns whether cuDNN's attention pays."""
-    length = min(q.shape[1], k.shape[1])
-    many = q.shape[0] * length >= MANY
-    return length >= (CUDNN_FROM_OF_MANY if many else CUDNN_FROM)
+    """Returns whether cuDNN's attention pays; it has no gradient for odd lengths with a mask."""
+    lengths = q.shape[1], k.shape[1]
+    many = q.shape[0] * min(lengths) >= MANY
+    return min(lengths) >= (CUDNN_FROM_OF_MANY if many else CUDNN_FROM) and not any(length % 2 for length in lengths)
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:

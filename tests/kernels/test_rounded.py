@@ -135,6 +135,20 @@ def test_no_product_of_a_rounded_row_is_further_off_than_its_bound():
         assert (error <= 1.001 * worst + 2 * tables.ROUNDING * np.linalg.norm(rows, axis=1)).all()
 
 
+def test_rows_that_int8_holds_as_they_are_lose_nothing():
+    rng = np.random.default_rng(5)
+    states = rng.normal(size=(3, WIDTH)).astype(np.float32)
+    rows = rng.integers(1, 128, (WORDS, WIDTH))
+    rows[:, 0] = 127
+    rows = (rows * 0.002).astype(np.float32)
+    expected, logprobs = read(rows, states, layout_for(16), 0.0)
+    found, rounded = read(rows, states, layout_for(8), 0.0)
+    np.testing.assert_array_equal(found, expected)
+    # |row| |x| is about 60. The state itself is right to 2^-16 of its length, without its last digit to 2^-11 at most.
+    assert logprobs.max() < -0.5, "others have a share in the sum"
+    np.testing.assert_allclose(rounded, logprobs, atol=60 * 2**-16)
+
+
 def test_a_state_without_numbers_gives_a_token():
     states = np.full((1, WIDTH), np.nan, np.float32)
     found, _ = read(random_rows(np.random.default_rng(3), states), states, layout_for(8), 0.0)

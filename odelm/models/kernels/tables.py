@@ -55,7 +55,7 @@ def rounded_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     rows = rows.astype(jnp.float32)
     largest = jnp.abs(rows).max(axis=1)
-    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    scale = jnp.where(largest > 1e-30, largest / 127, 1.0)  # and not below what float32 divides by
     whole = jnp.round(rows / scale[:, None])
     missed = jnp.linalg.norm(rows - scale[:, None] * whole, axis=1)
     return whole.astype(jnp.int8), scale, missed + ROUNDING * jnp.linalg.norm(rows, axis=1)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from odelm.infer import on_gpu
+from odelm.infer import encoder_runner, on_gpu
+from odelm.infer.encoder_runner import EncoderRunner
 from odelm.infer.generator import Generator
+from odelm.infer.runner import Runner, make_forward
 from tests.thorough import few
 
 MODELS = {
@@ -108,6 +110,28 @@ def test_many_tokens_are_read_by_a_program_of_their_own(monkeypatch):
     read(1, few)
     read(1, many)
     assert chosen == [[on_gpu.MANY, on_gpu.MANY - 1], [on_gpu.MANY]], "XLA's options for a GPU are for a GPU"
+
+
+def test_texts_are_read_as_on_a_gpu_by_who_reads_them(make_model, tokens, monkeypatch):
+    model = make_model(**ENCODER | dict(dtype="float32"))
+    texts = [[1, 2, 3], [4, 5]]
+    runner = Runner.of(model)
+    plan, forward = runner.plan(2, "euler"), make_forward(runner.graph)
+    expected = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for name in ("MANY", "VERY_MANY"):
+        monkeypatch.setattr(on_gpu, name, 1)
+    jax.clear_caches()  # of traces, which do not know of another backend
+    apart, separate = [], on_gpu.with_separate_maps
+    monkeypatch.setattr(on_gpu, "with_separate_maps", lambda model: apart.append(model) or separate(model))
+    before = encoder_runner._encode._many._cache_size()
+    found = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens))
+    assert encoder_runner._encode._many._cache_size() == before + 1 and len(apart) == 2
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    jax.clear_caches()
+    inside = jax.jit(lambda tokens: forward(runner.params, plan, tokens))(jnp.asarray(tokens))
+    np.testing.assert_allclose(inside, expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_changed_on_a_cpu_or_a_mesh(make_model, monkeypatch):

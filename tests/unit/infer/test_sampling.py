@@ -59,7 +59,7 @@ def test_what_stands_before_is_penalised():
     assert log_chances(logits, Sampling(repetition_penalty=1.5), seen).argmax() == 1
 
 
-@pytest.mark.parametrize("temperature", [1e-31, 1e-38, 1e-46])
+@pytest.mark.parametrize("temperature", [1e-26, 1e-38, 1e-46])
 def test_a_temperature_that_float32_cannot_divide_by_takes_the_most_likely_token(temperature):
     rule = sampling_options(temperature=temperature)
     assert draw(jnp.asarray(LOGITS), rule, jax.random.key(0)).tolist() == LOGITS.argmax(axis=1).tolist()

@@ -20,13 +20,15 @@ def drawn(length: int, dtype=jnp.bfloat16, size: int = 64, heads: int = 2, rows:
 
 def test_auto_takes_cudnn_where_it_pays(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    long, short = drawn(attention.CUDNN_FROM), drawn(attention.CUDNN_FROM - 1)
+    long, short, odd = (drawn(attention.CUDNN_FROM + more) for more in (0, -2, 1))
     assert choose_implementation("auto", *long[:2]) == "cudnn"
     assert choose_implementation("auto", *short[:2]) == "xla"
+    assert choose_implementation("auto", *odd[:2]) == "xla"
+    assert choose_implementation("auto", odd[0], long[1]) == "xla"
     assert choose_implementation("auto", *drawn(128, rows=8)[:2]) == "cudnn"
     assert choose_implementation("auto", *drawn(128, rows=7)[:2]) == "xla"
     assert choose_implementation("auto", *drawn(200, rows=6)[:2]) == "cudnn"
-    assert choose_implementation("auto", *drawn(127, rows=9)[:2]) == "xla"
+    assert choose_implementation("auto", *drawn(126, rows=9)[:2]) == "xla"
     assert choose_implementation("cudnn", *short[:2]) == "cudnn"
     assert choose_implementation("xla", *long[:2]) == "xla"
     assert choose_implementation("auto", *drawn(512, jnp.float32)[:2]) == "xla"
