@@ -2,15 +2,17 @@
 
     python -m benchmarks.decode_kernel --shape=small --steps=12,3 --context=512
     python -m benchmarks.decode_kernel --model=small-decoder --steps=10,3
+    python -m benchmarks.decode_kernel --shape=small --parallel --rows=8 --how=xla,persistent
     python -m benchmarks.decode_kernel --launches=10000
 
-One row is continued greedily in bfloat16, by `xla` (`odelm.infer.decode.advance`), by `launches`, one for each phase of
-a step, and by the `persistent` kernel, in turns. The time of a token is the difference between many and one, divided by
-those between. Afterwards one pass of the model in float32 over what each has written says how far the logit of each
-token is below the largest (`below`: 0 where it is the likeliest), and how far its log-probability is from the
-one that was reported. `--launches` starts the persistent kernel so often, with products between some of them.
-`--profile=FOLDER` traces one launch and prints the cycles of its parts; `--no-check` leaves out float32.
-`--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU (docs/kernels.md).
+One row, or several together, are continued greedily in bfloat16, by `xla` (`odelm.infer.decode.advance`), by
+`launches`, one for each phase of a step, and by the `persistent` kernel, in turns. The time of a token is the
+difference between many and one, divided by those between. Afterwards one pass of the model in float32 over what each
+has written says how far the logit of each token is below the largest (`below`: 0 where it is the likeliest), and how
+far its log-probability is from the one that was reported. `--launches` starts the persistent kernel so often, with
+products between some of them. `--profile=FOLDER` traces one launch and prints the cycles of its parts; `--no-check`
+leaves out float32. `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU
+(docs/kernels.md).
 """
 
 import argparse
@@ -61,19 +63,21 @@ class Case:
         self.runner = Runner.of(with_dtype(model, "bfloat16"))
         self.plan = self.runner.model.plan(steps=steps)
         assert (reason := unsupported(model, self.plan)) is None, reason
-        self.prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, options.context).astype(np.int32)
+        shape = options.rows, options.context
+        self.prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, shape).astype(np.int32)
         self.sampling = sampling_options(temperature=options.temperature, top_k=options.top_k)
         room = options.context + options.tokens - 1
-        drawn = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
-        self.layout = layout_of(self.runner.model.config, self.plan, room, **drawn, **json.loads(options.layout))
+        given = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
+        given |= dict(rows=options.rows) | json.loads(options.layout)
+        self.layout = layout_of(self.runner.model.config, self.plan, room, **given)
 
     def begin(self, params: Any) -> Decoding:
-        """Returns the state after the prompt."""
-        B, P = 1, self.options.context
-        model = nnx.merge(self.runner.graph, params)
-        prompts, lengths = jnp.asarray(self.prompt)[None], jnp.full(B, P, jnp.int32)
+        """Returns the state after the prompts."""
+        B, P = self.prompts.shape
+        model, lengths = nnx.merge(self.runner.graph, params), jnp.full(B, P, jnp.int32)
         given = dict(new_tokens=self.options.tokens, end=-1)
-        return prefill(model, self.plan, prompts, lengths, sampling_options(), jax.random.key(0), **given)
+        prompts, key = jnp.asarray(self.prompts), jax.random.key(0)
+        return prefill(model, self.plan, prompts, lengths, sampling_options(), key, **given)
 
     def program(self, how: str) -> Any:
         """Returns the jitted `program(params, plan, state, until)`."""
@@ -93,17 +97,19 @@ class Case:
 
     def differences(self, state: Decoding) -> tuple[float, float]:
         """Returns the largest distance of a written token's logit below the largest, and of its log-probability from
-        the one reported, by the model in float32."""
-        count = int(state.count)
-        written = np.asarray(state.tokens[0, :count])
-        text = jnp.asarray(np.concatenate([self.prompt, written]))[None, :-1]
-        exact = with_dtype(self.exact, "float32")
-        with jax.default_matmul_precision("highest"):
-            logits = jax.jit(lambda text: exact(text, steps=self.steps))(text)[0, len(self.prompt) - 1 :]
-        chosen = jnp.take_along_axis(logits, jnp.asarray(written)[:, None], 1)[:, 0]
-        reported = jnp.asarray(state.logprobs[0, :count])
-        error = chosen - jax.nn.logsumexp(logits, axis=-1) - reported
-        return float((logits.max(-1) - chosen).max()), float(jnp.abs(error).max())
+        the one reported, by the model in float32, over all rows."""
+        count, P = int(state.count), self.prompts.shape[1]
+        exact, found = with_dtype(self.exact, "float32"), []
+        logits_of = jax.jit(lambda text: exact(text, steps=self.steps)[0, P - 1 :])
+        for prompt, tokens, logprobs in zip(self.prompts, state.tokens, state.logprobs, strict=True):
+            written = np.asarray(tokens[:count])
+            with jax.default_matmul_precision("highest"):
+                logits = logits_of(jnp.asarray(np.concatenate([prompt, written]))[None, :-1])
+            chosen = jnp.take_along_axis(logits, jnp.asarray(written)[:, None], 1)[:, 0]
+            error = chosen - jax.nn.logsumexp(logits, axis=-1) - logprobs[:count]
+            found.append((float((logits.max(-1) - chosen).max()), float(jnp.abs(error).max())))
+        below, errors = zip(*found, strict=True)
+        return max(below), max(errors)
 
 
 def measure(case: Case, hows: list[str], repeats: int) -> dict[str, dict[str, Any]]:
@@ -215,6 +221,7 @@ def main() -> None:
     parser.add_argument("--steps", default="12,3", help="steps over the core: A,B")
     parser.add_argument("--context", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--rows", type=int, default=1, help="rows that are continued together, each of other tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top_k", type=int, default=0, help="draw among so many likeliest tokens")
     parser.add_argument("--how", default=",".join(HOWS), help="which ways, in turns")
@@ -233,7 +240,7 @@ def main() -> None:
     for steps in map(int, options.steps.split(",")):
         case = Case(model, steps, options)
         size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits"
-        print(f"  {steps} steps, {size}, context {options.context}", flush=True)
+        print(f"  {options.rows} rows, {steps} steps, {size}, context {options.context}", flush=True)
         if options.compile_for:
             compile_for(options.compile_for, case, options.how.split(","))
         elif options.profile:

@@ -25,7 +25,7 @@ def advance_in_kernel(
     end: int,
     persistent: bool = True,
 ) -> Decoding:
-    """Returns what `odelm.infer.decode.advance` does for a single row.
+    """Returns what `odelm.infer.decode.advance` does for as many rows as the layout has.
 
     It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
     vocabulary, if it is `filtered` from the `top_k` likeliest; the key must be one of Threefry, JAX's own. The kernels
@@ -34,14 +34,16 @@ def advance_in_kernel(
     launch computes all tokens if it is `persistent`.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
-    room, start = layout.room, jnp.asarray(memory.length, jnp.int32).reshape(-1)[0]
-    places = jnp.arange(room)
-    real = jnp.pad(memory.real[0], (0, room - memory.room))
-    hidden = jnp.where(real | (places >= start), 0.0, LEAST)
+    room, rows = layout.room, len(state.last)
+    assert rows == layout.rows
+    start = jnp.broadcast_to(jnp.asarray(memory.length, jnp.int32), (rows,))
+    places = jnp.arange(room)[None]
+    real = jnp.pad(memory.real, ((0, 0), (0, room - memory.room)))
+    hidden = jnp.where(real | (places >= start[:, None]), 0.0, LEAST)
     kept = jax.new_ref(_flat(memory, "keys", room)), jax.new_ref(_flat(memory, "values", room))
     count = jnp.clip(jnp.asarray(until, jnp.int32), 0, limit) - state.count
-    count = jnp.where(state.done[0], 0, jnp.maximum(count, 0))
-    begin = Begin(state.last[0], state.positions[0], start, count, jnp.int32(end))
+    count = jnp.where(state.done.all(), 0, jnp.maximum(count, 0))
+    begin = Begin(state.last, state.positions, start, state.done, count, jnp.int32(end))
     matrices, vectors = tables
     given = vectors | {"hidden": hidden}
     if layout.sampled:
@@ -58,34 +60,35 @@ def advance_in_kernel(
     fresh = (new >= 0) & (new < made)
 
     def placed(old: jax.Array, found: jax.Array) -> jax.Array:
-        return jnp.where(fresh, found[jnp.clip(new, 0, limit - 1)], old[0])[None]
+        return jnp.where(fresh[None], found[:, jnp.clip(new, 0, limit - 1)], old)
 
-    last = jnp.where(made > 0, tokens[jnp.maximum(made - 1, 0)], state.last[0])
-    filled = (places[: memory.room] >= start) & (places[: memory.room] < start + made)
+    last = jnp.where(made > 0, tokens[:, jnp.maximum(made - 1, 0)], state.last)
+    behind = places[:, : memory.room] - start[:, None]
+    filled = (behind >= 0) & (behind < made)
     after = dataclasses.replace(
         memory, blocks=_folded(memory, *map(jax.freeze, kept)), length=memory.length + made,
-        real=memory.real | filled[None],
+        real=memory.real | filled,
     )  # fmt: skip
     return dataclasses.replace(
-        state, memory=after, last=jnp.maximum(last, 0)[None], positions=state.positions + made,
+        state, memory=after, last=jnp.maximum(last, 0), positions=state.positions + made,
         tokens=placed(state.tokens, tokens), logprobs=placed(state.logprobs, logprobs), count=state.count + made,
         done=state.done | ((made > 0) & (last == end)),
     )  # fmt: skip
 
 
 def _flat(memory: Memory, name: str, room: int) -> jax.Array:
-    """Returns the keys or values of all steps of all blocks, (N, room, J K)."""
+    """Returns the keys or values of all steps of all blocks, (N, B, room, J K)."""
     parts = [getattr(kept, name) for kept in memory.blocks]
-    flat = jnp.concatenate([part.reshape(part.shape[0], part.shape[3], -1) for part in parts])
-    return jnp.pad(flat, ((0, 0), (0, room - memory.room), (0, 0)))
+    flat = jnp.concatenate([part.reshape(part.shape[0], *part.shape[2:4], -1) for part in parts])
+    return jnp.pad(flat, ((0, 0), (0, 0), (0, room - memory.room), (0, 0)))
 
 
 def _folded(memory: Memory, keys: jax.Array, values: jax.Array) -> tuple[KeyValues, ...]:
-    """Returns keys and values (N, room, J K) as the blocks of a memory keep them."""
+    """Returns keys and values (N, B, room, J K) as the blocks of a memory keep them."""
     blocks, first = [], 0
     for kept in memory.blocks:
         shape = kept.keys.shape
-        part = [array[first : first + shape[0], : memory.room].reshape(shape) for array in (keys, values)]
+        part = [array[first : first + shape[0], :, : memory.room].reshape(shape) for array in (keys, values)]
         blocks.append(KeyValues(*part))
         first += shape[0]
     return tuple(blocks)

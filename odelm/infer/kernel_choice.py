@@ -17,7 +17,7 @@ from odelm.infer.decode import Decoding
 from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
 from odelm.models import CausalLM
-from odelm.models.kernels.layout import PROGRAMS, Layout, layout_of, unsupported
+from odelm.models.kernels.layout import COLUMNS, PROGRAMS, Layout, layout_of, unsupported
 from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan
 
@@ -63,7 +63,7 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, filtered=filtered)
+            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=len(state.last))
         return self.choice.kernel != "xla"
 
     def advance(
@@ -71,7 +71,8 @@ class ByKernel:
     ) -> Decoding:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
         layout = _layout(_decoder(runner), plan, state, sampling)
-        alike = dataclasses.replace(layout, room=0, sampled=False, filtered=False)  # of which the matrices are the same
+        # Layouts of which the matrices are the same.
+        alike = dataclasses.replace(layout, room=0, rows=1, chunk_splits=1, sampled=False, filtered=False)
         if alike not in self._matrices:
             self._matrices = {alike: _matrices(runner.graph, runner.params, alike)}
         if layout not in self._vectors:
@@ -80,10 +81,12 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
-    """Returns what decodes on a device, if the case has no `reason` against kernels; `filtered` is whether tokens are
-    drawn with `top_k`."""
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1) -> Choice:
+    """Returns what decodes so many rows on a device, if the case has no `reason` against kernels; `filtered` is whether
+    tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
+    if reason is None and rows > 1 and asked == "auto":
+        reason = "several rows were not timed on a card: ask for a kernel by name"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):
@@ -109,7 +112,8 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
     bits = told("jax_threefry_partitionable") and not told("jax_high_dynamic_range_gumbel")
     reasons = {
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
-        f"{rows} rows; kernels take one": rows > 1,
+        f"{rows} rows; kernels take at most {COLUMNS}": rows > COLUMNS,
+        "top_k with several rows": drawn and bool(sampling.top_k) and rows > 1,
         "tokens leave the depth early": early_exit,
         "tokens are drawn with top_p, min_p or a penalty": bool(filters),
         "the random keys are not Threefry's": drawn and jax.random.key_impl(state.key) != "threefry2x32",
@@ -142,6 +146,7 @@ def _no_card(device: Any) -> str | None:
 def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling) -> Layout:
     options: dict[str, Any] = {} if INTERPRETED is None else dict(programs=1, dtype=jnp.float32)
     options |= dict(sampled=not sampling.greedy, filtered=not sampling.greedy and bool(sampling.top_k))
+    options |= dict(rows=len(state.last))
     return layout_of(model.config, plan, state.memory.room, **options)
 
 

@@ -110,6 +110,71 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, readout_bits, monke
         assert float(jnp.abs(error).max()) <= rounding
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "persistent"),
+    [("parallel", 2, True), ("ends", 8, True), ("parallel", 8, True), ("swiglu", 3, True), ("medium", 4, True)]
+    + [("narrow", 5, True), ("parallel", 2, False)],
+)
+def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, monkeypatch):
+    monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
+    exact = model_of(**MODELS[name])
+    runner, steps = Runner.of(with_dtype(exact, "bfloat16")), exact.config.core // 2
+    plan = runner.model.plan(steps=steps)
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, rows=rows))
+    lengths = np.array([PROMPT, 37, 64, 65, 1, PROMPT, 99, 20])[:rows]
+
+    @jax.jit
+    def run(params, prompts):
+        model = nnx.merge(runner.graph, params)
+        options = dict(new_tokens=NEW, end=-1)
+        state = prefill(model, plan, prompts, jnp.asarray(lengths), sampling_options(), jax.random.key(0), **options)
+        tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
+        return advance_in_kernel(tables, state, sampling_options(), NEW, kernels=kernels, end=-1, persistent=persistent)
+
+    prompts = np.stack([prompt_of(exact, seed) for seed in range(rows)])
+    found = run(runner.params, prompts)
+    again = run(runner.params, prompts)
+    assert int(found.count) == NEW
+    np.testing.assert_array_equal(again.tokens, found.tokens)
+    np.testing.assert_array_equal(again.logprobs, found.logprobs)
+    for prompt, length, tokens, logprobs in zip(prompts, lengths, found.tokens, found.logprobs, strict=True):
+        text = jnp.asarray(np.concatenate([prompt[:length], tokens]))[None, :-1]
+        with jax.default_matmul_precision("highest"):
+            logits = with_dtype(exact, "float32")(text, steps=steps)[0, length - 1 :]
+        chosen = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
+        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        assert float((logits.max(-1) - chosen).max()) <= rounding
+        assert float(jnp.abs(logprobs - (chosen - jax.nn.logsumexp(logits, axis=-1))).max()) <= rounding
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_decodes_the_same_whatever_the_others_and_stops_at_its_end(temperature):
+    runner = Runner.of(with_dtype(model_of(**MODELS["parallel"]), "bfloat16"))
+    plan, sampling = runner.model.plan(steps=3), sampling_options(temperature=temperature)
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, rows=4, sampled=temperature > 0))
+
+    @partial(jax.jit, static_argnums=2)
+    def run(params, prompts, end):
+        model = nnx.merge(runner.graph, params)
+        options = dict(new_tokens=NEW, end=end)
+        lengths = jnp.full(4, PROMPT)
+        state = prefill(model, plan, prompts, lengths, sampling_options(), jax.random.key(0), **options)
+        tables = matrices(model, kernels.layout), vectors(model, plan, kernels.layout)
+        return advance_in_kernel(tables, state, sampling, NEW, kernels=kernels, end=end)
+
+    prompts = np.stack([prompt_of(runner.model, seed) for seed in range(4)])
+    free = run(runner.params, prompts, -1)
+    others = np.concatenate([prompts[:2], prompts[:1], prompts[:1]])
+    np.testing.assert_array_equal(run(runner.params, others, -1).tokens[:2], free.tokens[:2])
+    end = int(free.tokens[1, 9])
+    found = run(runner.params, prompts, end)
+    for expected, tokens, done in zip(np.asarray(free.tokens), np.asarray(found.tokens), found.done, strict=True):
+        length = expected.tolist().index(end) + 1 if end in expected else NEW
+        assert bool(done) == (end in expected)
+        np.testing.assert_array_equal(tokens[:length], expected[:length])
+        assert (tokens[length : int(found.count)] == end).all()
+
+
 @pytest.mark.parametrize("top_k", [3, 40])
 def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))

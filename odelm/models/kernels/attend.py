@@ -1,5 +1,7 @@
 """Attention of one new token over a memory: each program averages the values of some positions of one head."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,40 +10,45 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.marked import COLUMN, ROW
-from odelm.models.kernels.program import Program, Token, vector
+from odelm.models.kernels.program import Program, vector
+from odelm.models.kernels.tokens import Token, Tokens
 
 LEAST = -1e30
 """In place of the score of a position that is not seen."""
+PARTS = ("keys", "values", "hidden")
+"""What is copied of a chunk of places, each with a barrier of its own."""
 Running = tuple[jax.Array, jax.Array, jax.Array]
 """The largest score so far, the sum of exp(score - largest), and the values (K,) weighted by the same."""
 
 
-def send_for_memory(program: Program, token: Token, step: jax.Array) -> None:
-    """Starts to copy the first chunk of keys and values that this program will read in `attend`."""
-    layout, C = program.layout, program.layout.chunk_splits
-    head, c = program.me // C, lax.rem(program.me, C)
-    start = c * layout.chunk
+def send_for_memory(program: Program, token: Token | Tokens, step: jax.Array) -> None:
+    """Starts to copy the first chunks of keys and values that this program will read in `attend`."""
+    layout = program.layout
+    row, head, c = _part(layout, program.me)
     program.see_stores()
+    for slot in range(layout.chunk_places):
+        start = (slot * layout.chunk_splits + c) * layout.chunk
 
-    @pl.when((program.me < layout.heads * C) & (start < token.place))
-    def send() -> None:
-        _fetch(program, step, start, head // (layout.heads // layout.kv_heads))
+        @pl.when((program.me < layout.attended) & (start < token.of(row).place))
+        def send(slot: int = slot, start: jax.Array = start) -> None:
+            _fetch(program, step, row, start, head // (layout.heads // layout.kv_heads), slot)
 
 
-def attend(program: Program, token: Token, step: jax.Array) -> None:
+def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
     """Averages values over the places up to the token's; leaves the averages, and the logarithms of their weights.
 
-    The programs of a head take turns with chunks of places; the first of them has the new one too. The first chunk must
-    be on its way (`send_for_memory`).
+    The programs of a head take turns with chunks of places; the first of them has the new one too. The first chunks
+    must be on their way (`send_for_memory`).
     """
-    layout, C, place = program.layout, program.layout.chunk_splits, token.place
+    layout, C = program.layout, program.layout.chunk_splits
 
     def work(number: Any, item: jax.Array) -> None:
-        head, c = item // C, lax.rem(item, C)
-        group = head // (layout.heads // layout.kv_heads)
+        row, head, c = _part(layout, item)
+        place, group = token.of(row).place, head // (layout.heads // layout.kv_heads)
         mark = program.mark(token, step)
-        places = [("qkv", of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
+        places = [("qkv", row, of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
         query, key, value = program.receive(*places, mark=mark, layout=COLUMN)
         key, value = (x.astype(layout.dtype).astype(jnp.float32) for x in (key, value))
         own, first = jnp.sum(query * key), (c == 0).astype(jnp.float32)
@@ -49,43 +56,77 @@ def attend(program: Program, token: Token, step: jax.Array) -> None:
         count = jnp.maximum(pl.cdiv(pl.cdiv(place, layout.chunk) - c, C), 0)
         queries = lax.broadcast_in_dim(query, (layout.chunk, layout.head_size), (1,))
 
+        def fetch(i: Any, slot: Any, *names: str) -> None:
+            pl.when(i < count)(lambda: _fetch(program, step, row, (i * C + c) * layout.chunk, group, slot, *names))
+
         def chunk(i: jax.Array, running: Running) -> Running:
-            pl.when((i > 0) | (number > 0))(lambda: _fetch(program, step, (i * C + c) * layout.chunk, group))
-            return _with_chunk(program, (i * C + c) * layout.chunk, queries, place, running)
+            part = (i * C + c) * layout.chunk, place
+            if not layout.several:
+                pl.when((i > 0) | (number > 0))(lambda: _fetch(program, step, row, part[0], group))
+                return _with_chunk(program, part, queries, running)
+            slot = lax.rem(i, layout.chunk_places)
+            following = partial(fetch, i + layout.chunk_places, slot)
+            return _with_chunk(program, part, queries, running, slot, following)
+
+        if layout.several:
+            for slot in range(layout.chunk_places):
+                pl.when(number > 0)(partial(fetch, slot, slot))
 
         with jax.named_scope("chunks"):
             top, total, context = lax.fori_loop(0, count, chunk, start)
-        here = (c, pl.ds(head * layout.head_size, layout.head_size))
+        here = (row, c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
         program.publish(context / some, "context", *here, mark=mark, layout=COLUMN)
         program.publish(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
 
-    program.share(layout.heads * C, work)
+    program.share(layout.attended, work)
 
 
-def _fetch(program: Program, step: jax.Array, start: jax.Array, group: jax.Array) -> None:
-    """Starts to copy the keys and values of a chunk of places from `start` on."""
+def _part(layout: Layout, item: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    """Returns the row, the head and the number among a head's programs of a part of attention."""
+    C, H = layout.chunk_splits, layout.heads
+    if not layout.several:
+        return 0, item // C, lax.rem(item, C)
+    return jnp.minimum(item // (H * C), layout.rows - 1), lax.rem(item // C, H), lax.rem(item, C)
+
+
+def _fetch(
+    program: Program, step: jax.Array, row: Any, start: jax.Array, group: jax.Array, slot: Any = 0, *names: str
+) -> None:
+    """Starts to copy what is named, or all, of the keys and values of a chunk of a row's places from `start` on."""
     layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
-    here = (step, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
-    plgpu.copy_gmem_to_smem(program.keys.at[here], near["keys"], arrival.at[0])
-    plgpu.copy_gmem_to_smem(program.values.at[here], near["values"], arrival.at[1])
-    plgpu.copy_gmem_to_smem(program.vectors["hidden"].at[pl.ds(start, layout.chunk)], near["hidden"], arrival.at[2])
+    here = (step, row, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
+    hidden = program.vectors["hidden"].at[row, pl.ds(start, layout.chunk)]
+    of = {"keys": program.keys.at[here], "values": program.values.at[here], "hidden": hidden}
+    for name in names or PARTS:
+        plgpu.copy_gmem_to_smem(of[name], near[name].at[slot], arrival.at[slot * len(PARTS) + PARTS.index(name)])
 
 
-def _with_chunk(program: Program, start: jax.Array, queries: jax.Array, end: jax.Array, running: Running) -> Running:
-    """Returns the average with a chunk that is on its way, the places from `start` on that are before `end`; `queries`
-    is the query, once for each of them."""
-    layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
+def _with_chunk(
+    program: Program,
+    part: tuple[jax.Array, jax.Array],
+    queries: jax.Array,
+    running: Running,
+    slot: Any = 0,
+    following: Callable[..., None] = lambda *names: None,
+) -> Running:
+    """Returns the average with a chunk that is on its way: the places from the first number of `part` on that are
+    before the second; `queries` is the query, once for each of them. Calls `following` with names of `PARTS` as soon as
+    these have been read."""
+    layout, near = program.layout, {name: program.near[name].at[slot] for name in PARTS}
+    arrival = {name: program.near["memory_arrival"].at[slot * len(PARTS) + i] for i, name in enumerate(PARTS)}
     top, total, context = running
-    plgpu.barrier_wait(arrival.at[0])
+    plgpu.barrier_wait(arrival["keys"])
     scores = jnp.sum(near["keys"][...].astype(jnp.float32) * queries, axis=1)
-    plgpu.barrier_wait(arrival.at[2])
+    plgpu.barrier_wait(arrival["hidden"])
     scores = scores + vector(near["hidden"])
-    seen = start + plgpu.broadcasted_iota(jnp.int32, (layout.chunk,), 0, layout=ROW) < end
+    following("keys", "hidden")
+    seen = part[0] + plgpu.broadcasted_iota(jnp.int32, (layout.chunk,), 0, layout=ROW) < part[1]
     scores = jnp.where(seen, scores, LEAST)
     new = jnp.maximum(top, jnp.max(scores))
     weights, kept = jnp.exp(scores - new), jnp.exp(top - new)
-    plgpu.barrier_wait(arrival.at[1])
+    plgpu.barrier_wait(arrival["values"])
     weighted = near["values"][...].astype(jnp.float32) * lax.broadcast_in_dim(weights, queries.shape, (0,))
+    following("values")
     return new, total * kept + jnp.sum(weights), context * kept + jnp.sum(weighted, axis=0)

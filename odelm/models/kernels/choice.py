@@ -4,6 +4,8 @@ A token is drawn as `jax.random.categorical` does it: the largest of logit / tem
 distribution. The noise is that of `jax.random.gumbel`, number for number.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -95,12 +97,17 @@ def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Arr
     return word, logprob, met
 
 
-def choose(program: Program, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best token of all, the first of equals, its logit and its log-probability, after all programs met; it
-    is the `number`-th."""
-    layout = program.layout
-    there = plgpu.broadcasted_iota(jnp.int32, (layout.slots,), 0) < layout.programs
-    scores, words, logits, tops, sums = (program.between[name][lax.rem(number, 2)] for name in BEST)
+def choose(program: Program, number: jax.Array, row: Any = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the best token of all for a row, the first of equals, its logit and its log-probability, after all
+    programs met; it is the `number`-th."""
+    layout, places = program.layout, (program.layout.slots,)
+    if layout.several:
+        there = plgpu.broadcasted_iota(jnp.int32, places, 0, layout=ROW) < layout.programs
+        found = [vector(program.between[name].at[lax.rem(number, 2), :, row]) for name in BEST]
+    else:
+        there = plgpu.broadcasted_iota(jnp.int32, places, 0) < layout.programs
+        found = [program.between[name][lax.rem(number, 2)] for name in BEST]
+    scores, words, logits, tops, sums = found
     scores, tops = jnp.where(there, scores, LEAST), jnp.where(there, tops, LEAST)
     word = jnp.min(jnp.where(scores == jnp.max(scores), jnp.where(there, words, layout.vocabulary), layout.vocabulary))
     logit = jnp.max(jnp.where(there, jnp.where(words == word, logits, LEAST), LEAST))
@@ -161,17 +168,18 @@ def leave(p: Program, number: jax.Array, *values: jax.Array) -> None:
         p.between[name][lax.rem(number, 2), p.me] = value
 
 
-def noise(program: Program, words: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns what is added to the scores of words where the `number`-th token is drawn."""
+def noise(program: Program, places: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns what is added to scores where the `number`-th token is drawn: to those of words, whose places are these
+    among all words of all rows."""
     keys = program.vectors["keys"]
-    bits = _random_bits(keys[number, 0], keys[number, 1], words.astype(jnp.uint32))
+    bits = _random_bits(keys[number, 0], keys[number, 1], places.astype(jnp.uint32))
     ones = (bits >> 9) | jnp.uint32(0x3F800000)  # floats from 1 up to 2
     uniform = jnp.maximum(lax.bitcast_convert_type(ones, jnp.float32) - 1.0 + TINY, TINY)
     return -jnp.log(-jnp.log(uniform))
 
 
 def _random_bits(key0: jax.Array, key1: jax.Array, places: jax.Array) -> jax.Array:
-    """Returns what JAX draws for the places of one row, uint32: Threefry with 20 rounds (Salmon et al. 2011, "Parallel
+    """Returns what JAX draws for places of an array, uint32: Threefry with 20 rounds (Salmon et al. 2011, "Parallel
     random numbers: as easy as 1, 2, 3") of a counter, both of its words folded into one."""
     keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
     x, y = jnp.zeros_like(places) + keys[0], places + keys[1]

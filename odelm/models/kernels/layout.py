@@ -7,14 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from odelm.config import ModelConfig
+from odelm.models.kernels.sharing import splits
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 ROWS = 64
 """Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction. A head has as many
 numbers, so that who multiplies by its rows has all of it."""
 COLUMNS = 8
-"""Columns of the other factor, the fewest of that instruction. For one row of the batch all are equal. In shared memory
-each is a row: where inputs come first there, 16 columns are needed, and matrices are copied by 32 bytes, not 128."""
+"""Columns of the other factor, the fewest of that instruction: rows of the batch, or for one row all equal. In shared
+memory each is a row: inputs first would take 16 columns, and matrices copied by 32 bytes, not 128."""
 RING_SLICES = (128, 64)
 """Inputs of the readout's rows that a program multiplies at a time, by preference; of rows of 8 bits the first."""
 MAPS = ("qkv", "out", "up", "down")
@@ -32,8 +33,6 @@ SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
 """Shared memory that a program of a Hopper card may have, and what of it is left for reductions and barriers."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be on their way or in use; as many as there is shared memory for."""
-MOST_SPLITS = 11
-"""The most programs that share a head's positions."""
 WIDEST = 1024
 """The widest state: a program keeps `ROWS` rows of that many inputs."""
 
@@ -61,6 +60,8 @@ class Layout:
     parallel: bool
     rotary: bool
     qk_norm: bool
+    rows: int = 1
+    """B, rows of the batch that are decoded at once, at most `COLUMNS`."""
     sampled: bool = False
     """Whether a token is drawn by its probability, at a temperature; otherwise it is the likeliest."""
     filtered: bool = False
@@ -74,6 +75,8 @@ class Layout:
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head; every program with a piece of `out` reads all their averages."""
+    chunk_places: int = 1
+    """Chunks of keys and values that are on their way or in use, of several rows."""
     marks: bool = False
     """Whether what is handed on has marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
@@ -82,7 +85,11 @@ class Layout:
     ring_slice: int = RING_SLICES[-1]
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
-    `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`."""
+    `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
+
+    @property
+    def several(self) -> bool:
+        return self.rows > 1
 
     @property
     def rounded(self) -> bool:
@@ -154,14 +161,22 @@ class Layout:
         return self.ring - (0 if self.rounded else self.out_places)
 
     def participants(self, *names: str) -> int:
-        """Returns how many programs have a piece of any of these maps; with no names, have a part in attention."""
+        """Returns how many programs have a piece of any of these maps; with no names, have a part in attention; with
+        the name "rows", have a row of the batch."""
         if not names:
-            return min(self.heads * self.chunk_splits, self.programs)
+            return min(self.attended, self.programs)
+        if names == ("rows",):
+            return min(self.rows, self.programs)
         owners = set()
         for name in names:
             base, first, span = self.owners(name)
             owners |= {base + (first + n) % span for n in range(self.pieces(name))}
         return len(owners)
+
+    @property
+    def attended(self) -> int:
+        """How many parts attention has."""
+        return self.rows * self.heads * self.chunk_splits
 
     @property
     def marked(self) -> bool:
@@ -191,7 +206,7 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
-        numbers = self.longest * COLUMNS + 2 * self.chunk * self.head_size
+        numbers = self.longest * COLUMNS + 2 * self.chunk_places * self.chunk * self.head_size
         numbers += ROWS * self.width
         ring = ROWS * self.ring * self.ring_slice
         numbers += ROWS * self.out_slice if self.rounded else ring
@@ -199,7 +214,8 @@ class Layout:
         logits = 2 * ROWS * self.tiles if self.filtered else 0
         if self.rounded:
             logits += len(self.rounded_names) * self.kept_words
-        singles = self.longest + 2 * ROWS + self.chunk + logits
+        singles = 2 * ROWS * COLUMNS if self.several else self.longest + 2 * ROWS
+        singles += self.chunk_places * self.chunk + logits
         return numbers * jnp.dtype(self.dtype).itemsize + of_int8 + 4 * singles
 
     @property
@@ -217,11 +233,11 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
-    rows of 8 bits become those of 16 where tokens are filtered, or there is no room for both.
+    rows of 8 bits become those of 16 where tokens are filtered, there are several rows, or there is no room for both.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
-    splits = max(1, min(MOST_SPLITS, options.get("programs", PROGRAMS) // config.heads))
-    chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits)
+    parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
+    chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
@@ -233,9 +249,12 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
     sizes = RING_SLICES[:1] if layout.rounded else sizes
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
+    if layout.several:
+        rings = [dict(ring=ring, ring_slice=RING_SLICES[0], chunk_places=2) for ring in RINGS if ring > 3] + rings
+        rings = [ring for ring in rings if ring["ring_slice"] in sizes]
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
     found = next((one for one in all_of if one.fits), None)
-    if layout.rounded and (layout.filtered or found is None):
+    if layout.rounded and (layout.filtered or layout.several or found is None):
         return layout_of(config, plan, room, **options | dict(readout_bits=16))
     return found or all_of[-1]
 

@@ -52,6 +52,26 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
     plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(), splat))(write)(x, ref, mark)
 
 
+def put_columns_marked(x: jax.Array, ref: Ref, stride: int, columns: int, mark: jax.Array) -> None:
+    """Writes the first columns of a product, float32 (n, `COLUMNS`), with a mark: each becomes n neighbouring words,
+    those of the first at `ref`, of each other one `stride` words behind the one before."""
+
+    def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
+        del context
+        base, index = mosaic.memref_ptr(ref), ir.IndexType.get()
+        for (row, column), register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
+            for i in range(register.type.shape[0]):
+                value = vector.extract(register, dynamic_position=[], static_position=[i])
+                of = arith.addi(column, arith.constant(index, i))
+                place = arith.addi(arith.muli(of, arith.constant(index, stride)), row)
+                mine = arith.cmpi(arith.CmpIPredicate.ult, of, arith.constant(index, columns))
+                given = [_moved(base, place, 0), value, mark.registers.item(), mine]
+                mosaic.inline_ptx(_STORE_MINE, *given, has_side_effects=True)
+
+    splat = plgpu.Layout.WG_SPLAT
+    plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), splat))(write)(x, ref, mark)
+
+
 def _of_row(thread: Any, number: int) -> Any:
     """Whether a thread is the one of four neighbours with the same numbers that writes them."""
     del number

@@ -1,7 +1,8 @@
 """The phases of a depth step, each of which reads what others left in it: a state goes in, and what moves it comes out.
 
 With parallel branches there are three, since both branches read the same state: into both, attention, out of both.
-Otherwise there are five.
+Otherwise there are five. Of several rows of the batch each has a program that adds what moves its state and normalises
+it, in a phase before those that enter a branch: if all programs did so for all rows, they would read most of the time.
 """
 
 import math
@@ -17,55 +18,112 @@ from jax.experimental import pallas as pl
 
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
-from odelm.models.kernels.marked import ROW, strided
-from odelm.models.kernels.program import Fill, Program, Token, put, vector
+from odelm.models.kernels.marked import strided
+from odelm.models.kernels.program import Fill, Program, put, vector
+from odelm.models.kernels.several import across, beside, by_column, column_of, total
+from odelm.models.kernels.tokens import Token, Tokens
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
-Phase = Callable[[Program, Token, Step], Any]
+Newest = Token | Tokens
+Phase = Callable[[Program, Any, Step], Any]
 
 
 def phases_of(layout: Layout) -> dict[Phase, tuple[str, ...]]:
-    """Returns the phases of a step, in turn, and the maps of each."""
+    """Returns the phases of a step, in turn, and the maps of each, or "rows" for those with a program for a row."""
+    rows: tuple[str, ...] = ("rows",)
     if layout.parallel:
-        return {_enter_both: ("qkv", "up"), attend: (), _leave_both: ("out", "down")}
-    maps = ("qkv",), (), ("out",), ("up",), ("down",)
-    return dict(zip((enter, attend, leave_attention, feed, leave_feedforward), maps, strict=True))
+        phases = {gather: rows, _enter_both: ("qkv", "up"), attend: (), _leave_both: ("out", "down")}
+    else:
+        phases = {gather: rows, enter: ("qkv",), attend: (), leave_attention: ("out",)}
+        phases |= {gather_between: rows, feed: ("up",), leave_feedforward: ("down",)}
+    return {phase: names for phase, names in phases.items() if layout.several or names != rows}
 
 
-def enter(program: Program, token: Token, step: Step) -> None:
+def gather(program: Program, token: Newest, step: Step) -> None:
+    """Keeps the state of each row that enters a step, or leaves the last, and hands it on normalised."""
+    p = program
+
+    def work(number: Any, row: jax.Array) -> None:
+        del number
+        kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
+        state = entering(p, token, step, row)
+        p.publish(p.normed(state), "normed", row, 0, **kept)
+        p.publish(state, "state", row, lax.rem(step, 2), **kept)
+
+    p.share(p.layout.rows, work)
+
+
+def gather_between(program: Program, token: Newest, step: Step) -> None:
+    """Hands on the state of each row behind the attention branch, normalised."""
+    p = program
+
+    def work(number: Any, row: jax.Array) -> None:
+        del number
+        state = _after_attention(p, token, step, row)
+        p.publish(p.normed(state), "normed", row, 1, mark=p.mark(token, step), layout=strided(p.layout.width))
+
+    p.share(p.layout.rows, work)
+
+
+def take_normed(program: Program, token: Newest, step: Step, place: int, affine: tuple[Any, Any]) -> None:
+    """Writes the normalised states of several rows into the right side of a product, by a norm's scale and shift, which
+    are references."""
+    p, size = program, program.layout.width
+    scale, shift = (vector(ref, beside(size).reduce(0)) for ref in affine)
+    rows = p.receive_rows(lambda row: [("normed", row, place)], mark=p.mark(token, step))
+    p.take_rows([x * scale + shift for (x,) in rows], p.inputs.at[:, pl.ds(0, size)])
+
+
+def enter(program: Program, token: Newest, step: Step) -> None:
     """Computes queries, divided by the root of a head's size, keys and values from the state that enters a step, first
     of all the token's embedding. It keeps that state, and the keys and values in the memory."""
     p, layout = program, program.layout
     H, J, K = layout.heads, layout.kv_heads, layout.head_size
 
     def prepare() -> None:
+        if layout.several:
+            take_normed(p, token, step, 0, p.affine_refs("norm1", step))
+            return
         affine = p.affine("norm1", step)
         state = entering(p, token, step)
         kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
-        pl.when(p.me == 0)(lambda: p.publish(state, "state", lax.rem(step, 2), **kept))
+        pl.when(p.me == 0)(lambda: p.publish(state, "state", 0, lax.rem(step, 2), **kept))
         p.normalise(state, affine)
 
     def constants(head: jax.Array) -> tuple[jax.Array, ...]:
         places = [p.vectors[f"qkv_{of}"].at[step, head] for of in ("bias", "scale")]
         if layout.qk_norm:
             places += [p.vectors[f"{name}_{of}"].at[step] for of in ("scale", "shift") for name in ("query", "key")]
-        if layout.rotary:
-            places += [p.vectors[of].at[token.position] for of in ("cos", "sin")]
-        return tuple(map(vector, places))
+        found = tuple(map(vector, places))
+        return found + tuple(_of_positions(p, of, token) for of in ("cos", "sin") if layout.rotary)
 
     def store(head: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, scale: jax.Array, *others: Any) -> None:
         del part
-        y = (y + bias) * scale
+        y = (y + across(bias, y)) * across(scale, y)
         x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
-        p.publish(x, "qkv", head, mark=p.mark(token, step), layout=ROW)
+        p.publish_all(x, "qkv", head, mark=p.mark(token, step))
         for first, memory in ((H, p.keys), (H + J, p.values)):
 
             @pl.when((head >= first) & (head < first + J))
             def keep_new(first: int = first, memory: Any = memory) -> None:
-                put(x.astype(layout.dtype), memory.at[step, token.place, pl.ds((head - first) * K, K)])
+                for row in range(layout.rows):
+                    new = column_of(x, row) if layout.several else x
+                    here = memory.at[step, row, token.of(row).place, pl.ds((head - first) * K, K)]
+                    put(new.astype(layout.dtype), here)
 
-    p.multiply("qkv", step, constants, prepare, p.take, store)
+    p.multiply("qkv", step, constants, prepare, _fill_of(p), store)
+
+
+def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
+    """Returns the cosines or sines of the tokens' positions, as what comes of a product."""
+    found = [vector(p.vectors[name].at[token.of(row).position]) for row in range(p.layout.rows)]
+    return by_column(found) if p.layout.several else found[0]
+
+
+def _fill_of(p: Program) -> Fill:
+    """Returns how a product's right side gets the normalised state: of several rows it has it already."""
+    return (lambda offset, inputs: None) if p.layout.several else p.take
 
 
 def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query: jax.Array) -> jax.Array:
@@ -77,44 +135,49 @@ def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query:
     share = is_query.astype(jnp.float32)
     if layout.qk_norm:
         scale, shift = (query * share + key * (1 - share) for query, key in (given[:2], given[2:4]))
-        mean = jnp.sum(x) / K if layout.norm == "layernorm" else 0.0
-        root = lax.rsqrt(jnp.sum((x - mean) * (x - mean)) / K + layout.eps)
-        x = (x - mean) * root * scale + shift
+        mean = total(x) / K if layout.norm == "layernorm" else 0.0
+        root = lax.rsqrt(total((x - mean) * (x - mean)) / K + layout.eps)
+        x = (x - mean) * root * across(scale, x) + across(shift, x)
     if layout.rotary:
         cos, sin = given[-2:]
         x = x * cos + p.turned(x) * sin
     return x * jnp.where(is_query, K**-0.5, 1.0)
 
 
-def leave_attention(program: Program, token: Token, step: Step) -> None:
+def leave_attention(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
     p, C = program, program.layout.chunk_splits
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
         place = pl.ds(offset, inputs.shape[1])
-        places = [(name, c, place) for name in ("context", "weight") for c in range(C)]
-        found = p.receive(*places, mark=p.mark(token, step))
-        parts, weights = found[:C], found[C:]
-        top = reduce(jnp.maximum, weights)
-        factors = [jnp.exp(one - top) for one in weights]
-        averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
-        p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = averaged / reduce(add, factors)
-        p.take(0, inputs)
+
+        def places(row: int) -> list[tuple[Any, ...]]:
+            return [(name, row, c, place) for name in ("context", "weight") for c in range(C)]
+
+        rows = p.receive_rows(places, mark=p.mark(token, step))
+        p.take_rows([_averaged(found[:C], found[C:]) for found in rows], inputs)
 
     _leave(p, "out", "1", token, step, fill)
 
 
-def feed(program: Program, token: Token, step: Step) -> None:
+def _averaged(parts: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
+    """Returns the average of averages, by the logarithms of their weights."""
+    top = reduce(jnp.maximum, weights)
+    factors = [jnp.exp(one - top) for one in weights]
+    averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
+    return averaged / reduce(add, factors)
+
+
+def feed(program: Program, token: Newest, step: Step) -> None:
     """Computes the hidden units, with their activation where each is made of one number."""
     p = program
 
     def prepare() -> None:
+        if p.layout.several:
+            take_normed(p, token, step, 0 if p.layout.parallel else 1, p.affine_refs("norm2", step))
+            return
         affine = p.affine("norm2", step)
-        if p.layout.parallel:
-            state = entering(p, token, step)
-        else:
-            state, *moves = p.receive(*_state(p, step, "out"), mark=p.mark(token, step))
-            state = state + reduce(add, moves)
+        state = entering(p, token, step) if p.layout.parallel else _after_attention(p, token, step)
         p.normalise(state, affine)
 
     layout, tiles = p.layout, p.layout.hidden // ROWS
@@ -127,57 +190,64 @@ def feed(program: Program, token: Token, step: Step) -> None:
 
     def store(tile: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, *scale: jax.Array) -> None:
         del part
-        y = activated(y + bias, layout.activation) * scale[0] if scale else y + bias
+        y = y + across(bias, y)
+        if scale:
+            y = activated(y, layout.activation) * across(scale[0], y)
         place = tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)
-        p.publish(y, "up", *place, mark=p.mark(token, step), layout=ROW)
+        p.publish_all(y, "up", *place, mark=p.mark(token, step))
 
-    p.multiply("up", step, constants, prepare, p.take, store)
+    p.multiply("up", step, constants, prepare, _fill_of(p), store)
 
 
-def leave_feedforward(program: Program, token: Token, step: Step) -> None:
+def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
     p = program
 
     def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        place = pl.ds(offset, inputs.shape[1])
-        places = [("up", of, place) for of in range(p.layout.factors)]
-        if p.layout.factors == 2:
-            scale = p.vectors["hidden_scale"][step, place]
-            gate, value = p.receive(*places, mark=p.mark(token, step))
-            x = activated(gate, "silu") * value * scale
-        else:
-            (x,) = p.receive(*places, mark=p.mark(token, step))
-        p.near["state"].at[pl.ds(0, inputs.shape[1])][...] = x
-        p.take(0, inputs)
+        place, several, factors = pl.ds(offset, inputs.shape[1]), p.layout.several, p.layout.factors
+        scale = None
+        if factors == 2:
+            ref = p.vectors["hidden_scale"].at[step, place]
+            scale = vector(ref, beside(inputs.shape[1]).reduce(0)) if several else ref[...]
+        rows = p.receive_rows(lambda row: [("up", row, of, place) for of in range(factors)], mark=p.mark(token, step))
+        p.take_rows([x if scale is None else activated(x, "silu") * gated[0] * scale for x, *gated in rows], inputs)
 
     _leave(p, "down", "2", token, step, fill)
 
 
-def entering(program: Program, token: Token, step: Step) -> jax.Array:
+def entering(program: Program, token: Newest, step: Step, row: Any = 0) -> jax.Array:
     """Returns the state (D,) that enters a step: the token's embedding, or the one that left the step before."""
     p = program
 
     def embedded() -> jax.Array:
-        return p.matrices["embedding"][token.word] + p.vectors["position"][token.position]
+        its = token.of(row)
+        return p.matrices["embedding"][its.word] + p.vectors["position"][its.position]
 
     with jax.named_scope("read"):
-        return lax.cond(step == 0, embedded, lambda: moved(p, token, step - 1))
+        return lax.cond(step == 0, embedded, lambda: moved(p, token, step - 1, row))
 
 
-def moved(program: Program, token: Token, step: Step) -> jax.Array:
+def moved(program: Program, token: Newest, step: Step, row: Any = 0) -> jax.Array:
     """Returns the state (D,) after a step whose phases are done."""
     size = program.vectors["size"][step]
-    state, *moves = program.receive(*_state(program, step, "out", "down"), mark=program.mark(token, step))
+    state, *moves = program.receive(*_state(program, step, row, "out", "down"), mark=program.mark(token, step))
     return state + size * reduce(add, moves)
 
 
-def _state(p: Program, step: Step, *names: str) -> list[tuple[Any, ...]]:
-    """Returns where the state that entered a step is, and what the slices of these maps add to it."""
+def _after_attention(p: Program, token: Newest, step: Step, row: Any = 0) -> jax.Array:
+    """Returns the state (D,) in a step behind the attention branch."""
+    state, *moves = p.receive(*_state(p, step, row, "out"), mark=p.mark(token, step))
+    return state + reduce(add, moves)
+
+
+def _state(p: Program, step: Step, row: Any, *names: str) -> list[tuple[Any, ...]]:
+    """Returns where the state of a row that entered a step is, and what the slices of these maps add to it."""
     turn = lax.rem(step, 2)
-    return [("state", turn), *((name, turn, part) for name in names for part in range(p.layout.splits(name)))]
+    moves = [(name, row, turn, part) for name in names for part in range(p.layout.splits(name))]
+    return [("state", row, turn), *moves]
 
 
-def _leave(p: Program, name: str, branch: str, token: Token, step: Step, fill: Fill) -> None:
+def _leave(p: Program, name: str, branch: str, token: Newest, step: Step, fill: Fill) -> None:
     """Leaves what a branch adds, through its gate; the first slice of inputs adds the bias."""
 
     def constants(tile: jax.Array) -> tuple[jax.Array, ...]:
@@ -186,8 +256,8 @@ def _leave(p: Program, name: str, branch: str, token: Token, step: Step, fill: F
 
     def store(tile: jax.Array, part: jax.Array, y: jax.Array, gate: jax.Array, bias: jax.Array) -> None:
         place = lax.rem(step, 2), part, pl.ds(tile * ROWS, ROWS)
-        y = y * gate + bias * (part == 0).astype(jnp.float32)
-        p.publish(y, name, *place, mark=p.mark(token, step), layout=ROW)
+        y = y * across(gate, y) + across(bias * (part == 0).astype(jnp.float32), y)
+        p.publish_all(y, name, *place, mark=p.mark(token, step))
 
     p.multiply(name, step, constants, lambda: None, fill, store)
 
@@ -208,11 +278,11 @@ def activated(x: jax.Array, name: str) -> jax.Array:
     raise ValueError(f"activation is {name!r}")
 
 
-def _enter_both(program: Program, token: Token, step: Step) -> None:
+def _enter_both(program: Program, token: Newest, step: Step) -> None:
     enter(program, token, step)
     feed(program, token, step)
 
 
-def _leave_both(program: Program, token: Token, step: Step) -> None:
+def _leave_both(program: Program, token: Newest, step: Step) -> None:
     leave_attention(program, token, step)
     leave_feedforward(program, token, step)

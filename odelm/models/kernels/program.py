@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
+from math import prod
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
-from odelm.models.kernels.marked import ROW, put_marked, read_marked
+from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked
 from odelm.models.kernels.pieces import Pieces, share
+from odelm.models.kernels.several import column_of, receive_by_row, take_rows
 from odelm.models.kernels.signals import arrive, opaque, order_copies_after_stores, wait
+from odelm.models.kernels.tokens import Token, Tokens
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
@@ -26,18 +29,6 @@ Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they come in the meantime."""
 Store = Callable[..., None]
 """Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """The token that is computed; int32 () each."""
-
-    word: jax.Array
-    position: jax.Array
-    place: jax.Array
-    """Where its key and value go in the memory."""
-    number: jax.Array
-    """How many tokens this launch computed before."""
 
 
 @dataclass
@@ -52,12 +43,12 @@ class Program:
     vectors: dict[str, Ref]
     """Of `tables.vectors`."""
     between: dict[str, Ref]
-    """What phases hand on to each other, as in `exchanged`."""
+    """What phases hand on to each other, as in `arrays.exchanged`."""
     keys: Ref
-    """(N, S, J K) of the memory, and the values; read and written."""
+    """(N, B, S, J K) of the memory, and the values; read and written."""
     values: Ref
     near: dict[str, Ref]
-    """Shared memory and its barriers, as in `scratch`."""
+    """Shared memory and its barriers, as in `arrays.scratch`."""
     meeting: bool
     """Whether one launch computes all phases; otherwise each is a launch of its own."""
     zero: Any = 0
@@ -78,24 +69,51 @@ class Program:
         """Whether there are other programs to wait for."""
         return self.meeting and self.layout.programs > 1
 
-    def mark(self, token: Token, step: jax.Array) -> jax.Array:
-        """Returns the mark of what is handed on in a step: no other step of a launch has it, and it is not 0."""
-        return token.number * self.layout.steps + step + 1
+    def mark(self, token: Token | Tokens, step: jax.Array) -> jax.Array:
+        """Returns the mark of what is handed on in a step, or after the last: no other of a launch has it, and it is
+        not 0."""
+        return token.number * (self.layout.steps + self.layout.several) + step + 1
 
-    def publish(self, x: jax.Array, name: str, *place: Any, mark: jax.Array, layout: Any) -> None:
-        """Writes a vector under a name, for the other programs."""
-        ref = self.between[name].at[place]
+    def publish(self, x: jax.Array, name: str, row: Any, *place: Any, mark: jax.Array, layout: Any) -> None:
+        """Writes a vector of a row of the batch under a name, for the other programs."""
+        ref = self.between[name].at[(row, *place)]
         if self.marked:
             put_marked(x, ref, mark, layout)
         else:
             put(x, ref)
 
+    def publish_all(self, x: jax.Array, name: str, *place: Any, mark: jax.Array) -> None:
+        """Writes what came of a product under a name: a vector, or of several rows those in its columns."""
+        if not self.layout.several:
+            self.publish(x, name, 0, *place, mark=mark, layout=ROW)
+        elif self.marked:
+            words = self.between[name]
+            put_columns_marked(x, words.at[(0, *place)], prod(words.shape[1:-1]), self.layout.rows, mark)
+        else:
+            for row in range(self.layout.rows):
+                put(column_of(x, row), self.between[name].at[(row, *place)])
+
     def receive(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
-        """Returns published vectors of one length, (name, *place) each, the one that is expected last at the end."""
+        """Returns published vectors of one length, (name, row, *place) each, the one that is expected last at the
+        end."""
         refs = [self.between[name].at[tuple(place)] for name, *place in places]
         if self.marked:
             return read_marked(refs, mark, layout)
         return [ref[...] if layout is None else vector(ref, layout) for ref in refs]
+
+    def receive_rows(self, places: Callable[[int], list[tuple[Any, ...]]], *, mark: jax.Array) -> list[list[jax.Array]]:
+        """Returns for each row what was published at `places(row)`, as `receive` does, for `take_rows`."""
+        if not self.layout.several:
+            return [self.receive(*places(0), mark=mark)]
+        return receive_by_row(self, places, mark)
+
+    def take_rows(self, vectors: list[jax.Array], inputs: Ref) -> None:
+        """Writes a vector for each row into the columns of the right side of a product."""
+        if self.layout.several:
+            take_rows(vectors, inputs)
+        else:
+            self.near["state"].at[pl.ds(0, inputs.shape[1])][...] = vectors[0]
+            self.take(0, inputs)
 
     def arrive(self, part: jax.Array) -> None:
         """Says that this program has done its `part` of a phase, if it has one.
@@ -119,9 +137,10 @@ class Program:
         return count + self.layout.programs
 
     def has(self, *names: str) -> jax.Array:
-        """Whether this program has a piece of any of these maps; with no names, a part in attention."""
-        if not names:
-            return self.me < self.layout.participants()
+        """Whether this program has a piece of any of these maps; with no names, a part in attention; with the name
+        "rows", a row of the batch."""
+        if not names or names == ("rows",):
+            return self.me < self.layout.participants(*names)
         return reduce(jnp.logical_or, [self.pieces.has(name, 0) for name in names])
 
     def with_opaque_numbers(self) -> "Program":
@@ -194,27 +213,37 @@ class Program:
         pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
-        """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal."""
+        """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal; where
+        there are several rows all columns, (`ROWS`, `COLUMNS`)."""
 
         def summed(acc: Ref) -> jax.Array:
             accumulate(acc)
             return acc[...]
 
-        return jnp.max(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32)), axis=1)
+        sums = pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32))
+        return sums if self.layout.several else jnp.max(sums, axis=1)
 
     def affine(self, name: str, step: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Returns a norm's scale and shift (D,), of a step if given."""
         place = ... if step is None else step
         return self.vectors[f"{name}_scale"][place], self.vectors[f"{name}_shift"][place]
 
+    def affine_refs(self, name: str, step: jax.Array | None = None) -> tuple[Ref, Ref]:
+        """Returns references to the same."""
+        scale, shift = self.vectors[f"{name}_scale"], self.vectors[f"{name}_shift"]
+        return (scale, shift) if step is None else (scale.at[step], shift.at[step])
+
     def normalise(self, h: jax.Array, affine: tuple[jax.Array, jax.Array]) -> None:
         """Keeps the normalised state (D,) near, times the scale, plus the shift."""
         scale, shift = affine
         with jax.named_scope("normalise"):
-            if self.layout.norm == "layernorm":
-                h = h - jnp.sum(h) / self.layout.width
-            h = h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
-            self.near["state"].at[pl.ds(0, self.layout.width)][...] = h * scale + shift
+            self.near["state"].at[pl.ds(0, self.layout.width)][...] = self.normed(h) * scale + shift
+
+    def normed(self, h: jax.Array) -> jax.Array:
+        """Returns a state (D,) normalised, without scale and shift."""
+        if self.layout.norm == "layernorm":
+            h = h - jnp.sum(h) / self.layout.width
+        return h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
 
     def take(self, offset: jax.Array | int, inputs: Ref) -> None:
         """Writes a slice of the vector kept near into all columns of the right side of a product."""
@@ -222,11 +251,11 @@ class Program:
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 
     def turned(self, x: jax.Array) -> jax.Array:
-        """Returns the outputs of a tile (`ROWS`,) with its halves swapped."""
+        """Returns the outputs of a tile (`ROWS`, ..) with its halves swapped."""
         near, half = self.near["turned"], ROWS // 2
         near.at[pl.ds(0, ROWS)][...] = x
         near.at[pl.ds(ROWS, ROWS)][...] = x
-        return vector(near.at[pl.ds(half, ROWS)])
+        return vector(near.at[pl.ds(half, ROWS)], plgpu.Layout.WGMMA if self.layout.several else ROW)
 
 
 def vector(ref: Ref, layout: Any = ROW) -> jax.Array:
@@ -240,51 +269,3 @@ def put(x: jax.Array, ref: Ref) -> None:
         plgpu.store(ref, x, optimized=False)
     else:
         ref[...] = x
-
-
-def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin.
-
-    What a step reads of the one before, and best tokens, take turns with two places: a program may read the one while
-    the next is written.
-    """
-    s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
-    steps = {
-        "state": (2, D),
-        "qkv": (s.mapped_heads, s.head_size),
-        "context": attended,
-        "weight": attended,
-        "out": (2, s.splits("out"), D),
-        "up": (s.factors, s.filled_hidden),
-        "down": (2, s.splits("down"), D),
-    }
-    shape = jax.ShapeDtypeStruct
-    found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
-    found |= {name: shape((2, s.slots), jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
-    found["likelier"] = shape((s.slots,), jnp.float32)
-    if s.rounded:
-        found |= {"best_rounded": shape((2, s.slots), jnp.float32), "bound": shape((1, 2), jnp.int32)}
-    return found | {"best_word": shape((2, s.slots), jnp.int32), "arrived": shape((1,), jnp.int32)}
-
-
-def scratch(layout: Layout) -> dict[str, Any]:
-    """Returns what a program has in shared memory."""
-    s, dtype = layout, layout.dtype
-    kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
-    if s.rounded:
-        kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
-        kept |= {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
-        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), dtype)}
-    return kept | {
-        "state": plgpu.SMEM((s.longest,), jnp.float32),
-        "turned": plgpu.SMEM((2 * ROWS,), jnp.float32),
-        "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),
-        "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
-        "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
-        "keys": plgpu.SMEM((s.chunk, s.head_size), dtype),
-        "values": plgpu.SMEM((s.chunk, s.head_size), dtype),
-        "hidden": plgpu.SMEM((s.chunk,), jnp.float32),
-        "memory_arrival": plgpu.Barrier(num_barriers=3),
-        "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), jnp.int8 if s.rounded else dtype),
-        "readout_arrival": plgpu.Barrier(num_barriers=s.ring),
-    }

@@ -1,0 +1,66 @@
+"""The arrays of a kernel: those through which programs hand results on, and what each has in shared memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu
+
+from odelm.models.kernels.layout import COLUMNS, ROWS, Layout
+
+plgpu: Any = mosaic_gpu
+
+
+def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin.
+
+    The first axis is that of the rows of the batch, but of best tokens the last. What a step reads of the one before,
+    and best tokens, take turns with two places: a program may read the one while the next is written. `normed` has a
+    place for what enters a step and one for what leaves its attention: who writes it anew depends on all who read it.
+    """
+    s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
+    steps = {
+        "state": (2, D),
+        "qkv": (s.mapped_heads, s.head_size),
+        "context": attended,
+        "weight": attended,
+        "out": (2, s.splits("out"), D),
+        "up": (s.factors, s.filled_hidden),
+        "down": (2, s.splits("down"), D),
+    }
+    shape = jax.ShapeDtypeStruct
+    if s.several:
+        steps["normed"] = (2, D)
+    steps = {name: (s.rows, *of) for name, of in steps.items()}
+    found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
+    best = (2, s.slots, COLUMNS) if s.several else (2, s.slots)
+    found |= {name: shape(best, jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
+    found["likelier"] = shape((s.slots,), jnp.float32)
+    if s.rounded:
+        found |= {"best_rounded": shape(best, jnp.float32), "bound": shape((1, 2), jnp.int32)}
+    return found | {"best_word": shape(best, jnp.int32), "arrived": shape((1,), jnp.int32)}
+
+
+def scratch(layout: Layout) -> dict[str, Any]:
+    """Returns what a program has in shared memory."""
+    s, dtype = layout, layout.dtype
+    kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
+    if s.rounded:
+        kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
+        kept |= {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
+        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), dtype)}
+    if s.several:
+        kept |= {"turned": plgpu.SMEM((2 * ROWS, COLUMNS), jnp.float32)}
+    else:
+        kept |= {"state": plgpu.SMEM((s.longest,), jnp.float32), "turned": plgpu.SMEM((2 * ROWS,), jnp.float32)}
+    return kept | {
+        "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),
+        "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
+        "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
+        "keys": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),
+        "values": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),
+        "hidden": plgpu.SMEM((s.chunk_places, s.chunk), jnp.float32),
+        "memory_arrival": plgpu.Barrier(num_barriers=3 * s.chunk_places),
+        "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), jnp.int8 if s.rounded else dtype),
+        "readout_arrival": plgpu.Barrier(num_barriers=s.ring),
+    }

@@ -1,0 +1,98 @@
+"""The readout of several rows at once: the matrix is read once, and its product's columns are the rows' logits."""
+
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu
+
+from odelm.models.kernels.attend import LEAST
+from odelm.models.kernels.choice import BEST, Best, add_pieces, choose, noise, tiles
+from odelm.models.kernels.layout import COLUMNS, ROWS
+from odelm.models.kernels.marked import COLUMN
+from odelm.models.kernels.phases import take_normed
+from odelm.models.kernels.program import Program, Ref, put, vector
+from odelm.models.kernels.tokens import TEXTS, Tokens
+
+plgpu: Any = mosaic_gpu
+SHAPE = ROWS, COLUMNS
+DONE = TEXTS.index("done")
+
+
+def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
+    """Leaves the best token of each row in this program's part of the vocabulary for `choose_rows`, of the normalised
+    last states.
+
+    A row that has ended gets the token `end`, with its log-probability. The first pieces of the readout must be on
+    their way.
+    """
+    p, layout = program, program.layout
+    take_normed(p, token, jnp.int32(layout.steps), 0, p.affine_refs("end"))
+    plgpu.commit_smem()
+    ended = lax.broadcast_in_dim(vector(p.between["texts"].at[DONE], COLUMN) > 0, SHAPE, (1,))
+
+    def tile(n: jax.Array, best: Best) -> Best:
+        words = (p.me + n * layout.programs) * ROWS + _indices(0)
+        with jax.named_scope("product"):
+            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, p.inputs)), LEAST)
+        scores = its
+        if layout.sampled:
+            scores = its / p.vectors["temperature"][0] + noise(p, words + _indices(1) * layout.words, token.number)
+            scores = jnp.where(words < layout.words, scores, LEAST)
+        scores = jnp.where(ended, jnp.where(words == jnp.maximum(end, 0), 0.0, LEAST), scores)
+        score, word, logit, top, total = best
+        new, better = jnp.maximum(top, its), scores > score
+        total = total * jnp.exp(top - new) + jnp.exp(its - new)
+        score, word, logit = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
+        return score, word, logit, new, total
+
+    least, none, nothing = (_filled(x) for x in (jnp.float32(LEAST), jnp.int32(layout.vocabulary), jnp.float32(0)))
+    _leave(p, token.number, lax.fori_loop(0, tiles(p), tile, (least, none, least, least, nothing)))
+
+
+def choose_rows(program: Program, token: Tokens, end: jax.Array, tokens: Ref, logprobs: Ref) -> None:
+    """Writes the next token of each row that this program has, and what is kept of the row, after all programs met."""
+    p, number, texts = program, token.number, program.between["texts"]
+
+    def work(n: Any, row: jax.Array) -> None:
+        del n
+        found, _, logprob = choose(p, number, row)
+        ended = texts[DONE, row] > 0
+        word = jnp.where(ended, end, found)
+        tokens[row, number], logprobs[row, number] = word, logprob
+        texts[TEXTS.index("word"), row] = jnp.maximum(word, 0)
+        texts[DONE, row] = (ended | (word == end)).astype(jnp.int32)
+
+    p.share(p.layout.rows, work)
+
+
+def all_ended(program: Program) -> jax.Array:
+    """Whether all rows have ended."""
+    return reduce(jnp.logical_and, [program.between["texts"][DONE, row] > 0 for row in range(program.layout.rows)])
+
+
+def _leave(p: Program, number: jax.Array, best: Best) -> None:
+    """Leaves the best of each column for `choose`."""
+    score, word, logit, top, total = best
+    most = jnp.max(score, axis=0)
+    first = jnp.min(jnp.where(score == _everywhere(most), word, p.layout.vocabulary), axis=0)
+    its = jnp.max(jnp.where(word == _everywhere(first), logit, LEAST), axis=0)
+    highest = jnp.max(top, axis=0)
+    total = jnp.sum(total * jnp.exp(top - _everywhere(highest)), axis=0)
+    for name, x in zip(BEST, (most, first, its, highest, total), strict=True):
+        put(x, p.between[name].at[lax.rem(number, 2), p.me])
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """Returns (`ROWS`, `COLUMNS`) with the number of each column."""
+    return lax.broadcast_in_dim(x, SHAPE, (1,))
+
+
+def _filled(value: jax.Array) -> jax.Array:
+    return plgpu.layout_cast(jnp.full(SHAPE, value), plgpu.Layout.WGMMA)
+
+
+def _indices(axis: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, SHAPE, axis, layout=plgpu.Layout.WGMMA)

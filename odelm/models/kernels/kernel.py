@@ -1,0 +1,74 @@
+"""How a kernel is made of a layout, and where texts begin to be continued."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu
+
+from odelm.models.kernels.arrays import scratch
+from odelm.models.kernels.layout import COLUMNS, Layout
+from odelm.models.kernels.program import Program, Ref
+
+plgpu: Any = mosaic_gpu
+PROFILED = 450
+"""Begins and ends that a trace has room for."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Begin:
+    """Where the texts of B rows begin to be continued; int32 (B,) or ()."""
+
+    token: jax.Array
+    """(B,), the newest token of each, which is not in the memory yet."""
+    position: jax.Array
+    """(B,), its position."""
+    place: jax.Array
+    """(B,), where its key and value go in the memory: behind all others."""
+    done: jax.Array
+    """(B,), 1 for a row that has ended; of a single row nothing is computed then."""
+    count: jax.Array
+    """(), how many tokens to generate at most."""
+    end: jax.Array
+    """(), the token after which a row ends; -1 is none."""
+
+    def texts(self) -> jax.Array:
+        """Returns what `tokens.TEXTS` names, int32 (.., `COLUMNS`)."""
+        found = jnp.stack([self.token, self.position, self.place, self.done]).astype(jnp.int32)
+        return jnp.pad(found, ((0, 0), (0, COLUMNS - found.shape[1])))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a layout; `interpret` is `plgpu.InterpretGPUParams()` to run them without a GPU."""
+
+    layout: Layout
+    interpret: Any = None
+    profile: str = ""
+    """A folder for traces of each launch, Chrome's JSON, in cycles."""
+
+    def make(self, run: Callable[..., None], *, programs: int | None = None) -> Callable[..., None]:
+        """Returns a kernel that calls `run(program, numbers, *refs)`, of arguments (refs of `Program`, numbers, *refs).
+
+        The programs do not meet if their number is given.
+        """
+        layout, meeting = self.layout, programs is None
+
+        def body(matrices: Any, vectors: Any, memory: Any, between: Any, numbers: Ref, *refs: Any) -> None:
+            *given, _, near = refs
+            me = lax.axis_index("program")
+            run(Program(layout, me, matrices, vectors, between, memory[0], memory[1], near, meeting), numbers, *given)
+
+        out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one
+        options = {} if self.interpret is None else {"interpret": self.interpret}
+        if self.profile:
+            options["compiler_params"] = plgpu.CompilerParams(profile_space=PROFILED, profile_dir=self.profile)
+        kernel = plgpu.kernel(
+            body, out_type=out, scratch_types=[scratch(layout)], grid=(programs or layout.programs,),
+            grid_names=("program",), **options,
+        )  # fmt: skip
+        return lambda *refs: (kernel(*refs), None)[1]

@@ -1,0 +1,19 @@
+"""How many programs share the positions of a head in attention."""
+
+MOST_SPLITS = 11
+"""The most programs that share a head's positions."""
+ATTENDED, CHUNK_CYCLES, SPLIT_CYCLES = 1_600, 800, 100
+"""Estimated cycles of a part of attention without its chunks, of a chunk, and of those who read a part of a row."""
+
+
+def splits(heads: int, rows: int, programs: int, chunks: int) -> int:
+    """Returns among how many programs to share the positions of each head of each row: for one row all that there are,
+    otherwise the number whose estimate of cycles is least: programs may take several turns, or stay idle."""
+    if rows == 1:
+        return max(1, min(MOST_SPLITS, programs // heads))
+
+    def cycles(splits: int) -> int:
+        turns = -(-heads * rows * splits // programs)
+        return turns * (ATTENDED + -(-chunks // splits) * CHUNK_CYCLES) + splits * rows * SPLIT_CYCLES
+
+    return min(range(1, MOST_SPLITS + 1), key=cycles)
