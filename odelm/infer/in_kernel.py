@@ -9,6 +9,7 @@ from odelm.infer.decode import Decoding
 from odelm.infer.sampling import Sampling
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.decode import Arrays, Begin, Kernels, decode
+from odelm.models.kernels.layout import COLUMNS
 from odelm.models.memory import KeyValues, Memory
 
 COLDEST = 1e-20
@@ -25,17 +26,18 @@ def advance_in_kernel(
     end: int,
     persistent: bool = True,
 ) -> Decoding:
-    """Returns what `odelm.infer.decode.advance` does for as many rows as the layout has.
+    """Returns what `odelm.infer.decode.advance` does for as many rows as the layout has, at most `COLUMNS`.
 
     It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
-    vocabulary, if it is `filtered` from the `top_k` likeliest; the key must be one of Threefry, JAX's own. The kernels
-    are of the layout of the model, the plan and the memory's room (`odelm.models.kernels.layout.layout_of`), of a model
-    in which `unsupported` finds nothing; `tables` are its matrices and vectors (`odelm.models.kernels.tables`). One
-    launch computes all tokens if it is `persistent`.
+    vocabulary, if it is `filtered`, with one row, from the `top_k` likeliest; the key must be one of Threefry, JAX's
+    own. The kernels are of the layout of the model, the plan and the memory's room
+    (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing; `tables` are its
+    matrices and vectors (`odelm.models.kernels.tables`). One launch computes all tokens if it is `persistent`.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, rows = layout.room, len(state.last)
-    assert rows == layout.rows
+    assert rows == layout.rows <= COLUMNS, f"{rows} rows, of which the kernels take {layout.rows}, at most {COLUMNS}"
+    assert not (layout.several and layout.filtered), "top_k with several rows"
     start = jnp.broadcast_to(jnp.asarray(memory.length, jnp.int32), (rows,))
     places = jnp.arange(room)[None]
     real = jnp.pad(memory.real, ((0, 0), (0, room - memory.room)))

@@ -41,7 +41,15 @@ def card(monkeypatch, **of):
 def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected):
     device = card(monkeypatch, **of)
     assert choose(asked, None, device) == expected
-    assert choose("auto", "2 rows; kernels take one", device) == Choice("xla", "2 rows; kernels take one")
+    assert choose("auto", "9 rows; kernels take at most 8", device) == Choice("xla", "9 rows; kernels take at most 8")
+
+
+def test_several_rows_are_decoded_by_a_kernel_that_is_asked_for(monkeypatch):
+    device = card(monkeypatch)
+    expected = "several rows were not timed on a card: ask for a kernel by name"
+    assert choose("auto", None, device, rows=2) == Choice("xla", expected)
+    assert choose("persistent", None, device, rows=8) == Choice("persistent")
+    assert choose("launches", None, device, rows=8) == Choice("launches")
 
 
 def test_drawing_among_the_likeliest_needs_the_kernel_that_stays(monkeypatch):
@@ -56,8 +64,8 @@ def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
     device = card(monkeypatch, core_count=114)
     with pytest.raises(odelm.InputError, match="114 programs at once, of the 132"):
         choose("persistent", None, device)
-    with pytest.raises(odelm.InputError, match="2 rows; kernels take one; kernel 'auto' takes what can"):
-        choose("launches", "2 rows; kernels take one", device)
+    with pytest.raises(odelm.InputError, match="9 rows; kernels take at most 8; kernel 'auto' takes what can"):
+        choose("launches", "9 rows; kernels take at most 8", device)
     monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 10, 2))
     assert "need jax 0.11" in choose("auto", None, device).reason
 
@@ -67,8 +75,8 @@ def test_a_generator_says_why_no_kernel_decoded(model):
     generator([[1, 2]], new_tokens=2)
     assert generator.kernel_choice.kernel == "xla" and "bfloat16" in generator.kernel_choice.reason
     half = odelm.Generator(model, dtype="bfloat16")
-    half([[1, 2], [3]], new_tokens=2)
-    assert str(half.kernel_choice) == "xla (2 rows; kernels take one)"
+    half(9 * [[1, 2]], new_tokens=2)
+    assert str(half.kernel_choice) == "xla (9 rows; kernels take at most 8)"
     half([[1, 2]], new_tokens=2, top_p=0.5, temperature=1.0)
     assert "top_p" in half.kernel_choice.reason
     half([[1, 2]], new_tokens=2, repetition_penalty=1.5)
