@@ -56,7 +56,8 @@ test-harness: .venv/.installed-harness-test
 	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning tests/harness
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
-# environment of its own; kernels are interpreted, and compiled for a card that is not there.
+# environment of its own; kernels are interpreted, and compiled for a card that is not there. More cases of theirs, 7 minutes:
+# .venv-newest/bin/python -m pytest -m thorough tests/kernels
 test-newest:
 	@for python in $(NEWER); do \
 		$$python -c "import ensurepip, venv" 2> /dev/null || continue; \
@@ -72,7 +73,6 @@ test-newest-with:
 		--disable-pip-version-check jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax nvidia-cuda-nvcc-cu12 \
 		|| echo "no plugin of CUDA for this jax: kernels are not compiled"
 	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal -o cache_dir=.pytest_cache/newest \
-		-m "not slow and not kills" \
 		tests/math tests/kernels tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \
 		tests/unit/train/test_step.py
 
