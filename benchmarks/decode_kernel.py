@@ -16,7 +16,6 @@ leaves out float32. `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as
 """
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -29,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
+from benchmarks.absent_card import UNTIMED, card_of, shapes_on
 from benchmarks.training import SHAPES, VOCABULARY
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.in_kernel import advance_in_kernel
@@ -195,19 +195,11 @@ def profile(case: Case, folder: Path) -> None:
 
 def compile_for(target: Path, case: Case, hows: list[str]) -> None:
     """Compiles for a card that is not there, and prints what the programs take."""
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="card", topology="1x1x1", target_config=target.read_text()
-    )
-    there = NamedSharding(Mesh(np.array(topology.devices[:1]), "x"), PartitionSpec())
-    place = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there))
     state = jax.eval_shape(case.begin, case.runner.params)
     given = (case.runner.params, case.plan, state, jax.ShapeDtypeStruct((), jnp.int32))
     for how in hows:
-        lowered = case.program(how).lower(*map(place, given))
-        memory = lowered.compile(compiler_options={"xla_gpu_autotune_level": 0}).memory_analysis()
+        lowered = case.program(how).lower(*shapes_on(card_of(target), given))
+        memory = lowered.compile(compiler_options=UNTIMED).memory_analysis()
         assert memory is not None
         print(f"    {how}: compiled, {memory.temp_size_in_bytes / 1e6:.1f} MB of scratch memory", flush=True)
 

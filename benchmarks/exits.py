@@ -8,10 +8,10 @@ step or every fourth whether a row is left (`odelm.infer.slots`; a CPU is asked 
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
-from odelm.infer import slots
+from odelm.infer import latency, slots
 from odelm.infer.runner import Runner, with_dtype
 from odelm.models import Inputs
 
@@ -47,17 +47,12 @@ def programs_of(runner: Runner, plan: Any, tolerances: list[float], rows: int) -
     return found
 
 
-def measure(programs: dict[str, Any], params: Any, tokens: jax.Array, repeats: int) -> dict[str, dict[str, Any]]:
-    """Returns the seconds of each pass and the evaluations of a row, the mean."""
-    found = {name: {"seconds": [], "evaluations": 0.0} for name in programs}
-    for name, program in programs.items():
-        found[name]["evaluations"] = float(np.mean(jax.block_until_ready(program(params, tokens))[1]))
-    for _ in range(repeats):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(params, tokens))
-            found[name]["seconds"].append(time.perf_counter() - start)
-    return found
+def measure(programs: dict[str, Any], params: Any, tokens: jax.Array, repeats: int) -> dict[str, dict[str, float]]:
+    """Returns the milliseconds of each pass, their median and 90th percentile, and the mean of a row's evaluations."""
+    calls = {name: partial(program, params, tokens) for name, program in programs.items()}
+    times = latency.measure(calls, repeats=repeats)
+    evaluations = {name: float(np.mean(call()[1])) for name, call in calls.items()}
+    return {name: dataclasses.asdict(times[name]) | {"evaluations": evaluations[name]} for name in calls}
 
 
 def main() -> None:
@@ -78,13 +73,11 @@ def main() -> None:
         tokens = jax.random.randint(jax.random.key(0), (rows, length), 0, model.config.vocab_size)
         programs = programs_of(runner, plan, [float(one) for one in options.tolerance.split(",")], rows)
         found = results[size] = measure(programs, runner.params, tokens, options.repeats)
-        whole = statistics.median(found["all steps"]["seconds"])
+        whole = found["all steps"]["median"]
         for name, one in found.items():
-            times = sorted(1e3 * seconds for seconds in one["seconds"])
-            median = statistics.median(times)
             print(
-                f"  {size} {name:48} {median:8.2f} ms ({times[0]:.2f} to {times[-1]:.2f}), "
-                f"{1e3 * whole / median:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
+                f"  {size} {name:48} {one['median']:8.2f} ms (p90 {one['p90']:.2f}), "
+                f"{whole / one['median']:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
             )  # fmt: skip
         if options.out:
             options.out.write_text(json.dumps(results) + "\n")

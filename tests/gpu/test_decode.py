@@ -73,6 +73,20 @@ def poisoned(begin, layout, *, marked):
     return fresh | spoilt | {name: x for name, x in words.items() if name != "best_word"}
 
 
+def in_float32(
+    exact: odelm.CausalLM, prompt: np.ndarray, tokens: jax.Array, logprobs: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array, float]:
+    """Returns the float32 logits of each token after a prompt, those of the tokens chosen, and bfloat16's rounding of
+    the largest; asserts that reported log-probabilities are no further off than that."""
+    text = jnp.asarray(np.concatenate([prompt, tokens]))[None, :-1]
+    with jax.default_matmul_precision("highest"):
+        logits = with_dtype(exact, "float32")(text, steps=steps)[0, len(prompt) - 1 :]
+    chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[:, None], 1)[:, 0]
+    rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+    assert float(jnp.abs(logprobs - (chosen - jax.nn.logsumexp(logits, axis=-1))).max()) <= rounding
+    return logits, chosen, rounding
+
+
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
 CASES = [(name, True, 16) for name in MODELS] + [(name, False, 16) for name in LAUNCHES]
@@ -100,14 +114,8 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, readout_bits, monke
         prompt = prompt_of(exact, seed)
         found = run(runner.params, prompt)
         assert int(found.count) == NEW
-        text = jnp.asarray(np.concatenate([prompt, found.tokens[0]]))[None, :-1]
-        with jax.default_matmul_precision("highest"):
-            logits = with_dtype(exact, "float32")(text, steps=exact.config.core // 2)[0, PROMPT - 1 :]
-        chosen = jnp.take_along_axis(logits, found.tokens[0][:, None], 1)[:, 0]
-        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        logits, chosen, rounding = in_float32(exact, prompt, found.tokens[0], found.logprobs[0], exact.config.core // 2)
         assert float((logits.max(-1) - chosen).max()) <= rounding
-        error = found.logprobs[0] - (chosen - jax.nn.logsumexp(logits, axis=-1))
-        assert float(jnp.abs(error).max()) <= rounding
 
 
 @pytest.mark.parametrize(
@@ -138,13 +146,8 @@ def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, monkeypa
     np.testing.assert_array_equal(again.tokens, found.tokens)
     np.testing.assert_array_equal(again.logprobs, found.logprobs)
     for prompt, length, tokens, logprobs in zip(prompts, lengths, found.tokens, found.logprobs, strict=True):
-        text = jnp.asarray(np.concatenate([prompt[:length], tokens]))[None, :-1]
-        with jax.default_matmul_precision("highest"):
-            logits = with_dtype(exact, "float32")(text, steps=steps)[0, length - 1 :]
-        chosen = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
-        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        logits, chosen, rounding = in_float32(exact, prompt[:length], tokens, logprobs, steps)
         assert float((logits.max(-1) - chosen).max()) <= rounding
-        assert float(jnp.abs(logprobs - (chosen - jax.nn.logsumexp(logits, axis=-1))).max()) <= rounding
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -196,15 +199,9 @@ def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
         prompt = prompt_of(exact, seed)
         found, expected = run(runner.params, prompt)
         equal.append((found.tokens == expected.tokens).mean())
-        text = jnp.asarray(np.concatenate([prompt, found.tokens[0]]))[None, :-1]
-        with jax.default_matmul_precision("highest"):
-            logits = with_dtype(exact, "float32")(text, steps=3)[0, PROMPT - 1 :]
-        chosen = jnp.take_along_axis(logits, found.tokens[0][:, None], 1)[:, 0]
-        rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
+        logits, chosen, rounding = in_float32(exact, prompt, found.tokens[0], found.logprobs[0], 3)
         least = jax.lax.top_k(logits, top_k)[0][:, -1]
         assert float((least - chosen)[1:].max()) <= rounding, "the first token comes with the prompt"
-        error = found.logprobs[0] - (chosen - jax.nn.logsumexp(logits, axis=-1))
-        assert float(jnp.abs(error).max()) <= rounding
         drawn |= set(np.asarray((logits > chosen[:, None]).sum(-1))[1:].tolist())
     assert len(drawn) >= top_k / 2, "not only the likeliest"
     assert np.mean(equal) > 0.5, "they part where two scores are as good as equal"

@@ -9,12 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import odelm
+from benchmarks.absent_card import UNTIMED, card_of, shapes_on
 from odelm.infer import on_gpu
 from odelm.infer.runner import Runner
 from odelm.models import Inputs
@@ -35,14 +33,8 @@ def main() -> None:
         return model.encode(Inputs(tokens, lengths=lengths), plan=on_gpu.unrolled(plan))
 
     given = runner.params, runner.plan(2, "euler"), jnp.zeros((B, L), jnp.int32), jnp.full(B, L, jnp.int32)
-    target = Path(sys.argv[1]).read_text()
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="card", topology="1x1x1", target_config=target
-    )
-    there = NamedSharding(Mesh(np.array(topology.devices[:1]), "x"), PartitionSpec())
-    given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), given)
-    untimed = {"xla_gpu_autotune_level": 0}
-    print(jax.jit(read).lower(*given).compile(compiler_options=on_gpu.TOLD | untimed).as_text())
+    lowered = jax.jit(read).lower(*shapes_on(card_of(Path(sys.argv[1])), given))
+    print(lowered.compile(compiler_options=on_gpu.COMPILER_OPTIONS | UNTIMED).as_text())
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def test_texts_are_read_as_on_a_gpu_by_who_reads_them(make_model, tokens, monkey
     jax.clear_caches()
     inside = jax.jit(lambda tokens: forward(runner.params, plan, tokens))(jnp.asarray(tokens))
     np.testing.assert_allclose(inside, expected[1], rtol=1e-5, atol=1e-5)
+    jax.clear_caches()
 
 
 def test_nothing_is_changed_on_a_cpu_or_a_mesh(make_model, monkeypatch):
