@@ -86,13 +86,14 @@ OPTIONAL = odelm/evals/harness/model.py
 
 # The API reference, from the docstrings; a warning is an error. Modules are named one by one, because a package's
 # __all__ would hide those that it does not list, and pdoc warns of those that it had found already. Annotations are
-# for pyright to check: pdoc cannot read all of those of TFDS and Optax.
+# for pyright to check: pdoc cannot read all of those of TFDS and Optax. Matplotlib runs a program when it first
+# looks for fonts on a machine, which pdoc warns of if it may not.
 MODULES = $(subst /,.,$(patsubst %.py,%,$(patsubst %/__init__.py,%,$(filter-out %__main__.py $(OPTIONAL),$(sort \
 	$(wildcard odelm/*.py odelm/*/*.py odelm/*/*/*.py))))))
 
 docs: .venv/.installed-docs
 	rm -rf build/docs
-	JAX_PLATFORMS=cpu $(BIN)/python -W error::UserWarning -W "ignore:The module specification" \
+	PDOC_ALLOW_EXEC=1 JAX_PLATFORMS=cpu $(BIN)/python -W error::UserWarning -W "ignore:The module specification" \
 		-W "ignore:Error parsing type annotation" \
 		-m pdoc -o build/docs $(MODULES)
 

@@ -63,7 +63,7 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=len(state.last))
+            self.choice = choose(self.asked, reason, device, filtered=filtered)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -81,12 +81,10 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1) -> Choice:
-    """Returns what decodes so many rows on a device, if the case has no `reason` against kernels; `filtered` is whether
-    tokens are drawn with `top_k`."""
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
+    """Returns what decodes on a device, if the case has no `reason` against kernels; `filtered` is whether tokens are
+    drawn with `top_k`."""
     reason = reason or _no_card(device)
-    if reason is None and rows > 1 and asked == "auto":
-        reason = "several rows were not timed on a card: ask for a kernel by name"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):

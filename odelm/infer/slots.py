@@ -42,9 +42,9 @@ class Slots:
     following: jax.Array
     """int32 (), the first row that no slot has held."""
     ends: jax.Array
-    """(B + 1, L, ..), the states of the rows that have reached the end; the last is that of no row."""
+    """(B, L, ..), the states of the rows that have reached the end."""
     evaluations: jax.Array
-    """int32 (B + 1,), how many each took."""
+    """int32 (B,), how many each took."""
 
 
 ASKED_AFTER = 4
@@ -131,22 +131,27 @@ def _cross(
         return jax.lax.cond(ended.any(), lambda: _refilled(state, ended, h, firsts), lambda: state)
 
     def steps(state: Slots) -> Slots:
-        return jax.lax.fori_loop(0, ASKED_AFTER, lambda _, state: step(state), state) if on_gpu else step(state)
+        if not on_gpu:
+            return step(state)
+        # Unrolled, because a loop would copy the states in each of its steps.
+        return jax.lax.fori_loop(0, ASKED_AFTER, lambda _, state: step(state), state, unroll=True)
 
     numbers = jnp.arange(slots, dtype=jnp.int32)
     state = Slots(
         numbers, jnp.zeros_like(numbers), h[:slots], firsts, jnp.int32(slots),
-        jnp.zeros((B + 1, *h.shape[1:]), h.dtype), jnp.zeros(B + 1, jnp.int32),
+        jnp.zeros_like(h), jnp.zeros(B, jnp.int32),
     )  # fmt: skip
     state = jax.lax.while_loop(lambda state: (state.rows < B).any(), steps, state)
-    return state.ends[:-1], state.evaluations[:-1]
+    return state.ends, state.evaluations
 
 
 def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slots:
     """Returns the slots with the rows that have `ended`, bool (M,), put aside and the next ones of `h` in their place,
     whose walks begin as `firsts`."""
     B = len(h)
-    at = jnp.where(ended, state.rows, B)
+    # Who has not ended writes nothing. Were it to a common place, a GPU would write there one after the other.
+    at = jnp.where(ended, state.rows, B + jnp.arange(len(ended), dtype=jnp.int32))
+    put: dict[str, Any] = dict(mode="drop", unique_indices=True)
     following = state.following + jnp.cumsum(ended, dtype=jnp.int32) - 1
     rows = jnp.where(ended, jnp.minimum(following, B), state.rows)
 
@@ -157,8 +162,8 @@ def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slo
         rows,
         jnp.where(ended, 0, state.steps),
         renewed(h[jnp.minimum(rows, B - 1)], state.states),
-        jax.tree.map(renewed, firsts, state.walks),
+        dataclasses.replace(jax.tree.map(renewed, firsts, state.walks), before=state.walks.before),
         state.following + ended.sum(dtype=jnp.int32),
-        state.ends.at[at].set(state.states),
-        state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0]),
+        state.ends.at[at].set(state.states, **put),
+        state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0], **put),
     )

@@ -70,8 +70,8 @@ class Walk:
     """float32 (), the time that is left."""
     size: jax.Array
     """float32 (), the size of the last step; 0 before the first."""
-    slope: jax.Array
-    """float32, shaped as the state: how that step moved it, over its size."""
+    before: jax.Array
+    """The state before it; any one before the first."""
     predicted: jax.Array | None
     """float32 (B, L, V) or (B, 1, outputs), the probabilities read after it; None where the state is measured."""
     last: jax.Array
@@ -106,10 +106,8 @@ class Leaving:
             condition=condition[0], h=constrain(h), dt=_beside(size, h), view=self.field.view, memory=slots
         )
         moved = constrain(jnp.where(_beside(walk.done, h), h, moved.astype(h.dtype)))
-        wide = at_least_float32(h.dtype)
-        slope = (moved.astype(wide) - h.astype(wide)) / _beside(size, h)
         after = Walk(
-            walk.left - dt, dt, slope, None if walk.predicted is None else predict(self.model, moved),
+            walk.left - dt, dt, h, None if walk.predicted is None else predict(self.model, moved),
             walk.last, walk.done | walk.last, walk.evaluations + (~walk.done).astype(jnp.int32),
         )  # fmt: skip
         settled = (walk.size > 0) & (self._score(walk, after, moved) <= self.rule.tolerance)
@@ -118,11 +116,15 @@ class Leaving:
         return moved, dataclasses.replace(after, last=walk.last | settled), slots
 
     def _score(self, before: Walk, after: Walk, h: jax.Array) -> jax.Array:
-        """Returns what is compared with the tolerance, shaped as what is said of each row or token."""
+        """Returns what is compared with the tolerance, shaped as what is said of each row or token; of who takes the
+        last step, or has, it says nothing."""
         if before.predicted is not None and after.predicted is not None:
             return self._mean(jnp.abs(after.predicted - before.predicted).sum(-1) / 2, before)
+        wide = at_least_float32(h.dtype)
+        first, middle, last = (x.astype(wide) for x in (before.before, after.before, h))
+        size = jnp.where(before.size > 0, before.size, after.size)
         # The slopes are those of the middles of two steps.
-        second = (after.slope - before.slope) / ((before.size + after.size) / 2)
+        second = ((last - middle) / after.size - (middle - first) / size) / ((size + after.size) / 2)
         error = jnp.square(after.left**2 / 2 * second)
         over = tuple(range(2, h.ndim))
         errors, states = (self._mean(x.mean(over), before) for x in (error, jnp.square(h.astype(error.dtype))))
@@ -150,9 +152,8 @@ def start_walk(model: SharedTransformer, rule: EarlyExit, h: jax.Array, part: od
     """Returns the walk of states (B, L, ..) at the beginning of a stretch, after so many `evaluations`, int32 (B, 1) or
     (B, L)."""
     no = jnp.zeros(evaluations.shape, bool)
-    slope = jnp.zeros(h.shape, at_least_float32(h.dtype))
     predicted = None if rule.measure == "state" else jnp.zeros_like(predict(model, h))
-    return Walk(part.sizes.sum(), jnp.zeros_like(part.sizes[0]), slope, predicted, no, no, evaluations)
+    return Walk(part.sizes.sum(), jnp.zeros_like(part.sizes[0]), h, predicted, no, no, evaluations)
 
 
 def predict(model: SharedTransformer, h: jax.Array) -> jax.Array:

@@ -73,14 +73,20 @@ def poisoned(begin, layout, *, marked):
     return fresh | spoilt | {name: x for name, x in words.items() if name != "best_word"}
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def logits_of(graph: nnx.GraphDef, params: object, text: jax.Array, steps: int) -> jax.Array:
+    return nnx.merge(graph, params)(text, steps=steps)
+
+
 def in_float32(
     exact: odelm.CausalLM, prompt: np.ndarray, tokens: jax.Array, logprobs: jax.Array, steps: int
 ) -> tuple[jax.Array, jax.Array, float]:
     """Returns the float32 logits of each token after a prompt, those of the tokens chosen, and bfloat16's rounding of
     the largest; asserts that reported log-probabilities are no further off than that."""
-    text = jnp.asarray(np.concatenate([prompt, tokens]))[None, :-1]
+    runner, text = Runner.of(with_dtype(exact, "float32")), np.concatenate([prompt, tokens])[:-1]
+    padded = np.pad(text, (0, PROMPT + NEW - len(text)))[None]  # texts of all lengths by one program
     with jax.default_matmul_precision("highest"):
-        logits = with_dtype(exact, "float32")(text, steps=steps)[0, len(prompt) - 1 :]
+        logits = logits_of(runner.graph, runner.params, padded, steps)[0, len(prompt) - 1 : len(text)]
     chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[:, None], 1)[:, 0]
     rounding = float(jnp.finfo(jnp.bfloat16).eps * jnp.abs(logits).max())
     assert float(jnp.abs(logprobs - (chosen - jax.nn.logsumexp(logits, axis=-1))).max()) <= rounding

@@ -145,11 +145,11 @@ def test_a_generator_decodes_by_a_kernel_where_one_can(monkeypatch, sampled):
     (found,) = generator([prompt], **options)
     assert generator.kernel_choice == kernel_choice.Choice("persistent")
     assert found.tokens == expected.tokens
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)  # the readout is rounded to int8
     *_, (in_parts,) = generator.stream([prompt], every=2, new_tokens=NEW, temperature=2.0 * sampled)
     assert in_parts.tokens == expected.tokens
-    generator([prompt, prompt], new_tokens=2)
-    assert "xla (several rows were not timed on a card" in str(generator.kernel_choice)
+    generator(9 * [prompt], new_tokens=2)
+    assert "9 rows; kernels take at most 8" in str(generator.kernel_choice)
     generator([prompt], new_tokens=2, temperature=1.0, top_p=0.5)
     assert "top_p" in str(generator.kernel_choice)
 
@@ -234,7 +234,8 @@ def test_what_no_kernel_takes_is_named():
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     model = model_of()
     plan = model.plan(steps=2)
-    chosen = layout_of(model.config, plan, 32)
-    told = layout_of(model.config, plan, 32, ring=chosen.ring - 1, out_slice=64)
+    assert layout_of(model.config, plan, 32).readout_bits == 8
+    chosen = layout_of(model.config, plan, 32, readout_bits=16)
+    told = layout_of(model.config, plan, 32, readout_bits=16, ring=chosen.ring - 1, out_slice=64)
     assert (told.ring, told.out_slice) == (chosen.ring - 1, 64)
     assert (chosen.ring_slice, told.ring_slice) == (128, 64)

@@ -100,15 +100,16 @@ def test_rows_have_places_of_their_own_in_the_memory():
     assert_same(in_kernel(model, plan, state, 3), expected)
 
 
-def test_a_kernel_is_asked_for_several_rows_by_name(monkeypatch):
+def test_several_rows_are_decoded_by_a_kernel_up_to_eight(monkeypatch):
     monkeypatch.setattr(kernel_choice, "INTERPRETED", INTERPRETED)
     model = model_of(parallel_branches=True, dtype="float32")
     prompts, options = [list(range(5, 30)), list(range(40, 47))], dict(new_tokens=3, temperature=2.0, logprobs=True)
     expected = odelm.Generator(model, steps=1, kernel="xla")(prompts, **options)
-    generator = odelm.Generator(model, steps=1, kernel="persistent")
+    generator = odelm.Generator(model, steps=1)
     found = generator(prompts, **options)
     assert str(generator.kernel_choice) == "persistent"
     assert [one.tokens for one in found] == [one.tokens for one in expected]
+    generator = odelm.Generator(model, steps=1, kernel="persistent")
     with pytest.raises(InputError, match="top_k with several rows"):
         generator(prompts, top_k=5, **options)
     with pytest.raises(InputError, match="9 rows; kernels take at most 8"):

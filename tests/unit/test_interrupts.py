@@ -50,7 +50,15 @@ def test_outside_the_main_thread_signals_are_left_alone():
     assert not failed
 
 
-def test_children_are_deaf_to_ctrl_c_and_their_parent_is_not():
+@pytest.fixture
+def heard():
+    """Ctrl-C as Python begins with it; a shell's job in the background is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_children_are_deaf_to_ctrl_c_and_their_parent_is_not(heard):
     with deaf_children():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     child.send_signal(signal.SIGINT)

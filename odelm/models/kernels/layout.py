@@ -16,8 +16,8 @@ numbers, so that who multiplies by its rows has all of it."""
 COLUMNS = 8
 """Columns of the other factor, the fewest of that instruction: rows of the batch, or for one row all equal. In shared
 memory each is a row: inputs first would take 16 columns, and matrices copied by 32 bytes, not 128."""
-RING_SLICES = (128, 64)
-"""Inputs of the readout's rows that a program multiplies at a time, by preference; of rows of 8 bits the first."""
+RING_SLICES = {16: (128, 64), 8: (384, 256, 128)}
+"""Inputs of the readout's rows that a program multiplies at a time, by preference, for rows of so many bits."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
@@ -82,7 +82,7 @@ class Layout:
     token."""
     ring: int = 3
     """Pieces of the readout that are on their way or in use; the last ones keep a piece of `out` until then."""
-    ring_slice: int = RING_SLICES[-1]
+    ring_slice: int = RING_SLICES[16][-1]
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
     `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
@@ -233,12 +233,14 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
-    rows of 8 bits become those of 16 where tokens are filtered, there are several rows, or there is no room for both.
+    rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
+    no room for both.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
+    chosen["readout_bits"] = 8
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -246,12 +248,11 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
         qk_norm=config.qk_norm, **chosen | options,
     )  # fmt: skip
-    sizes = [size for size in RING_SLICES if D % size == 0 and layout.out_slice % size == 0]
-    sizes = RING_SLICES[:1] if layout.rounded else sizes
+    sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
+    sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
-        rings = [dict(ring=ring, ring_slice=RING_SLICES[0], chunk_places=2) for ring in RINGS if ring > 3] + rings
-        rings = [ring for ring in rings if ring["ring_slice"] in sizes]
+        rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
     found = next((one for one in all_of if one.fits), None)
     if layout.rounded and (layout.filtered or layout.several or found is None):

@@ -44,14 +44,6 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     assert choose("auto", "9 rows; kernels take at most 8", device) == Choice("xla", "9 rows; kernels take at most 8")
 
 
-def test_several_rows_are_decoded_by_a_kernel_that_is_asked_for(monkeypatch):
-    device = card(monkeypatch)
-    expected = "several rows were not timed on a card: ask for a kernel by name"
-    assert choose("auto", None, device, rows=2) == Choice("xla", expected)
-    assert choose("persistent", None, device, rows=8) == Choice("persistent")
-    assert choose("launches", None, device, rows=8) == Choice("launches")
-
-
 def test_drawing_among_the_likeliest_needs_the_kernel_that_stays(monkeypatch):
     device = card(monkeypatch)
     assert choose("auto", None, device, filtered=True) == Choice("persistent")
