@@ -168,6 +168,30 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1, 
     return _kernel(body, scratch=scratch), shapes
 
 
+def product_by_warps(rounds: int, *, inputs: int) -> Kernel:
+    """The same of one vector by the warps themselves (`odelm.models.kernels.by_warps`), with what writes the vector."""
+    from odelm.models.kernels.by_warps import pairs_of, product, put_pairs
+    from odelm.models.kernels.marked import strided
+
+    def body(counter: Any, x: Any, w: Any, out: Any, matrix: Any, pairs: Any, arrival: Any) -> None:
+        del counter
+        plgpu.copy_gmem_to_smem(w, matrix, arrival)
+        start = plgpu.load(x, layout=strided(inputs), optimized=False)
+        plgpu.barrier_wait(arrival)
+
+        def one(_: jax.Array, x: jax.Array) -> jax.Array:
+            put_pairs(x, pairs, strided(inputs))
+            return x + jnp.max(product([matrix], pairs, inputs))
+
+        x = lax.fori_loop(0, rounds, one, start)
+        out[...] = jnp.broadcast_to(jnp.max(x), (128,))
+
+    shape = jax.ShapeDtypeStruct
+    scratch = [plgpu.SMEM((64, inputs), jnp.bfloat16), plgpu.SMEM((pairs_of(inputs),), jnp.int32), plgpu.Barrier()]
+    shapes = [shape((1,), jnp.int32), shape((inputs,), jnp.float32), shape((64, inputs), jnp.bfloat16)]
+    return _kernel(body, scratch=scratch), shapes
+
+
 def copy(rounds: int, *, rows: int, inputs: int, ring: int) -> Kernel:
     """Every program copies (64, inputs) bfloat16 of its own into shared memory, `ring` of them on their way; the whole
     has so many `rows`."""
@@ -210,6 +234,7 @@ CASES: dict[str, Callable[[int], Kernel]] = {
     "product 64x768 by 768x8 from registers": lambda n: product(n, inputs=768, in_registers=True),
     "product 64x768 by 768x8 in two sums": lambda n: product(n, inputs=768, sums=2),
     "product 64x768 by 768x8 in four sums": lambda n: product(n, inputs=768, sums=4),
+    "product 64x768 by 768 by warps, vector written": lambda n: product_by_warps(n, inputs=768),
     "copy of 32 KB a program, 4.3 MB in all (L2)": lambda n: copy(n, rows=132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 26 MB in all (L2)": lambda n: copy(n, rows=6 * 132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 432 MB in all (memory)": lambda n: copy(n, rows=100 * 132 * 64, inputs=256, ring=4),

@@ -95,19 +95,21 @@ def in_float32(
 
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
-CASES = [(name, True, 16) for name in MODELS] + [(name, False, 16) for name in LAUNCHES]
-CASES += [("small", True, 8), ("narrow", True, 8), ("parallel", False, 8)]
+PLAIN, WARPS = dict(readout_bits=16), dict(by_warps=True)
+CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
+CASES += [("small", True, {}), ("narrow", True, {}), ("parallel", False, {})]
+CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
 
 
-@pytest.mark.parametrize(("name", "persistent", "readout_bits"), CASES)
-def test_kernels_find_the_likeliest_tokens(name, persistent, readout_bits, monkeypatch):
+@pytest.mark.parametrize(("name", "persistent", "options"), CASES)
+def test_kernels_find_the_likeliest_tokens(name, persistent, options, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
     exact = model_of(**MODELS[name])
     runner = Runner.of(with_dtype(exact, "bfloat16"))
     plan = runner.model.plan(steps=exact.config.core // 2)
     assert unsupported(exact, plan) is None
-    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, readout_bits=readout_bits))
-    assert kernels.layout.readout_bits == readout_bits
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, **options))
+    assert all(getattr(kernels.layout, option) == value for option, value in options.items())
 
     @jax.jit
     def run(params, prompt):

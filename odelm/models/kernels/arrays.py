@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu
 
+from odelm.models.kernels.by_warps import pairs_of
 from odelm.models.kernels.layout import COLUMNS, ROWS, Layout
 
 plgpu: Any = mosaic_gpu
@@ -53,8 +54,11 @@ def scratch(layout: Layout) -> dict[str, Any]:
         kept |= {"turned": plgpu.SMEM((2 * ROWS, COLUMNS), jnp.float32)}
     else:
         kept |= {"state": plgpu.SMEM((s.longest,), jnp.float32), "turned": plgpu.SMEM((2 * ROWS,), jnp.float32)}
+    if s.by_warps:
+        kept |= {"pairs": plgpu.SMEM((pairs_of(s.longest),), jnp.int32)}
+    else:
+        kept |= {"inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype)}
     return kept | {
-        "inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype),
         "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
         "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
         "keys": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),

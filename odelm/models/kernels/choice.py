@@ -43,14 +43,15 @@ def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Ar
     """
     p, layout = program, program.layout
     p.normalise(state, affine)
-    p.take(0, p.inputs.at[:, pl.ds(0, layout.width)])
+    p.take(0, layout.width)
     plgpu.commit_smem()
+    inputs = p.inputs(layout.width)
 
     def tile(n: jax.Array, best: Best) -> Best:
         first = (p.me + n * layout.programs) * ROWS
         words = first + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
         with jax.named_scope("product"):
-            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, p.inputs)), LEAST)
+            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, inputs)), LEAST)
         scores = its
         if layout.sampled:
             scores = its / p.vectors["temperature"][0] + noise(p, words, number)

@@ -31,12 +31,13 @@ def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
     p, layout = program, program.layout
     take_normed(p, token, jnp.int32(layout.steps), 0, p.affine_refs("end"))
     plgpu.commit_smem()
+    inputs = p.inputs(layout.width)
     ended = lax.broadcast_in_dim(vector(p.between["texts"].at[DONE], COLUMN) > 0, SHAPE, (1,))
 
     def tile(n: jax.Array, best: Best) -> Best:
         words = (p.me + n * layout.programs) * ROWS + _indices(0)
         with jax.named_scope("product"):
-            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, p.inputs)), LEAST)
+            its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, inputs)), LEAST)
         scores = its
         if layout.sampled:
             scores = its / p.vectors["temperature"][0] + noise(p, words + _indices(1) * layout.words, token.number)

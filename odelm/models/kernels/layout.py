@@ -86,6 +86,9 @@ class Layout:
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
     `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
+    by_warps: bool = False
+    """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only
+    where the readout is rounded."""
 
     @property
     def several(self) -> bool:
@@ -206,8 +209,8 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
-        numbers = self.longest * COLUMNS + 2 * self.chunk_places * self.chunk * self.head_size
-        numbers += ROWS * self.width
+        numbers = self.longest + THREADS if self.by_warps else COLUMNS * self.longest
+        numbers += 2 * self.chunk_places * self.chunk * self.head_size + ROWS * self.width
         ring = ROWS * self.ring * self.ring_slice
         numbers += ROWS * self.out_slice if self.rounded else ring
         of_int8 = ring + COLUMNS * self.width if self.rounded else 0
@@ -250,6 +253,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     )  # fmt: skip
     sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
+    if not layout.rounded:
+        layout = dataclasses.replace(layout, by_warps=False)
+        options.pop("by_warps", None)
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
         rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings

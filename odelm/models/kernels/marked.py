@@ -40,9 +40,9 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
         del context
         if layout == COLUMN:  # only one warp writes: the others must have read what its numbers replace elsewhere
             mosaic.warpgroup_barrier()
-        base, thread = mosaic.memref_ptr(ref), _thread()
+        base, me = mosaic.memref_ptr(ref), thread()
         for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
-            mine = copies(thread, number)
+            mine = copies(me, number)
             for i in range(register.type.shape[0]):
                 value = vector.extract(register, dynamic_position=[], static_position=[i])
                 given = [_moved(base, places[0], i), value, mark.registers.item(), *([] if mine is None else [mine])]
@@ -163,7 +163,7 @@ def _moved(pointer: Any, place: Any, more: int) -> Any:
     return mosaic.getelementptr(pointer, [place], i64)
 
 
-def _thread() -> Any:
+def thread() -> Any:
 
     return arith.index_cast(ir.IntegerType.get_signless(32), gpu.thread_id(gpu.Dimension.x))
 

@@ -72,7 +72,7 @@ def take_normed(program: Program, token: Newest, step: Step, place: int, affine:
     p, size = program, program.layout.width
     scale, shift = (vector(ref, beside(size).reduce(0)) for ref in affine)
     rows = p.receive_rows(lambda row: [("normed", row, place)], mark=p.mark(token, step))
-    p.take_rows([x * scale + shift for (x,) in rows], p.inputs.at[:, pl.ds(0, size)])
+    p.take_rows([x * scale + shift for (x,) in rows], size)
 
 
 def enter(program: Program, token: Newest, step: Step) -> None:
@@ -89,7 +89,7 @@ def enter(program: Program, token: Newest, step: Step) -> None:
         state = entering(p, token, step)
         kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
         pl.when(p.me == 0)(lambda: p.publish(state, "state", 0, lax.rem(step, 2), **kept))
-        p.normalise(state, affine)
+        p.take_normalised(state, affine)
 
     def constants(head: jax.Array) -> tuple[jax.Array, ...]:
         places = [p.vectors[f"qkv_{of}"].at[step, head] for of in ("bias", "scale")]
@@ -122,8 +122,8 @@ def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
 
 
 def _fill_of(p: Program) -> Fill:
-    """Returns how a product's right side gets the normalised state: of several rows it has it already."""
-    return (lambda offset, inputs: None) if p.layout.several else p.take
+    """Returns how a product's right side gets the normalised state, if it has not got it already."""
+    return (lambda offset, size: None) if p.layout.several or p.layout.by_warps else p.take
 
 
 def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query: jax.Array) -> jax.Array:
@@ -148,14 +148,14 @@ def leave_attention(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
     p, C = program, program.layout.chunk_splits
 
-    def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        place = pl.ds(offset, inputs.shape[1])
+    def fill(offset: jax.Array, size: int) -> None:
+        place = pl.ds(offset, size)
 
         def places(row: int) -> list[tuple[Any, ...]]:
             return [(name, row, c, place) for name in ("context", "weight") for c in range(C)]
 
         rows = p.receive_rows(places, mark=p.mark(token, step))
-        p.take_rows([_averaged(found[:C], found[C:]) for found in rows], inputs)
+        p.take_rows([_averaged(found[:C], found[C:]) for found in rows], size)
 
     _leave(p, "out", "1", token, step, fill)
 
@@ -178,7 +178,7 @@ def feed(program: Program, token: Newest, step: Step) -> None:
             return
         affine = p.affine("norm2", step)
         state = entering(p, token, step) if p.layout.parallel else _after_attention(p, token, step)
-        p.normalise(state, affine)
+        p.take_normalised(state, affine)
 
     layout, tiles = p.layout, p.layout.hidden // ROWS
 
@@ -203,14 +203,14 @@ def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
     p = program
 
-    def fill(offset: jax.Array, inputs: jax.Array) -> None:
-        place, several, factors = pl.ds(offset, inputs.shape[1]), p.layout.several, p.layout.factors
+    def fill(offset: jax.Array, size: int) -> None:
+        place, several, factors = pl.ds(offset, size), p.layout.several, p.layout.factors
         scale = None
         if factors == 2:
             ref = p.vectors["hidden_scale"].at[step, place]
-            scale = vector(ref, beside(inputs.shape[1]).reduce(0)) if several else ref[...]
+            scale = vector(ref, beside(size).reduce(0)) if several else ref[...]
         rows = p.receive_rows(lambda row: [("up", row, of, place) for of in range(factors)], mark=p.mark(token, step))
-        p.take_rows([x if scale is None else activated(x, "silu") * gated[0] * scale for x, *gated in rows], inputs)
+        p.take_rows([x if scale is None else activated(x, "silu") * gated[0] * scale for x, *gated in rows], size)
 
     _leave(p, "down", "2", token, step, fill)
 

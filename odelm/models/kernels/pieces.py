@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
+from odelm.models.kernels.by_warps import product
 from odelm.models.kernels.layout import ROWS, TURNS, Layout
 
 plgpu: Any = mosaic_gpu
@@ -82,6 +83,10 @@ class Pieces:
         for number, place in enumerate(self._places(name)):
             size = place.shape[1]
             plgpu.wgmma(acc, place, inputs.at[:, pl.ds(number * size, size)].transpose((1, 0)))
+
+    def product(self, name: str, pairs: Ref) -> jax.Array:
+        """Returns the piece in the place of a map times inputs, float32 (`ROWS`,), by the program's warps."""
+        return product(self._places(name), pairs, self.layout.slice_of(name))
 
     def fetch(self, name: str, number: Any, step: jax.Array) -> None:
         """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""

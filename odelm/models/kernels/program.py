@@ -12,19 +12,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
+from odelm.models.kernels.by_warps import put_pairs
 from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
-from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked
+from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked, strided
 from odelm.models.kernels.pieces import Pieces, share
 from odelm.models.kernels.several import column_of, receive_by_row, take_rows
-from odelm.models.kernels.signals import arrive, opaque, order_copies_after_stores, wait
+from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copies_after_stores, wait
 from odelm.models.kernels.tokens import Token, Tokens
 
 plgpu: Any = mosaic_gpu
 """Whose names and signatures differ between releases of JAX."""
 Ref = Any
 """An array that a kernel reads and writes in place."""
-Fill = Callable[[jax.Array, Ref], None]
-"""Writes inputs from an offset on into the right side of a product, (`COLUMNS`, slice)."""
+Fill = Callable[[jax.Array, int], None]
+"""Writes so many inputs from an offset on as the right side of a product."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they come in the meantime."""
 Store = Callable[..., None]
@@ -107,13 +108,15 @@ class Program:
             return [self.receive(*places(0), mark=mark)]
         return receive_by_row(self, places, mark)
 
-    def take_rows(self, vectors: list[jax.Array], inputs: Ref) -> None:
-        """Writes a vector for each row into the columns of the right side of a product."""
+    def take_rows(self, vectors: list[jax.Array], size: int) -> None:
+        """Writes a vector (size,) for each row as the right side of a product."""
         if self.layout.several:
-            take_rows(vectors, inputs)
+            take_rows(vectors, self.inputs(size))
+        elif self.layout.by_warps:
+            put_pairs(vectors[0], self.near["pairs"], strided(size))
         else:
-            self.near["state"].at[pl.ds(0, inputs.shape[1])][...] = vectors[0]
-            self.take(0, inputs)
+            self.near["state"].at[pl.ds(0, size)][...] = vectors[0]
+            self.take(0, size)
 
     def arrive(self, part: jax.Array) -> None:
         """Says that this program has done its `part` of a phase, if it has one.
@@ -170,9 +173,7 @@ class Program:
         unless it stays. Where a phase is a launch of its own, it sends for its own.
         """
         splits, size = self.layout.splits(name), self.layout.slice_of(name)
-        inputs = self.inputs.at[:, pl.ds(0, size)]
-
-        pieces = self.pieces
+        pieces, by_warps = self.pieces, self.layout.by_warps
         if not self.meeting:
             pl.when(pieces.has(name, 0))(lambda: pieces.fetch(name, 0, step))
 
@@ -180,21 +181,30 @@ class Program:
             given = constants(item // splits)
             pl.when(number == 0)(prepare)
             with jax.named_scope("fill"):
-                fill(lax.rem(item, splits) * size, inputs)
-                plgpu.commit_smem()
+                fill(lax.rem(item, splits) * size, size)
+                if not by_warps:
+                    plgpu.commit_smem()
             pl.when(pieces.awaited(name, step))(lambda: pieces.wait(name))
             with jax.named_scope("product"):
-                sums = self.product(lambda acc: pieces.multiply(name, acc, inputs))
-            pl.when(pieces.replaced(name, step))(lambda: pieces.fetch_after(name, number, step))
+                if by_warps:
+                    sums = pieces.product(name, self.near["pairs"])
+                else:
+                    sums = self.product(lambda acc: pieces.multiply(name, acc, self.inputs(size)))
+
+            @pl.when(pieces.replaced(name, step))
+            def send_for_next() -> None:
+                if by_warps:
+                    meet_warps()
+                pieces.fetch_after(name, number, step)
+
             with jax.named_scope("store"):
                 store(item // splits, lax.rem(item, splits), sums, *given)
 
         share(self.layout.pieces(name), *pieces.rank(name), piece)
 
-    @property
-    def inputs(self) -> Ref:
-        """The right side of a product, turned: (`COLUMNS`, inputs)."""
-        return self.near["inputs"].at[self.zero]
+    def inputs(self, size: int) -> Ref:
+        """Returns the right side of a product, turned: (`COLUMNS`, size)."""
+        return self.near["inputs"].at[self.zero, :, pl.ds(0, size)]
 
     def begin(self) -> None:
         """Sends for the first piece of every place, and waits for the one that stays."""
@@ -239,15 +249,24 @@ class Program:
         with jax.named_scope("normalise"):
             self.near["state"].at[pl.ds(0, self.layout.width)][...] = self.normed(h) * scale + shift
 
+    def take_normalised(self, h: jax.Array, affine: tuple[jax.Array, jax.Array]) -> None:
+        """Keeps the same for `take`, or writes it as the right side of a product already."""
+        if not self.layout.by_warps:
+            self.normalise(h, affine)
+            return
+        scale, shift = affine
+        with jax.named_scope("normalise"):
+            self.take_rows([self.normed(h) * scale + shift], self.layout.width)
+
     def normed(self, h: jax.Array) -> jax.Array:
         """Returns a state (D,) normalised, without scale and shift."""
         if self.layout.norm == "layernorm":
             h = h - jnp.sum(h) / self.layout.width
         return h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
 
-    def take(self, offset: jax.Array | int, inputs: Ref) -> None:
+    def take(self, offset: jax.Array | int, size: int) -> None:
         """Writes a slice of the vector kept near into all columns of the right side of a product."""
-        x, columns = vector(self.near["state"].at[pl.ds(offset, inputs.shape[1])]), inputs.transpose((1, 0))
+        x, columns = vector(self.near["state"].at[pl.ds(offset, size)]), self.inputs(size).transpose((1, 0))
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 
     def turned(self, x: jax.Array) -> jax.Array:

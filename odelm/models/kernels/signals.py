@@ -40,6 +40,16 @@ def wait(counter: Ref, target: jax.Array) -> None:
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WG_SPLAT))(reach)(counter, target)
 
 
+def meet_warps() -> None:
+    """Waits until all warps of this program are here."""
+
+    def meet(context: Any) -> None:
+        del context
+        mosaic.warpgroup_barrier()
+
+    plgpu.inline_mgpu()(meet)()
+
+
 def raise_to(value: jax.Array, ref: Ref, mark: jax.Array) -> None:
     """Raises a word of global memory, int32 (2,), to a value, float32 (), unless it has a higher one. It begins anew
     with each mark, int32 (), which must be above those before.
