@@ -1,6 +1,7 @@
 """Inference against `transformers` under torch.compile, on one GPU: a token of a decoder, or a pass of an encoder.
 
     python -m benchmarks.inference --kind=decode --shape=small,medium --size=1x128,32x128
+    python -m benchmarks.inference --kind=decode --size=1x512 --parallel --kernel=persistent,xla --parts=1,4
     python -m benchmarks.inference --kind=encode --shape=base,large --size=1x128,8x128,32x512
 
 Both sides compute in bfloat16 with random weights, a process each. Those of `transformers` compile together, and wait;
@@ -8,8 +9,8 @@ odelm compiles alone, because XLA chooses kernels by timing them; then they are 
 all others wait. A size is a batch and a length. A decoder continues prompts of that length greedily by as many tokens,
 with a memory: the time of a token is that of all but the first, which comes with the prompt. `transformers` has GPT-2's
 block and a static cache, once by `generate` and once by a loop written for it, which replays CUDA graphs; odelm has its
-default block, at full depth and at `--parts` of its steps. An encoder is ALBERT's on both sides,
-from tokens to the last hidden states, padding allowed for.
+default block, or one of `--parallel` branches, at full depth and at `--parts` of its steps, decoded by each `--kernel`.
+An encoder is ALBERT's on both sides, from tokens to the last hidden states, padding allowed for.
 """
 
 import argparse
@@ -41,11 +42,12 @@ def odelm_decode(options: argparse.Namespace) -> Measure:
     shape, length = SHAPES[options.shape], options.length
     config = odelm.ModelConfig(
         kind="decoder", vocab_size=VOCABULARY, width=shape["width"], heads=shape["heads"], depth=shape["depth"],
-        max_length=1024, dtype="bfloat16",
+        max_length=1024, dtype="bfloat16", parallel_branches=options.parallel == "True",
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.batch, length)).tolist()
-    generators = {f"{n} steps": odelm.Generator(model, steps=n) for n in _counts(shape["depth"], options)}
+    cases = itertools.product(_counts(shape["depth"], options), options.kernel.split(","))
+    generators = {f"{n} steps, {kernel}": odelm.Generator(model, steps=n, kernel=kernel) for n, kernel in cases}
     if options.quantize:
         small = odelm.quantize(model, options.quantize)
         for n in (shape["depth"], shape["depth"] // 4):
@@ -123,7 +125,7 @@ class Side:
         batch, length = size.split("x")
         self.name = name
         given = {"kind": options.kind, "shape": shape, "batch": batch, "length": length, "repeats": options.repeats}
-        given |= {"side": name, "quantize": options.quantize, "parts": options.parts}
+        given |= {"side": name} | {of: getattr(options, of) for of in ("quantize", "parts", "kernel", "parallel")}
         command = [sys.executable, "-m", "benchmarks.inference", *(f"--{key}={given[key]}" for key in given)]
         # The card is shared by processes of which one works at a time.
         shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
@@ -209,6 +211,8 @@ def main() -> None:
     parser.add_argument("--parts", default="1,2,3,4", help="odelm takes 1/1, 1/2, ... of its full depth's steps")
     parser.add_argument("--quantize", default="", help="decode: also with matrices of 8 bits, of this kind")
     parser.add_argument("--out", type=Path, help="a file for the seconds, as JSON")
+    parser.add_argument("--kernel", default="auto", help="decode: which programs, as of Generator, as A,B")
+    parser.add_argument("--parallel", nargs="?", const="True", default="", help="decode: parallel branches")
     for name, kind in (("side", str), ("batch", int), ("length", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
