@@ -53,7 +53,7 @@ test-gpu:
 # Tasks against lm-eval, by our model in it and by its own of transformers, without a network; without lm-eval `make test`
 # skips these. Deprecations are those of its dependencies.
 test-harness: .venv/.installed-harness-test
-	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning tests/harness
+	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning -n $(JOBS) --dist=worksteal tests/harness
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
 # environment of its own; kernels are interpreted, and compiled for a card that is not there. More cases of theirs, 7 minutes:
