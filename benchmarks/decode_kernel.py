@@ -231,7 +231,8 @@ def main() -> None:
     model, results = model_of(options), {}
     for steps in map(int, options.steps.split(",")):
         case = Case(model, steps, options)
-        size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits"
+        products = "by warps" if case.layout.by_warps else "by wgmma"
+        size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits, products {products}"
         print(f"  {options.rows} rows, {steps} steps, {size}, context {options.context}", flush=True)
         if options.compile_for:
             compile_for(options.compile_for, case, options.how.split(","))

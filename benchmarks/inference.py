@@ -46,8 +46,11 @@ def odelm_decode(options: argparse.Namespace) -> Measure:
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.batch, length)).tolist()
-    cases = itertools.product(_counts(shape["depth"], options), options.kernel.split(","))
-    generators = {f"{n} steps, {kernel}": odelm.Generator(model, steps=n, kernel=kernel) for n, kernel in cases}
+    generators = {
+        f"{n} steps, {kernel}": odelm.Generator(model, steps=n, kernel=kernel)
+        for n in _counts(shape["depth"], options)
+        for kernel in options.kernel.split(",")
+    }
     if options.quantize:
         small = odelm.quantize(model, options.quantize)
         for n in (shape["depth"], shape["depth"] // 4):

@@ -169,7 +169,8 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1, 
 
 
 def product_by_warps(rounds: int, *, inputs: int) -> Kernel:
-    """The same of one vector by the warps themselves (`odelm.models.kernels.by_warps`), with what writes the vector."""
+    """A product of (64, inputs) by one vector by `mma.sync` (`odelm.models.kernels.by_warps`), which writes the vector
+    first, as `product` does not."""
     from odelm.models.kernels.by_warps import pairs_of, product, put_pairs
     from odelm.models.kernels.marked import strided
 

@@ -71,10 +71,12 @@ class ByKernel:
     ) -> Decoding:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
         layout = _layout(_decoder(runner), plan, state, sampling)
-        # Layouts of which the matrices are the same.
-        alike = dataclasses.replace(layout, room=0, rows=1, chunk_splits=1, sampled=False, filtered=False)
+        # The matrices differ with the bits of the readout alone, and with the size of its pieces.
+        same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False)
+        alike = dataclasses.replace(layout, sampled=False, filtered=False, **same)
         if alike not in self._matrices:
-            self._matrices = {alike: _matrices(runner.graph, runner.params, alike)}
+            last = list(self._matrices.items())[-1:]  # those of one row and of several, or with top_k, may take turns
+            self._matrices = dict(last) | {alike: _matrices(runner.graph, runner.params, alike)}
         if layout not in self._vectors:
             self._vectors[layout] = _vectors(runner.graph, runner.params, plan, layout)
         tables, persistent = (self._matrices[alike], self._vectors[layout]), self.choice.kernel == "persistent"

@@ -149,9 +149,10 @@ def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slo
     """Returns the slots with the rows that have `ended`, bool (M,), put aside and the next ones of `h` in their place,
     whose walks begin as `firsts`."""
     B = len(h)
-    # Who has not ended writes nothing. Were it to a common place, a GPU would write there one after the other.
+    # Slots that have not ended get places past the end, which are dropped; into a place that they had in common a GPU
+    # would write them one after the other.
     at = jnp.where(ended, state.rows, B + jnp.arange(len(ended), dtype=jnp.int32))
-    put: dict[str, Any] = dict(mode="drop", unique_indices=True)
+    scatter: dict[str, Any] = dict(mode="drop", unique_indices=True)
     following = state.following + jnp.cumsum(ended, dtype=jnp.int32) - 1
     rows = jnp.where(ended, jnp.minimum(following, B), state.rows)
 
@@ -162,8 +163,8 @@ def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slo
         rows,
         jnp.where(ended, 0, state.steps),
         renewed(h[jnp.minimum(rows, B - 1)], state.states),
-        dataclasses.replace(jax.tree.map(renewed, firsts, state.walks), before=state.walks.before),
+        dataclasses.replace(jax.tree.map(renewed, firsts, state.walks), previous=state.walks.previous),
         state.following + ended.sum(dtype=jnp.int32),
-        state.ends.at[at].set(state.states, **put),
-        state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0], **put),
+        state.ends.at[at].set(state.states, **scatter),
+        state.evaluations.at[at].set(state.walks.evaluations[:, 0, 0], **scatter),
     )

@@ -70,8 +70,8 @@ class Walk:
     """float32 (), the time that is left."""
     size: jax.Array
     """float32 (), the size of the last step; 0 before the first."""
-    before: jax.Array
-    """The state before it; any one before the first."""
+    previous: jax.Array
+    """The state before the last step; before the first, any state."""
     predicted: jax.Array | None
     """float32 (B, L, V) or (B, 1, outputs), the probabilities read after it; None where the state is measured."""
     last: jax.Array
@@ -116,15 +116,15 @@ class Leaving:
         return moved, dataclasses.replace(after, last=walk.last | settled), slots
 
     def _score(self, before: Walk, after: Walk, h: jax.Array) -> jax.Array:
-        """Returns what is compared with the tolerance, shaped as what is said of each row or token; of who takes the
-        last step, or has, it says nothing."""
+        """Returns what is compared with the tolerance, shaped as what is said of each row or token; it means nothing
+        for those that take the step across the rest, or have taken it."""
         if before.predicted is not None and after.predicted is not None:
             return self._mean(jnp.abs(after.predicted - before.predicted).sum(-1) / 2, before)
         wide = at_least_float32(h.dtype)
-        first, middle, last = (x.astype(wide) for x in (before.before, after.before, h))
+        first, middle, newest = (x.astype(wide) for x in (before.previous, after.previous, h))
         size = jnp.where(before.size > 0, before.size, after.size)
         # The slopes are those of the middles of two steps.
-        second = ((last - middle) / after.size - (middle - first) / size) / ((size + after.size) / 2)
+        second = ((newest - middle) / after.size - (middle - first) / size) / ((size + after.size) / 2)
         error = jnp.square(after.left**2 / 2 * second)
         over = tuple(range(2, h.ndim))
         errors, states = (self._mean(x.mean(over), before) for x in (error, jnp.square(h.astype(error.dtype))))

@@ -117,7 +117,7 @@ flags.DEFINE_enum(
     "kernel",
     "auto",
     ["auto", "persistent", "launches", "xla"],
-    "What decodes text: a kernel for a single row on a Hopper GPU, or XLA; auto takes the fastest that can.",
+    "What decodes text: a kernel for up to 8 rows on a Hopper GPU, or XLA; auto takes the fastest that can.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)

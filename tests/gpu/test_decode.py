@@ -95,9 +95,9 @@ def in_float32(
 
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
-PLAIN, WARPS = dict(readout_bits=16), dict(by_warps=True)
+PLAIN, ROUNDED, WARPS = dict(readout_bits=16), dict(readout_bits=8), dict(by_warps=True)
 CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
-CASES += [("small", True, {}), ("narrow", True, {}), ("parallel", False, {})]
+CASES += [("small", True, ROUNDED), ("narrow", True, ROUNDED), ("parallel", False, ROUNDED)]
 CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
 
 

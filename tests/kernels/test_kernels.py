@@ -231,6 +231,25 @@ def test_what_no_kernel_takes_is_named():
     assert "heads are of 32, not 64" in str(unsupported(narrow, narrow.plan(steps=2)))
 
 
+@pytest.mark.parametrize(
+    ("width", "options", "expected"),
+    [
+        (768, {}, (8, 384, 2, False)),
+        (768, dict(by_warps=True), (8, 384, 2, True)),
+        (768, dict(by_warps=True, sampled=True, filtered=True), (16, 128, 5, False)),
+        (768, dict(by_warps=True, rows=4), (16, 128, 4, False)),
+        (1024, {}, (16, 128, 3, False)),
+        (1024, dict(by_warps=True), (8, 128, 3, True)),
+    ],
+)
+def test_a_layout_has_a_readout_for_which_there_is_room(width, options, expected):
+    shape = dict(kind="decoder", depth=2, max_length=1024, width=width, heads=width // 64)
+    small = odelm.CausalLM(odelm.ModelConfig(vocab_size=64, **shape), rngs=nnx.Rngs(0))
+    layout = layout_of(odelm.ModelConfig(vocab_size=50_304, **shape), small.plan(steps=2), 768, **options)
+    assert layout.fits
+    assert (layout.readout_bits, layout.ring_slice, layout.ring, layout.by_warps) == expected
+
+
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     model = model_of()
     plan = model.plan(steps=2)

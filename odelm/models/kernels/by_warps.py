@@ -22,7 +22,7 @@ from jaxlib.mlir.dialects import arith, llvm, vector
 
 from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW, thread
-from odelm.models.kernels.signals import mosaic
+from odelm.models.kernels.signals import CONVERGENT, mosaic
 
 plgpu: Any = mosaic_gpu
 Ref = Any
@@ -48,7 +48,7 @@ def _stride(inputs: int) -> int:
 
 def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
     """Writes a vector, float32 (n,), each number of which one thread has, as the right side of a product in bfloat16;
-    `ref` is int32 (`pairs_of(n)`,) in shared memory. Who reads the one before must have come here too."""
+    `ref` is int32 (`pairs_of(n)`,) in shared memory. It begins when no warp reads the one before any more."""
 
     def write(context: Any, x: Any, ref: Any) -> None:
         del context
@@ -87,7 +87,7 @@ def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
         del context
         mosaic.warpgroup_barrier()
         given = [_address(matrix) for matrix in matrices]
-        results = dict(result_types=[ir.F32Type.get()] * 2, has_side_effects=True)
+        results = dict(result_types=[ir.F32Type.get()] * 2, has_side_effects=True, **CONVERGENT)
         return _rows(mosaic.inline_ptx(product_text(widths), _address(pairs), thread(), *given, **results))
 
     types = (plgpu.RefType(), *[PLACED] * len(matrices))

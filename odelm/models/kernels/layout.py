@@ -22,7 +22,7 @@ MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
 """The maps whose pieces take turns with one place in a program's shared memory, in a step's order. The piece of "out"
-has places of the readout's ring, which are free until the readout."""
+has places of the readout's ring, which are free until the readout, or one of its own where the readout is rounded."""
 THREADS = 128
 """Of a program: a vector of which each of them holds as many numbers is read and written fastest."""
 CHUNK = 64
@@ -81,14 +81,15 @@ class Layout:
     """Whether what is handed on has marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
     ring: int = 3
-    """Pieces of the readout that are on their way or in use; the last ones keep a piece of `out` until then."""
+    """Pieces of the readout that are on their way or in use; the last ones, if they are of 16 bits, keep a piece of
+    `out` until then."""
     ring_slice: int = RING_SLICES[16][-1]
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
     `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
     by_warps: bool = False
     """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only
-    where the readout is rounded."""
+    where the readout is rounded, since that of 16 bits needs another right side, for which there would be no room."""
 
     @property
     def several(self) -> bool:
@@ -237,7 +238,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
     rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
-    no room for both.
+    no room for both, and then `by_warps` is off.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
@@ -254,8 +255,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
     if not layout.rounded:
-        layout = dataclasses.replace(layout, by_warps=False)
-        options.pop("by_warps", None)
+        options["by_warps"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
         rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings

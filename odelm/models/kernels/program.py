@@ -213,7 +213,7 @@ class Program:
         self.begin_token()
 
     def begin_token(self) -> None:
-        """Sends for the piece of `out`, whose places the readout leaves after every token."""
+        """Sends for the piece of `out`, whose places a readout of 16 bits leaves after every token."""
         pl.when(self.pieces.has("out", 0))(lambda: self.pieces.fetch("out", 0, jnp.int32(0)))
 
     def end(self) -> None:
@@ -250,7 +250,8 @@ class Program:
             self.near["state"].at[pl.ds(0, self.layout.width)][...] = self.normed(h) * scale + shift
 
     def take_normalised(self, h: jax.Array, affine: tuple[jax.Array, jax.Array]) -> None:
-        """Keeps the same for `take`, or writes it as the right side of a product already."""
+        """Normalises the state (D,), times the scale, plus the shift, and keeps it for `take`; by warps it is written
+        as the right side of a product at once."""
         if not self.layout.by_warps:
             self.normalise(h, affine)
             return

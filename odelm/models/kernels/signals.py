@@ -1,5 +1,6 @@
 """Signals between the programs of a kernel, for which Pallas lacks a name, and numbers hidden from the compiler."""
 
+from inspect import signature
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ plgpu: Any = mosaic_gpu
 mosaic: Any = utils
 """What Pallas makes kernels of, whose names differ between releases of JAX too."""
 Ref = Any
+_inlined = signature(mosaic.inline_ptx).parameters if hasattr(mosaic, "inline_ptx") else {}  # since jax 0.11
+CONVERGENT: dict[str, Any] = {"convergent": True} if "convergent" in _inlined else {}
+"""Says that all threads of a warp take part in some PTX."""
 
 
 def arrive(counter: Ref) -> None:
@@ -82,7 +86,8 @@ def highest(ref: Ref, mark: jax.Array, default: float) -> jax.Array:
         del context
         none = arith.constant(ir.F32Type.get(), default)
         given = mosaic.memref_ptr(ref), mark.registers.item(), none
-        found = mosaic.inline_ptx(_HIGHEST, *given, result_types=ir.F32Type.get(), has_side_effects=True)
+        results = dict(result_types=ir.F32Type.get(), has_side_effects=True, **CONVERGENT)
+        found = mosaic.inline_ptx(_HIGHEST, *given, **results)
         return FragmentedArray.splat(found, ())
 
     splat = plgpu.Layout.WG_SPLAT
