@@ -27,7 +27,7 @@ test: .venv/.installed-test
 # What `make test` leaves out: all the cases of what it tests in a few, and recipes trained to their end.
 test-all: test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough
-	XLA_FLAGS= $(BIN)/python -m pytest -q -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n $(JOBS) --dist=load -m slow
 
 # Runs that are killed again and again, one process and two, against those that are left alone.
 test-kills: .venv/.installed-test
