@@ -42,7 +42,7 @@ def odelm_decode(options: argparse.Namespace) -> Measure:
     shape, length = SHAPES[options.shape], options.length
     config = odelm.ModelConfig(
         kind="decoder", vocab_size=VOCABULARY, width=shape["width"], heads=shape["heads"], depth=shape["depth"],
-        max_length=1024, dtype="bfloat16", parallel_branches=options.parallel == "True",
+        max_length=1024, dtype="bfloat16", parallel_branches=options.parallel,
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     prompts = np.random.default_rng(0).integers(0, VOCABULARY, (options.batch, length)).tolist()
@@ -128,8 +128,9 @@ class Side:
         batch, length = size.split("x")
         self.name = name
         given = {"kind": options.kind, "shape": shape, "batch": batch, "length": length, "repeats": options.repeats}
-        given |= {"side": name} | {of: getattr(options, of) for of in ("quantize", "parts", "kernel", "parallel")}
+        given |= {"side": name, "quantize": options.quantize, "parts": options.parts, "kernel": options.kernel}
         command = [sys.executable, "-m", "benchmarks.inference", *(f"--{key}={given[key]}" for key in given)]
+        command += ["--parallel"] if options.parallel else []
         # The card is shared by processes of which one works at a time.
         shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
         pipe = subprocess.PIPE
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="", help="decode: also with matrices of 8 bits, of this kind")
     parser.add_argument("--out", type=Path, help="a file for the seconds, as JSON")
     parser.add_argument("--kernel", default="auto", help="decode: which programs, as of Generator, as A,B")
-    parser.add_argument("--parallel", nargs="?", const="True", default="", help="decode: parallel branches")
+    parser.add_argument("--parallel", action="store_true", help="decode: parallel branches")
     for name, kind in (("side", str), ("batch", int), ("length", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -149,8 +149,8 @@ def _refilled(state: Slots, ended: jax.Array, h: jax.Array, firsts: Walk) -> Slo
     """Returns the slots with the rows that have `ended`, bool (M,), put aside and the next ones of `h` in their place,
     whose walks begin as `firsts`."""
     B = len(h)
-    # Slots that have not ended get places past the end, which are dropped; into a place that they had in common a GPU
-    # would write them one after the other.
+    # Slots whose row has not ended write past the end, which is skipped. If they all wrote to one place, a GPU would do
+    # so one after the other.
     at = jnp.where(ended, state.rows, B + jnp.arange(len(ended), dtype=jnp.int32))
     scatter: dict[str, Any] = dict(mode="drop", unique_indices=True)
     following = state.following + jnp.cumsum(ended, dtype=jnp.int32) - 1

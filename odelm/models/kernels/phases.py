@@ -122,7 +122,7 @@ def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
 
 
 def _fill_of(p: Program) -> Fill:
-    """Returns how a product's right side gets the normalised state, if it has not got it already."""
+    """Returns what writes the normalised state as a product's right side: nothing, where `prepare` has done so."""
     return (lambda offset, size: None) if p.layout.several or p.layout.by_warps else p.take
 
 

@@ -8,8 +8,9 @@ from flax import nnx
 
 import odelm
 from odelm.infer import kernel_choice
-from odelm.infer.kernel_choice import Choice, choose
-from odelm.models.kernels.layout import PROGRAMS
+from odelm.infer.kernel_choice import ByKernel, Choice, choose
+from odelm.infer.runner import Runner
+from odelm.models.kernels.layout import PROGRAMS, layout_of
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,20 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     device = card(monkeypatch, **of)
     assert choose(asked, None, device) == expected
     assert choose("auto", "9 rows; kernels take at most 8", device) == Choice("xla", "9 rows; kernels take at most 8")
+
+
+def test_calls_that_take_turns_keep_what_a_kernel_reads_of_the_model(model, monkeypatch):
+    runner, made = Runner.of(model), []
+    options = [dict(sampled=True), dict(rows=4), dict(sampled=True, filtered=True)]
+    layouts = iter(2 * [layout_of(model.config, model.plan(steps=2), 64, **one) for one in options])
+    monkeypatch.setattr(kernel_choice, "_layout", lambda *_: next(layouts))
+    monkeypatch.setattr(kernel_choice, "_matrices", lambda graph, params, layout: made.append(layout))
+    for name in ("_vectors", "_advance"):
+        monkeypatch.setattr(kernel_choice, name, lambda *_: None)
+    kernels = ByKernel("auto", drafts=False)
+    for _ in range(6):
+        kernels.advance(runner, model.plan(steps=2), None, None, None, end=-1)
+    assert [layout.readout_bits for layout in made] == [8, 16]
 
 
 def test_drawing_among_the_likeliest_needs_the_kernel_that_stays(monkeypatch):

@@ -195,10 +195,10 @@ CASES = {
 MESHES = [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2), (1, 2, 2)]
 """Of eight devices, by data, fsdp and tensor."""
 SOME = [(2, 2, 1), (4, 1, 2), (1, 4, 2)]
-"""For what differs from the decoder in little that a mesh cuts."""
+"""Of these, for the cases that have the decoder's or the encoder's parameters, and few more."""
 FEW = [("encoder", (2, 2, 2))]
-ALL = {"decoder": MESHES, "encoder": [mesh for mesh in MESHES if mesh != (2, 2, 2)]}
-ALL = {case: [(case, mesh) for mesh in ALL.get(case, SOME)] for case in CASES}
+EVERY = [(case, mesh) for case in CASES for mesh in (MESHES if case in ("decoder", "encoder") else SOME)]
+ALL = {case: [pair for pair in EVERY if pair[0] == case and pair not in FEW] for case in CASES}
 
 
 @pytest.mark.parametrize("pairs", few({"few": FEW} | ALL, "few"))
