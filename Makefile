@@ -5,6 +5,8 @@ WORKDIR ?= runs/tiny
 BIN := .venv/bin
 # Tests run in so many processes; compiling for the CPU keeps about one core busy.
 JOBS ?= 2
+# SHARE=2/3 is the second third of the cases that `make test-all` adds; all of them take a quarter of an hour.
+SHARE ?= 1/1
 
 # Pythons that the newest stack is tried with: the first one that the machine has.
 NEWER = python3.14 python3.13 python3.12 \
@@ -26,7 +28,8 @@ test: .venv/.installed-test
 
 # What `make test` leaves out: all the cases of what it tests in a few, and recipes trained to their end.
 test-all: test
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough \
+		--group=$(word 1,$(subst /, ,$(SHARE))) --splits=$(word 2,$(subst /, ,$(SHARE)))
 	XLA_FLAGS= $(BIN)/python -m pytest -q -n $(JOBS) --dist=load -m slow
 
 # Runs that are killed again and again, one process and two, against those that are left alone.
