@@ -231,19 +231,28 @@ def test_what_no_kernel_takes_is_named():
     assert "heads are of 32, not 64" in str(unsupported(narrow, narrow.plan(steps=2)))
 
 
+PARALLEL = dict(parallel_branches=True)
+
+
 @pytest.mark.parametrize(
-    ("width", "options", "expected"),
+    ("shape", "options", "expected"),
     [
-        (768, {}, (8, 384, 2, False)),
-        (768, dict(by_warps=True), (8, 384, 2, True)),
-        (768, dict(by_warps=True, sampled=True, filtered=True), (16, 128, 5, False)),
-        (768, dict(by_warps=True, rows=4), (16, 128, 4, False)),
-        (1024, {}, (16, 128, 3, False)),
-        (1024, dict(by_warps=True), (8, 128, 3, True)),
+        ({}, {}, (8, 384, 2, False)),
+        ({}, dict(by_warps=True), (8, 384, 2, True)),
+        (PARALLEL, {}, (8, 384, 2, True)),
+        (PARALLEL | dict(prelude=1), {}, (8, 384, 2, False)),
+        (PARALLEL | dict(groups=2), {}, (8, 384, 2, False)),
+        (PARALLEL | dict(width=256), dict(dtype=jnp.float32), (8, 256, 4, False)),
+        (PARALLEL, dict(readout_bits=16), (16, 128, 5, False)),
+        (PARALLEL, dict(sampled=True, filtered=True), (16, 128, 5, False)),
+        (PARALLEL, dict(rows=4), (16, 128, 4, False)),
+        (dict(width=1024), {}, (16, 128, 3, False)),
+        (PARALLEL | dict(width=1024), {}, (8, 128, 3, True)),
     ],
 )
-def test_a_layout_has_a_readout_for_which_there_is_room(width, options, expected):
-    shape = dict(kind="decoder", depth=2, max_length=1024, width=width, heads=width // 64)
+def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected):
+    shape = dict(kind="decoder", depth=4, max_length=1024, width=768) | shape
+    shape |= dict(heads=shape["width"] // 64)
     small = odelm.CausalLM(odelm.ModelConfig(vocab_size=64, **shape), rngs=nnx.Rngs(0))
     layout = layout_of(odelm.ModelConfig(vocab_size=50_304, **shape), small.plan(steps=2), 768, **options)
     assert layout.fits

@@ -88,8 +88,9 @@ class Layout:
     """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
     `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
     by_warps: bool = False
-    """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only
-    where the readout is rounded, since that of 16 bits needs another right side, for which there would be no room."""
+    """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only in
+    bfloat16, and where the readout is rounded, since that of 16 bits needs another right side, for which there would be
+    no room."""
 
     @property
     def several(self) -> bool:
@@ -238,13 +239,15 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
     rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
-    no room for both, and then `by_warps` is off.
+    no room for both. `by_warps` is chosen too, and is off where it cannot be.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    chosen["readout_bits"] = 8
+    # On a card products by warps have run for one block with parallel branches (docs/kernels.md).
+    one_block = config.groups == 1 and config.ends == 0
+    chosen |= dict(readout_bits=8, by_warps=config.parallel_branches and one_block)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -254,7 +257,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     )  # fmt: skip
     sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
-    if not layout.rounded:
+    if not layout.rounded or layout.dtype != jnp.bfloat16:
         options["by_warps"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
