@@ -7,9 +7,10 @@
 A row is a recipe (`benchmarks.study_rows`): a base with some options changed, trained by `odelm`'s own trainer in
 `--work`, so that the same command resumes a call that was stopped. The learning rates of a row are those of the base
 times a factor of `--rates`, or past them, the one whose trial of `--trial` updates with the first seed reached the
-lowest held-out loss, averaged over the counts that the row is trained with; every row is tuned, the unshared ones too,
-but for those of `TUNED_AS`. The second command makes the trials alone; of different rows several processes can do it
-beside each other.
+lowest held-out loss, averaged over the counts that the row is trained with; every row is tuned, the unshared ones
+too, but for those of `TUNED_AS`. A trial should be no shorter than a quarter of the run, which is what it is by
+default: short ones choose rates that are too high (docs/study.md). The second command makes the trials alone; of
+different rows several processes can do it beside each other. `--rate=2` takes that factor without any.
 
 `--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
 against tokens and against seconds (of training alone, without compiling and evaluating), the losses and latencies at
@@ -79,11 +80,14 @@ def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, 
 
 
 def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
-    """Returns the best factor of the rates, and the loss that each reached in a short trial with the first seed.
+    """Returns the best factor of the rates, and the loss that each reached in a short trial with the first seed; with
+    `--rate` that one and no losses.
 
     Where the best is the lowest or the highest of them, half or twice of it is tried too. The losses are kept in
     `--out`.
     """
+    if options.rate is not None:
+        return options.rate, {}
     row = TUNED_AS.get(row, row)
     kept = options.out / f"{row}_rates_{options.trial}.json"
     losses: Trials = json.loads(kept.read_text()) if kept.exists() else {}
@@ -99,7 +103,7 @@ def check_rate(row: str, rate: float, options: argparse.Namespace) -> None:
         file = options.out / f"{row}_{seed}.json"
         if file.exists() and (former := json.loads(file.read_text())["rate"]) != rate:
             raise InputError(
-                f"{file} has the factor {former:g}, the trials say {rate:g}: remove it, or give another --out"
+                f"{file} has the factor {former:g}, not {rate:g}: remove it, give another --out, or --rate={former:g}"
             )
 
 
@@ -185,6 +189,7 @@ def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.
         "trials": trials,
         "parameters": sum(array.size for array in parameters(model).values()),
         "device": jax.devices()[0].device_kind,
+        "against": options.against,
         "jax": jax.__version__,
         "curve": curve_of(workdir),
         "evaluations": measured(workdir, config, result.step),
@@ -200,16 +205,19 @@ def main() -> int:
     parser.add_argument("--rows", required=True, help=f"several as A,B, of {', '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=lambda text: [float(rate) for rate in text.split(",")])
+    parser.add_argument("--rate", type=float, help="the factor, without trials")
     parser.add_argument("--updates", type=int, default=3052, help="of 65,536 tokens: 200 M of them")
-    parser.add_argument("--trial", type=int, default=300, help="updates of a trial of a rate")
+    parser.add_argument("--trial", type=int, help="updates of a trial of a rate; default: a quarter of --updates")
     parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
     parser.add_argument("--tasks", default=[], type=lambda text: text.split(","), help="as of python -m odelm.evals")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
+    parser.add_argument("--against", default="unshared", help="the row measured beside these, whose time counts as 1")
     parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
     parser.add_argument("--data_dir", default="", help="where prepared text is kept, in place of the usual place")
     parser.add_argument("--work", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/study"))
     options = parser.parse_args()
+    options.trial = options.trial or max(options.updates // 4, 1)
     use_compilation_cache("~/.cache/odelm/compiled")
     unknown = [row for row in options.rows.split(",") if row not in ROWS]
     if unknown:

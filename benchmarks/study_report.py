@@ -2,12 +2,12 @@
 
     python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png]
 
-Held-out losses at each number of evaluations, the mean over the seeds and half their range; parameters, and what a pass
-takes against that of `--against` at full depth. Then the losses at equal time and at equal tokens: each row's last
-evaluation that comes no later than the end of the shortest row of those compared, read from the same curves, in which
-the learning rate is still falling for the rows that take longer. Then the scores of the tasks, and what the fields look
-like. The plot has the curves against the seconds of training.
-"""
+A row is named by its files. Held-out losses at each number of evaluations, the mean over the seeds and half their
+range; parameters, and what a pass takes against that of `--against` at full depth, or of the row that its file names
+as measured beside it. Then the losses at equal time and at equal tokens: each row's last evaluation that comes no
+later than the end of the shortest row of those compared, read from the same curves, in which the learning rate is
+still falling for the rows that take longer. Then the scores of the tasks, and what the fields look like. The plot has
+the curves against the seconds of training."""
 
 import argparse
 import json
@@ -28,8 +28,7 @@ def read(folder: Path) -> Runs:
     for file in sorted(folder.glob("*_[0-9]*.json")):
         if "_rates_" in file.stem:  # the trials of a row such as groups_2
             continue
-        record = json.loads(file.read_text())
-        found[record["row"]].append(record)
+        found[file.stem.rpartition("_")[0]].append(json.loads(file.read_text()))
     return dict(found)
 
 
@@ -46,8 +45,9 @@ def losses_table(runs: Runs, against: str) -> list[str]:
         "| row | parameters | rate | " + " | ".join(map(str, counts)) + " |",
         "|---|---|---|" + "---|" * len(counts),
     ]
-    slowest = _latencies(runs[against][0]) if against in runs else {}
     for row, records in runs.items():
+        beside = records[0].get("against", against)
+        slowest = _latencies(runs[beside][0]) if beside in runs else {}
         cells = []
         for count in counts:
             losses = [e["loss"] for r in records for e in r["evaluations"] if e["evaluations"] == count]
@@ -117,7 +117,7 @@ def plot(runs: Runs, path: Path) -> None:
         seconds = [point["seconds"] for point in curve]
         losses = [list(point["losses"].values()) for point in curve]
         axes.plot(seconds, [loss[0] for loss in losses], color=f"C{i}", label=row)
-        if len(losses[0]) > 1:
+        if len(losses[0]) > 1 and records[0]["config"]["step_sampling"]["kind"] != "fixed":
             axes.plot(seconds, [loss[-1] for loss in losses], "--", color=f"C{i}", label=f"{row}, fewest steps")
     axes.set_xlabel(f"seconds of training on {next(iter(runs.values()))[0]['device']}")
     axes.set_ylabel("held-out loss, nats a token")

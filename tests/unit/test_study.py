@@ -28,7 +28,7 @@ def tried(monkeypatch, tmp_path):
 
         monkeypatch.setattr(study, "train", train)
         options = argparse.Namespace(
-            out=tmp_path, work=tmp_path, rates=rates, trial=100, shape="study", source="texts", data_dir=""
+            out=tmp_path, work=tmp_path, rates=rates, rate=None, trial=100, shape="study", source="texts", data_dir=""
         )
         return study.tuned_rate(row, options), factors
 
@@ -48,6 +48,11 @@ def test_a_call_that_was_stopped_after_the_given_rates_goes_past_them(tried, tmp
     assert rate == 4 and factors == [4, 8]
 
 
+def test_a_rate_that_is_given_is_not_tried(tmp_path):
+    assert study.tuned_rate("random", argparse.Namespace(rate=2.0, out=tmp_path)) == (2, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_rate_that_diverges_is_none(tried, tmp_path):
     (rate, losses), factors = tried({0.5: 3.0, 1.0: 2.0}, [1.0, 2.0])
     assert rate == 1 and factors == [1, 2, 0.5] and losses["2"] is None
@@ -60,7 +65,7 @@ def test_seeds_of_one_row_have_one_rate(tmp_path):
     (tmp_path / "random_0.json").write_text('{"rate": 2.0}')
     options = argparse.Namespace(out=tmp_path, seeds=3)
     study.check_rate("random", 2.0, options)
-    with pytest.raises(InputError, match="random_0.json has the factor 2, the trials say 4"):
+    with pytest.raises(InputError, match="random_0.json has the factor 2, not 4: .* or --rate=2"):
         study.check_rate("random", 4.0, options)
 
 
@@ -73,7 +78,7 @@ def test_the_document_has_what_was_measured():
     runs, document = study_report.read(DOCS / "study"), (DOCS / "study.md").read_text()
     for line in study_report.losses_table(runs, "unshared")[2:]:
         row, _, _, *losses = [cell.strip() for cell in line.strip("| ").split("|")]
-        assert f"| `{row}` | {' | '.join(filter(None, losses))} |" in document
+        assert f"| `{row}` | {' | '.join(losses).rstrip(' |')}" in document
     for task in (task for records in runs.values() for task in records[0]["tasks"] if task["metric"] == "acc"):
         hellaswag = task["task"] == "hellaswag"  # by length in the document
         assert hellaswag or f"{100 * task['value']:.1f}" in document
@@ -85,6 +90,16 @@ def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
     assert "| blimp | acc | unshared | 71.1 ± 0.2 % |  |  |  | 50.0% |" in lines
     study_report.plot(runs, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_time_is_a_share_of_the_row_that_was_measured_beside_it():
+    def measured(loss: float, ms: float, **more):
+        evaluations = [{"evaluations": 12, "loss": loss, "latency_ms": {"median": ms}}]
+        return [{"parameters": 1e6, "rate": 2.0, "evaluations": evaluations} | more]
+
+    runs = {"unshared": measured(3.0, 5.0), "other": measured(3.1, 4.0), "fixed": measured(3.5, 3.0, against="other")}
+    cells = [line.split(" | ")[-1] for line in study_report.losses_table(runs, "unshared")[2:]]
+    assert cells == ["3.000 (1.00) |", "3.100 (0.80) |", "3.500 (0.75) |"]
 
 
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
