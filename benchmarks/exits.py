@@ -1,10 +1,10 @@
-"""What early exits by row cost and save: a pass in slots against a plain one, in turns.
+"""What early exits by row cost and save: a pass in a narrowing batch against a plain one, in turns.
 
     python -m benchmarks.exits --model=small-decoder --size=32x512,128x512 --tolerance=0.1,0.2
 
 Rows of random tokens cross the depth in bfloat16. For each tolerance it prints the mean of the evaluations that rows
-took, and the time beside that of all steps, with the rows in quarters and in halves, and the host asked after every
-step or every fourth whether a row is left (`odelm.infer.slots`; a CPU is asked after every step).
+took, and the time beside that of all steps, with the batch whole, and cut in two and four parts
+(`odelm.infer.narrowing`).
 """
 
 import argparse
@@ -14,36 +14,33 @@ import json
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 from flax import nnx
 
 import odelm
-from odelm.infer import latency, slots
+from odelm.infer import latency
+from odelm.infer.narrowing import encode_narrowing
 from odelm.infer.runner import Runner, with_dtype
 from odelm.models import Inputs
 
-SHARES, ASKED = (4, 2), (1, 4)
+PARTS = 1, 2, 4
 
 
-def programs_of(runner: Runner, plan: Any, tolerances: list[float], rows: int) -> dict[str, Any]:
+def programs_of(runner: Runner, plan: Any, tolerances: list[float]) -> dict[str, Any]:
     """Returns the compiled passes `(params, tokens) -> (hidden states, evaluations)`, by what they are."""
 
     def plain(params: Any, tokens: jax.Array) -> tuple[jax.Array, int]:
         return nnx.merge(runner.graph, params).encode(Inputs(tokens), plan=plan), sum(part.evaluations for part in plan)
 
-    def leaving(params: Any, tokens: jax.Array, rule: odelm.EarlyExit, share: int, asked: int) -> Any:
-        with mock.patch.object(slots, "ASKED_AFTER", asked):
-            model = nnx.merge(runner.graph, params)
-            return slots.encode_in_slots(model, Inputs(tokens), plan, rule, slots=max(rows // share, 1))
+    def leaving(params: Any, tokens: jax.Array, rule: odelm.EarlyExit, parts: int) -> Any:
+        return encode_narrowing(nnx.merge(runner.graph, params), Inputs(tokens), plan, rule, parts=parts)
 
     found: dict[str, Any] = {"all steps": jax.jit(plain)}
-    for tolerance, share, asked in itertools.product(tolerances, SHARES, ASKED):
-        name = f"exit {tolerance:g}, 1/{share} of the rows, asked after {asked}"
+    for tolerance, parts in itertools.product(tolerances, PARTS):
         rule = odelm.EarlyExit(tolerance)
-        found[name] = jax.jit(lambda p, t, rule=rule, share=share, asked=asked: leaving(p, t, rule, share, asked))
+        found[f"exit {tolerance:g}, {parts} parts"] = jax.jit(partial(leaving, rule=rule, parts=parts))
     return found
 
 
@@ -71,12 +68,12 @@ def main() -> None:
     for size in options.size.split(","):
         rows, length = map(int, size.split("x"))
         tokens = jax.random.randint(jax.random.key(0), (rows, length), 0, model.config.vocab_size)
-        programs = programs_of(runner, plan, [float(one) for one in options.tolerance.split(",")], rows)
+        programs = programs_of(runner, plan, [float(one) for one in options.tolerance.split(",")])
         found = results[size] = measure(programs, runner.params, tokens, options.repeats)
         whole = found["all steps"]["median"]
         for name, one in found.items():
             print(
-                f"  {size} {name:48} {one['median']:8.2f} ms (p90 {one['p90']:.2f}), "
+                f"  {size} {name:24} {one['median']:8.2f} ms (p90 {one['p90']:.2f}), "
                 f"{whole / one['median']:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
             )  # fmt: skip
         if options.out:

@@ -19,9 +19,9 @@ from odelm import ode
 from odelm.compiling import side_by_side
 from odelm.errors import InputError
 from odelm.infer.latency import Latency, Name, measure
+from odelm.infer.narrowing import make_leaving
 from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner, make_adaptive, make_forward
-from odelm.infer.slots import make_leaving
 from odelm.models import stretches
 from odelm.models.early_exit import EarlyExit, check_exits, counts_that_save
 from odelm.models.exit_pass import encode_with_exits

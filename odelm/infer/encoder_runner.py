@@ -16,9 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from odelm import ode
 from odelm.errors import InputError, nearest
 from odelm.infer import on_gpu
+from odelm.infer.narrowing import encode_narrowing, parts_for
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
 from odelm.infer.runner import Runner, with_dtype
-from odelm.infer.slots import encode_in_slots, slots_for
 from odelm.models import Classifier, Encoder, MaskedLM
 from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.inputs import Inputs, within
@@ -269,11 +269,11 @@ def _encode(
     lengths: jax.Array,
 ) -> Encoded:
     model, inputs = nnx.merge(graph, params), Inputs(tokens, lengths=lengths)
+    model, plan = on_gpu.ready_to_read(model, plan, tokens.size)
     if early_exit is None:
-        model, ready = on_gpu.ready_to_read(model, plan, tokens.size)
-        hidden, _ = model.run(inputs, ready)
+        hidden, _ = model.run(inputs, plan)
     else:
-        hidden, _ = encode_in_slots(model, inputs, plan, early_exit, slots=slots_for(len(tokens)))
+        hidden, _ = encode_narrowing(model, inputs, plan, early_exit, parts=parts_for(len(tokens)))
     real = within(lengths, tokens.shape[1])
     total = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(1)
     return Encoded(hidden, total / lengths[:, None].astype(jnp.float32), hidden[:, 0].astype(jnp.float32))

@@ -1,7 +1,7 @@
 """A pass over the depth with early exits: every row, or token, in step, until all have reached the end.
 
 What is done is held while others walk on, and its keys and values at the times that it left out are those that it had
-last. So there are as many steps as the slowest takes; `odelm.infer.slots` gives the place of what is done to others.
+last. So there are as many steps as the slowest takes; `odelm.infer.narrowing` leaves out what is done.
 """
 
 import dataclasses

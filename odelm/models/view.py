@@ -148,11 +148,11 @@ def angles_of(positions: jax.Array, config: ModelConfig) -> Angles | None:
     return rotary_angles(positions, config.head_size, config.rotary_base) if config.positions == "rotary" else None
 
 
-def of_row(view: View, row: jax.Array) -> View:
-    """Returns the view of one row, as of a batch of one."""
+def of_rows(view: View, rows: jax.Array) -> View:
+    """Returns the view of some rows of a batch, int32 (n,)."""
 
     def its(leaf: jax.Array, axes: int) -> jax.Array:
-        return leaf[row][None] if leaf.ndim == axes else leaf
+        return leaf[rows] if leaf.ndim == axes else leaf
 
     return View(
         None if view.angles is None else (its(view.angles[0], 3), its(view.angles[1], 3)),

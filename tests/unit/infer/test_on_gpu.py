@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import odelm
 from odelm.infer import encoder_runner, on_gpu
 from odelm.infer.encoder_runner import EncoderRunner
 from odelm.infer.generator import Generator
+from odelm.infer.narrowing import make_leaving
 from odelm.infer.runner import Runner, make_forward
 from tests.thorough import few
 
@@ -113,11 +115,22 @@ def test_many_tokens_are_read_by_a_program_of_their_own(monkeypatch):
 
 
 def test_texts_are_read_as_on_a_gpu_by_who_reads_them(make_model, tokens, monkeypatch):
-    model = make_model(**ENCODER | dict(dtype="float32"))
+    model = make_model(**ENCODER | dict(dtype="float32", depth=6))
     texts = [[1, 2, 3], [4, 5]]
     runner = Runner.of(model)
     plan, forward = runner.plan(2, "euler"), make_forward(runner.graph)
-    expected = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens))
+    rule = odelm.EarlyExit(2.0)
+    leaving = (
+        EncoderRunner(model, early_exit=rule),
+        make_leaving(runner.graph),
+        runner.plan(model.config.depth, "euler"),
+    )
+
+    def left():
+        return leaving[0].embed(texts), *leaving[1](runner.params, leaving[2], rule, jnp.asarray(tokens))
+
+    expected = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens)), *left()
+    assert 3 <= max(expected[-1]) < model.config.depth, "they leave early"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for name in ("MANY", "VERY_MANY"):
         monkeypatch.setattr(on_gpu, name, 1)
@@ -125,8 +138,8 @@ def test_texts_are_read_as_on_a_gpu_by_who_reads_them(make_model, tokens, monkey
     apart, separate = [], on_gpu.with_separate_maps
     monkeypatch.setattr(on_gpu, "with_separate_maps", lambda model: apart.append(model) or separate(model))
     before = encoder_runner._encode._many._cache_size()
-    found = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens))
-    assert encoder_runner._encode._many._cache_size() == before + 1 and len(apart) == 2
+    found = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens)), *left()
+    assert encoder_runner._encode._many._cache_size() == before + 2 and len(apart) == 4
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     jax.clear_caches()
