@@ -26,7 +26,7 @@ demo: .venv/.installed
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal
 
-# What `make test` leaves out: all the cases of what it tests in a few, and recipes that are trained.
+# What `make test` leaves out: all the cases of what it tests in a few, and training two recipes.
 test-all: test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough \
 		--group=$(word 1,$(subst /, ,$(SHARE))) --splits=$(word 2,$(subst /, ,$(SHARE)))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.exits --model=small-decoder --size=32x512,128x512 --tolerance=0.1,0.2
 
-Rows of random tokens cross the depth in bfloat16. For each tolerance it prints the mean of the evaluations that rows
-took, and the time beside that of all steps, with the batch whole, and cut in two and four parts
+Rows of random tokens cross the depth, in bfloat16 if nothing else is said. For each tolerance it prints the mean of the
+evaluations that rows took, and the time beside that of all steps, with the batch whole, and cut in two and four parts
 (`odelm.infer.narrowing`).
 """
 
@@ -58,11 +58,12 @@ def main() -> None:
     parser.add_argument("--size", default="32x512", help="batch x length, several as A,B")
     parser.add_argument("--tolerance", default="0.2", help="A,B")
     parser.add_argument("--steps", type=int, help="default: full depth")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, help="a file for all times, as JSON")
     options = parser.parse_args()
     model, *_ = odelm.load(options.model)
-    runner, results = Runner.of(with_dtype(model, "bfloat16")), {}
+    runner, results = Runner.of(with_dtype(model, options.dtype)), {}
     plan = runner.plan(options.steps or model.config.core, "euler")
     print(f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}")
     for size in options.size.split(","):

@@ -8,9 +8,9 @@ A row is a recipe (`benchmarks.study_rows`): a base with some options changed, t
 `--work`, so that the same command resumes a call that was stopped. The learning rates of a row are those of the base
 times a factor of `--rates`, or past them, the one whose trial of `--trial` updates with the first seed reached the
 lowest held-out loss, averaged over the counts that the row is trained with; every row is tuned, the unshared ones
-too, but for those of `TUNED_AS`. A trial should be no shorter than a quarter of the run, which is what it is by
-default: short ones choose rates that are too high (docs/study.md). The second command makes the trials alone; of
-different rows several processes can do it beside each other. `--rate=2` takes that factor without any.
+too, but for those of `TUNED_AS`. A trial is a quarter of `--updates` by default: much shorter ones choose rates that
+are too high (docs/study.md). The second command makes the trials alone; of different rows several processes can do it
+beside each other. `--rate=2` takes that factor without any.
 
 `--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
 against tokens and against seconds (of training alone, without compiling and evaluating), the losses and latencies at
@@ -217,7 +217,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/study"))
     options = parser.parse_args()
-    options.trial = options.trial or max(options.updates // 4, 1)
+    if options.tune and options.rate is not None:
+        parser.error("--tune makes trials, --rate leaves them out: give one of them")
+    if options.trial is None:
+        options.trial = max(options.updates // 4, 1)
     use_compilation_cache("~/.cache/odelm/compiled")
     unknown = [row for row in options.rows.split(",") if row not in ROWS]
     if unknown:

@@ -3,11 +3,12 @@
     python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png]
 
 A row is named by its files. Held-out losses at each number of evaluations, the mean over the seeds and half their
-range; parameters, and what a pass takes against that of `--against` at full depth, or of the row that its file names
-as measured beside it. Then the losses at equal time and at equal tokens: each row's last evaluation that comes no
-later than the end of the shortest row of those compared, read from the same curves, in which the learning rate is
-still falling for the rows that take longer. Then the scores of the tasks, and what the fields look like. The plot has
-the curves against the seconds of training."""
+range; parameters, and what a pass takes against that of `--against` at full depth; if that is not given, of the row
+that the file of the first seed names as measured beside it. Then the losses at equal time and at equal tokens: each
+row's last evaluation that comes no later than the end of the shortest row of those compared, read from the same
+curves, in which the learning rate is still falling for the rows that take longer. Then the scores of the tasks, and
+what the fields look like. The plot has the curves against the seconds of training.
+"""
 
 import argparse
 import json
@@ -38,7 +39,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
 
 
-def losses_table(runs: Runs, against: str) -> list[str]:
+def losses_table(runs: Runs, against: str | None = None) -> list[str]:
     """Returns the lines of the losses and times at each number of evaluations."""
     counts = sorted({e["evaluations"] for records in runs.values() for r in records for e in r["evaluations"]})[::-1]
     lines = [
@@ -46,7 +47,7 @@ def losses_table(runs: Runs, against: str) -> list[str]:
         "|---|---|---|" + "---|" * len(counts),
     ]
     for row, records in runs.items():
-        beside = records[0].get("against", against)
+        beside = against or records[0].get("against", "unshared")
         slowest = _latencies(runs[beside][0]) if beside in runs else {}
         cells = []
         for count in counts:
@@ -152,12 +153,14 @@ def _latencies(record: Record) -> dict[int, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--against", default="unshared", help="the row whose pass at full depth counts as 1")
+    parser.add_argument("--against", help="the row whose pass at full depth counts as 1; default: each file's own")
     parser.add_argument("--plot", type=Path, help="draws the curves here")
     options = parser.parse_args()
     runs = read(options.folder)
     if not runs:
         parser.error(f"{options.folder} has no results of benchmarks.study")
+    if options.against and options.against not in runs:
+        parser.error(f"--against is {options.against}; {options.folder} has {', '.join(runs)}")
     parts = (losses_table(runs, options.against), equal_table(runs, "seconds"), equal_table(runs, "tokens"))
     for part in (*parts, tasks_table(runs), field_table(runs)):
         print("\n".join(part) + "\n")

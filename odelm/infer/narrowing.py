@@ -1,10 +1,10 @@
 """Early exits by row, batched: all rows are at the same step, and as rows reach the end the batch gets narrower.
 
 The batch is cut in parts. When the rows that are left fit in fewer of them, they are put together, and the next steps
-evaluate the block for these alone. So the time is that of the evaluations that were made, up to a part of the batch.
+evaluate the block for these alone. So a step takes the time of the rows that are left, up to a part of the batch.
 
 A GPU waits for its host whenever that asks it how many rows are left: once a step, and once for each width. The first
-steps, after which no row can have reached the end, are taken without.
+three steps are taken without asking, since no row can reach the end before the third.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Crossing:
 
 
 PARTS = 4
-"""In which a batch is cut if nothing is said: each is a program of its own, for which a GPU waits."""
+"""In which batches are cut: more of them leave out more, and each is a loop of its own to compile and to wait for."""
 
 
 def parts_for(batch: int) -> int:
@@ -135,8 +135,7 @@ def _cross(
 
 
 def _narrowed(state: Crossing, width: int) -> Crossing:
-    """Returns the first `width` rows of those that are left, and the others, which have all reached the end, put
-    aside."""
+    """Returns `width` rows, first those that have not reached the end, and the states of the others among the ends."""
     W = len(state.rows)
     if width == W:
         return state

@@ -42,7 +42,12 @@ MODELS = {
     "kv_heads": dict(kv_heads=4, wide_modulation=True, depth=4),
     "medium": dict(width=1024, heads=16, depth=6),
     "narrow": dict(width=512, heads=8, depth=8),
-}
+    "parallel, wide": dict(parallel_branches=True, width=1024, heads=16, depth=4),
+    "parallel, other options": dict(
+        parallel_branches=True, norm="layernorm", bias=True, positions="learned", activation="swiglu", kv_heads=4,
+        qk_norm=False, time_modulation=False, depth=4,
+    ),
+}  # fmt: skip
 
 
 def model_of(**options: object) -> odelm.CausalLM:
@@ -215,27 +220,38 @@ def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
     assert np.mean(equal) > 0.5, "they part where two scores are as good as equal"
 
 
+@pytest.mark.parametrize("by_warps", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_of_int8_give_the_tokens_of_the_rows_themselves(temperature):
+def test_rows_of_int8_give_the_tokens_of_the_rows_themselves(temperature, by_warps):
     runner = Runner.of(with_dtype(model_of(**MODELS["parallel"]), "bfloat16"))
     plan, sampling = runner.model.plan(steps=3), sampling_options(temperature=temperature)
 
     @partial(jax.jit, static_argnums=2)
     def run(params, prompt, bits):
         model = nnx.merge(runner.graph, params)
-        given = dict(readout_bits=bits, by_warps=False, sampled=temperature > 0)
+        given = dict(readout_bits=bits, by_warps=by_warps, sampled=temperature > 0)
         layout = layout_of(model.config, plan, PROMPT + NEW - 1, **given)
         tables = matrices(model, layout), vectors(model, plan, layout)
         return advance_in_kernel(
             tables, begun(model, plan, prompt), sampling, NEW, kernels=Kernels(layout), end=-1, persistent=True
         )
 
+    shares = []
     for seed in range(5):
         prompt = prompt_of(runner.model, seed)
         expected, found = (run(runner.params, prompt, bits) for bits in (16, 8))
-        np.testing.assert_array_equal(found.tokens, expected.tokens)
-        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)
         np.testing.assert_array_equal(found.logprobs, run(runner.params, prompt, 8).logprobs)
+        same = np.asarray(found.tokens == expected.tokens)[0]
+        if (
+            by_warps
+        ):  # the sums are in another order than those of 16 bits: they part where two scores are as good as equal
+            until = len(same) if same.all() else same.argmin()
+            shares.append(until / len(same))
+            np.testing.assert_allclose(found.logprobs[0, :until], expected.logprobs[0, :until], atol=4e-2)
+        else:
+            assert same.all()
+            np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)
+    assert not by_warps or np.mean(shares) > 0.5
 
 
 def test_a_kernel_goes_on_in_parts_as_at_once():

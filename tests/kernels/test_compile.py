@@ -20,7 +20,7 @@ CASES = {
     "--model=small-decoder --steps=1": "persistent,launches",
     "--shape=small --steps=12 --parallel --temperature=1 --top_k=40": "persistent",
     '--shape=medium --steps=5 --ends=1 --layout={"marks":false}': "persistent",
-    '--shape=small --steps=3 --temperature=1 --layout={"by_warps":false}': "persistent",
+    "--shape=small --steps=3 --parallel --temperature=1": "persistent",
     "--shape=small --steps=12 --parallel --rows=8": "persistent",
     "--model=small-decoder --steps=1 --rows=3 --temperature=1": "persistent,launches",
 }

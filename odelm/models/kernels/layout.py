@@ -245,7 +245,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    # On a card products by warps have run for one block with parallel branches (docs/kernels.md).
+    # Products by warps have run on a card for one block with parallel branches alone (docs/kernels.md).
     one_block = config.groups == 1 and config.ends == 0
     chosen |= dict(readout_bits=8, by_warps=config.parallel_branches and one_block)
     layout = Layout(

@@ -33,8 +33,8 @@ def test_rows_of_a_narrowing_batch_are_those_of_a_pass(options, measure, make_mo
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
 def test_any_number_of_parts_will_do(parts, make_model):
-    model, segments = make_model(depth=8), np.repeat([[0, 0, 0, 1, 1, 1, 1, 2, 2]], 7, axis=0)
-    inputs = Inputs(ROWS, segments=segments)
+    model, rng = make_model(depth=8), np.random.default_rng(2)
+    inputs = Inputs(ROWS, segments=np.sort(rng.integers(0, 4, ROWS.shape), axis=1).astype(np.int32))
     rule, expected, counts = some_leave(model, inputs)
     states, same = jitted(lambda model: encode_narrowing(model, inputs, model.plan(), rule, parts=parts), model)
     assert np.asarray(same).tolist() == np.asarray(counts).tolist()
@@ -54,14 +54,40 @@ def test_rows_leave_where_they_do_in_a_pass_at_every_tolerance(make_model):
     def both(params, rule):
         model = nnx.merge(graph, params)
         plan = model.plan()
-        return encode_with_exits(model, inputs, plan, rule)[1], encode_narrowing(model, inputs, plan, rule, parts=7)[1]
+        return encode_with_exits(model, inputs, plan, rule), encode_narrowing(model, inputs, plan, rule, parts=7)
 
-    expected, found = zip(*(both(params, EarlyExit(float(rate))) for rate in np.geomspace(0.02, 3, 60)), strict=True)
-    np.testing.assert_array_equal(found, expected)
+    seen, real = set(), np.arange(9) < LENGTHS[:, None]
+    for tolerance in np.geomspace(0.02, 3, 60):
+        (expected, counts), (found, same) = both(params, EarlyExit(float(tolerance)))
+        np.testing.assert_array_equal(same, counts)
+        np.testing.assert_allclose(found[real], expected[real], rtol=0, atol=ATOL)
+        seen.add(len(set(np.asarray(counts).tolist())))
+    assert max(seen) > 3, "they leave at different steps"
 
 
-@pytest.mark.parametrize("parts", [1, 3, 7])
-def test_a_step_is_taken_for_the_parts_that_are_left(parts, make_model, monkeypatch):
+@pytest.mark.parametrize(("rows", "steps"), [(1, 8), (1, 2), (7, 1), (7, 4)])
+def test_a_row_alone_and_few_steps(rows, steps, make_model):
+    model, inputs, rule = make_model(depth=8), Inputs(ROWS[:rows]), EarlyExit(0.5)
+
+    def both(model):
+        plan = model.plan(steps=steps)
+        return encode_with_exits(model, inputs, plan, rule), encode_narrowing(model, inputs, plan, rule, parts=rows)
+
+    (expected, counts), (found, same) = jitted(both, model)
+    assert np.asarray(same).tolist() == np.asarray(counts).tolist()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    ("parts", "tolerance", "expected"),
+    [
+        (1, 0.7, [5, 5, 6, 6, 6, 6, 6]),
+        (3, 0.7, [5, 5, 6, 6, 6, 6, 6]),
+        (7, 0.7, [5, 5, 6, 6, 6, 6, 6]),
+        (7, 1e9, [3] * 7),
+    ],
+)
+def test_a_step_is_taken_for_the_parts_that_are_left(parts, tolerance, expected, make_model, monkeypatch):
     model, taken = make_model(depth=8), []
     block = type(model.blocks[0])
     step = block.step
@@ -70,9 +96,9 @@ def test_a_step_is_taken_for_the_parts_that_are_left(parts, make_model, monkeypa
         jax.debug.callback(lambda: taken.append(len(h)))
         return step(self, h=h, **options)
 
-    rule = EarlyExit(0.7)
+    rule = EarlyExit(tolerance)
     counts = jitted(lambda model: encode_narrowing(model, Inputs(ROWS), model.plan(), rule, parts=1), model)[1]
-    assert sorted(np.asarray(counts).tolist()) == [5, 5, 6, 6, 6, 6, 6]
+    assert sorted(np.asarray(counts).tolist()) == expected
     monkeypatch.setattr(block, "step", counted)
     jitted(lambda model: encode_narrowing(model, Inputs(ROWS), model.plan(), rule, parts=parts), model)
     jax.effects_barrier()

@@ -131,6 +131,7 @@ def test_texts_are_read_as_on_a_gpu_by_who_reads_them(make_model, tokens, monkey
 
     expected = EncoderRunner(model, steps=2).embed(texts), forward(runner.params, plan, jnp.asarray(tokens)), *left()
     assert 3 <= max(expected[-1]) < model.config.depth, "they leave early"
+    assert not np.allclose(expected[2], EncoderRunner(model).embed(texts), atol=1e-3), "these too"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for name in ("MANY", "VERY_MANY"):
         monkeypatch.setattr(on_gpu, name, 1)
