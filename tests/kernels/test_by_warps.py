@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelm.models.kernels.by_warps import MULTIPLY, pairs_of, product_text, put_text
+from odelm.models.kernels import by_warps, diagonal
+from odelm.models.kernels.by_warps import MULTIPLY, pairs_of
 from odelm.models.kernels.layout import ROWS, THREADS
 
 LANES = np.arange(32)
@@ -30,11 +31,15 @@ class Warps:
         kind = operation.split(".")[0]
         if kind in ("ld", "ldmatrix"):
             load = self.rows if kind == "ldmatrix" else self.words
-            self.registers |= zip(names(given[0]), load(self.address(given[1])), strict=True)
+            found = load(self.address(given[1]))
+            self.registers |= zip(names(given[0]), found[:2] if ".x2." in operation else found, strict=True)
         elif kind == "st":
             of = self.registers[given[1]]
             for at, value in zip(self.address(given[0]), of, strict=True):
                 self.memory[at : at + of.itemsize] = np.frombuffer(value.tobytes(), np.uint8)
+        elif kind == "shfl":
+            assert operation == "shfl.sync.bfly.b32" and given[3:] == ["0x1f", "0xffffffff"]
+            self.registers[given[0]] = self.registers[given[1]][np.arange(THREADS) ^ int(given[2])]
         elif operation == MULTIPLY:
             self.multiply(*map(names, given))
         else:
@@ -100,6 +105,8 @@ COMPUTED = {
     "xor.b32": lambda x, y: x ^ y,
     "shl.b32": lambda x, y: x << y,
     "shr.u32": lambda x, y: x >> y,
+    "setp.ne.u32": lambda x, y: x != y,
+    "selp.f32": lambda x, y, chosen: np.where(chosen, x, y),
     "mad.lo.u32": lambda x, y, z: x * y + z,
     "cvt.rn.bf16x2.f32": pair,
     "cvt.rn.bf16.f32": one,
@@ -126,7 +133,8 @@ def placed(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("widths", [(768,), (1024,), (128, 128), (384,)])
 @pytest.mark.parametrize("numbers", [1, 2])
-def test_a_program_multiplies_its_rows(widths, numbers):
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_program_multiplies_its_rows(widths, numbers, equal):
     inputs, rng = sum(widths), np.random.default_rng(0)
     x = rng.normal(size=inputs).astype(np.float32)
     matrix = np.asarray(jnp.asarray(rng.normal(size=(ROWS, inputs)), jnp.bfloat16))
@@ -141,11 +149,11 @@ def test_a_program_multiplies_its_rows(widths, numbers):
         kept = places < inputs
         shown = np.where(kept, places, places[0])
         Warps(memory, [np.uint32(starts[-1]), shown, *[x[shown + i] for i in range(numbers)]]).run(
-            put_text(inputs, numbers)
+            (by_warps if equal else diagonal).put_text(inputs, numbers)
         )
     given = [np.uint32(starts[-1]), threads, *map(np.uint32, starts[:-1])]
     warps = Warps(memory, [np.float32(0), np.float32(0), *given])
-    warps.run(product_text(widths))
+    warps.run((by_warps if equal else diagonal).product_text(widths))
 
     expected = matrix.astype(np.float64) @ np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64)
     rows = 16 * (threads // 32) + threads % 32 // 4

@@ -21,6 +21,7 @@ CASES = {
     "--shape=small --steps=12 --parallel --temperature=1 --top_k=40": "persistent",
     '--shape=medium --steps=5 --ends=1 --layout={"marks":false}': "persistent",
     "--shape=small --steps=3 --parallel --temperature=1": "persistent",
+    '--shape=small --steps=3 --parallel --layout={"diagonal":true}': "persistent",
     "--shape=small --steps=12 --parallel --rows=8": "persistent",
     "--model=small-decoder --steps=1 --rows=3 --temperature=1": "persistent,launches",
 }

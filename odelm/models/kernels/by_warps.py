@@ -9,7 +9,7 @@ Of the right side a thread has the inputs 8 c + 2 q and 8 c + 2 q + 1 for all c,
 pairs, of 16 bits each, lie one behind the other for each q (PTX, "Matrix Fragments for mma.m16n8k16").
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from odelm.models.kernels.signals import CONVERGENT, mosaic
 
 plgpu: Any = mosaic_gpu
 Ref = Any
+Text = Callable[..., str]
 TILE = 8, 64
 """Rows and inputs that lie together in shared memory, 128 bytes a row, whose eighths are in an order that depends on
 the row: no two rows of an eighth are in the same banks."""
@@ -46,9 +47,11 @@ def _stride(inputs: int) -> int:
     return inputs // 8 + SPARE
 
 
-def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
+def put_pairs(x: jax.Array, ref: Ref, layout: Any, *, text: Text | None = None) -> None:
     """Writes a vector, float32 (n,), each number of which one thread has, as the right side of a product in bfloat16;
-    `ref` is int32 (`pairs_of(n)`,) in shared memory. It begins when no warp reads the one before any more."""
+    `ref` is int32 (`pairs_of(n)`,) in shared memory. It begins when no warp reads the one before any more. `text` is
+    the `put_text` of another order."""
+    text = text or put_text
 
     def write(context: Any, x: Any, ref: Any) -> None:
         del context
@@ -57,7 +60,7 @@ def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
         for places, register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
             numbers = [_element(register, i) for i in range(register.type.shape[0])]
             place = arith.index_cast(_i32(), places[0])
-            mosaic.inline_ptx(put_text(x.shape[0], len(numbers)), base, place, *numbers, has_side_effects=True)
+            mosaic.inline_ptx(text(x.shape[0], len(numbers)), base, place, *numbers, has_side_effects=True)
 
     plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType()))(write)(x, ref)
 
@@ -77,9 +80,10 @@ def put_text(inputs: int, numbers: int) -> str:
     return "{ " + "\n".join(lines) + " }"
 
 
-def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
+def product(matrices: Sequence[Ref], pairs: Ref, inputs: int, *, text: Text | None = None) -> jax.Array:
     """Returns float32 (`ROWS`,), the product of bfloat16 matrices beside each other, (`ROWS`, n) each with `inputs`
-    columns in all, and a right side that `put_pairs` has written."""
+    columns in all, and a right side that `put_pairs` has written. `text` is the `product_text` of another order."""
+    text = text or product_text
     widths = [matrix.shape[1] for matrix in matrices]
     assert sum(widths) == inputs and all(width % TILE[1] == 0 for width in widths), (widths, inputs)
 
@@ -88,7 +92,7 @@ def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
         mosaic.warpgroup_barrier()
         given = [_address(matrix) for matrix in matrices]
         results = dict(result_types=[ir.F32Type.get()] * 2, has_side_effects=True, **CONVERGENT)
-        return _rows(mosaic.inline_ptx(product_text(widths), _address(pairs), thread(), *given, **results))
+        return _rows(mosaic.inline_ptx(text(widths), _address(pairs), thread(), *given, **results))
 
     types = (plgpu.RefType(), *[PLACED] * len(matrices))
     shape = plgpu.ShapeDtypeStruct((ROWS,), jnp.float32, layout=ROW)

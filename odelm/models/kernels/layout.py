@@ -91,6 +91,9 @@ class Layout:
     """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only in
     bfloat16, and where the readout is rounded, since that of 16 bits needs another right side, for which there would be
     no room."""
+    diagonal: bool = False
+    """Whether the columns of the right side by warps are parts of the vector (`odelm.models.kernels.diagonal`), not all
+    of it each."""
 
     @property
     def several(self) -> bool:

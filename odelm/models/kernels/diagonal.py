@@ -1,0 +1,77 @@
+"""Products of a matrix and one vector by warps (`odelm.models.kernels.by_warps`), in which the eight columns of a
+tensor core's right side are not equal: each is another part of the vector.
+
+A right side (16, 8) has two parts of eight inputs in each column, one above the other, so that 128 inputs are one right
+side. A thread holds it in two registers, where equal columns take sixteen. Eight pieces of the matrix, of 16 inputs
+each, are multiplied by it. Of the n-th product only the n-th column is wanted, that of the piece's own inputs; so each
+has sums of its own, and at the end the eight columns are added.
+
+The inputs of a piece need not lie beside each other. They are the n-th part of a tile of 64 inputs, and that of the
+tile beside it, so that the upper half of a right side lies in memory as the vector does, and so does the lower one.
+"""
+
+from collections.abc import Sequence
+
+from odelm.models.kernels.by_warps import MULTIPLY, TILE
+
+PARTS = 8
+"""Columns of a right side."""
+
+
+def put_text(inputs: int, numbers: int) -> str:
+    """Returns the PTX that writes one or two neighbouring numbers of a right side, which has the vector's order: $0 is
+    where that is, $1 which of the inputs the first is, an even one where there are two, and the numbers follow."""
+    del inputs
+    at = ".reg .b32 at, pair; .reg .b16 one; shl.b32 at, $1, 1; add.u32 at, at, $0;"
+    if numbers == 2:
+        return f"{{ {at} cvt.rn.bf16x2.f32 pair, $3, $2; st.shared.b32 [at], pair; }}"
+    return f"{{ {at} cvt.rn.bf16.f32 one, $2; st.shared.b16 [at], one; }}"
+
+
+def product_text(widths: Sequence[int]) -> str:
+    """Returns the PTX of a product with matrices of so many inputs each, multiples of 128: $0 and $1 are the sums of a
+    thread's two rows, of which the second is the eighth behind the first; $2 is where the right side is, $3 the
+    thread's number, and then follows where the matrices are."""
+    assert all(width % (2 * TILE[1]) == 0 for width in widths), widths
+    pairs = sum(widths) // (2 * TILE[1])
+    lines = [
+        f".reg .b32 row, matrix, half, warp, turn, base, right, place<{PARTS}>;",
+        f".reg .b32 a<{4 * PARTS * pairs}>, b<{2 * pairs}>; .reg .f32 c<{4 * PARTS}>, s<8>; .reg .pred odd, high;",
+        "and.b32 row, $3, 7; shr.u32 matrix, $3, 3; and.b32 matrix, matrix, 1;",
+        "shr.u32 half, $3, 4; and.b32 half, half, 1; shr.u32 warp, $3, 5; and.b32 warp, warp, 3;",
+        "shl.b32 warp, warp, 1; add.u32 matrix, matrix, warp; shl.b32 half, half, 10;",
+        "and.b32 right, $3, 15; shl.b32 right, right, 4; add.u32 right, right, $2;",
+    ]
+    lines += [f"mov.f32 c{i}, 0f00000000;" for i in range(4 * PARTS)]
+    for pair in range(pairs):
+        lines.append(
+            f"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{b{2 * pair}, b{2 * pair + 1}}}, [right + {256 * pair}];"
+        )
+    step = 0
+    for number, width in enumerate(widths):
+        lines.append(f"mad.lo.u32 base, matrix, {1024 * (width // TILE[1])}, ${4 + number}; add.u32 base, base, half;")
+        lines.append("shl.b32 turn, row, 7; add.u32 base, base, turn;")
+        for n in range(PARTS):
+            lines.append(f"xor.b32 turn, row, {n}; shl.b32 turn, turn, 4; add.u32 place{n}, base, turn;")
+        for pair in range(width // (2 * TILE[1])):
+            for n in range(PARTS):
+                a = ", ".join(f"a{4 * step + i}" for i in range(4))
+                c = ", ".join(f"c{4 * n + i}" for i in range(4))
+                b = step // PARTS * 2
+                lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{a}}}, [place{n} + {2048 * pair}];")
+                lines.append(f"{MULTIPLY} {{{c}}}, {{{a}}}, {{b{b}, b{b + 1}}}, {{{c}}};")
+                step += 1
+    return "{ " + "\n".join([*lines, *_added()]) + " }"
+
+
+def _added() -> list[str]:
+    """Returns the PTX that adds the columns: a thread has the columns 2 q and 2 q + 1 of two rows, where q is its
+    number modulo 4, and takes them from the sums of those parts; then the four threads of a row add theirs."""
+    lines = ["and.b32 turn, $3, 1; setp.ne.u32 odd, turn, 0; and.b32 turn, $3, 2; setp.ne.u32 high, turn, 0;"]
+    for row in (0, 1):
+        lines += [f"add.f32 s{q}, c{8 * q + 2 * row}, c{8 * q + 4 + 2 * row + 1};" for q in range(4)]
+        lines += ["selp.f32 s4, s1, s0, odd; selp.f32 s5, s3, s2, odd; selp.f32 s6, s5, s4, high;"]
+        for other in (1, 2):
+            lines.append(f"shfl.sync.bfly.b32 s7, s6, {other}, 0x1f, 0xffffffff; add.f32 s6, s6, s7;")
+        lines.append(f"mov.f32 ${row}, s6;")
+    return lines
