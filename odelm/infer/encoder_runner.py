@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from odelm import ode
 from odelm.errors import InputError, nearest
 from odelm.infer import on_gpu
-from odelm.infer.narrowing import encode_narrowing, parts_for
+from odelm.infer.narrowing import encode_narrowing
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
 from odelm.infer.runner import Runner, with_dtype
 from odelm.models import Classifier, Encoder, MaskedLM
@@ -273,7 +273,7 @@ def _encode(
     if early_exit is None:
         hidden, _ = model.run(inputs, plan)
     else:
-        hidden, _ = encode_narrowing(model, inputs, plan, early_exit, parts=parts_for(len(tokens)))
+        hidden, _ = encode_narrowing(model, inputs, plan, early_exit)
     real = within(lengths, tokens.shape[1])
     total = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(1)
     return Encoded(hidden, total / lengths[:, None].astype(jnp.float32), hidden[:, 0].astype(jnp.float32))

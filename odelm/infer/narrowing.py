@@ -50,31 +50,26 @@ PARTS = 4
 """In which batches are cut: more of them leave out more, and each is a loop of its own to compile and to wait for."""
 
 
-def parts_for(batch: int) -> int:
-    """Returns in how many parts a batch is cut: `PARTS`, or as many as it has rows."""
-    return min(PARTS, batch)
-
-
 def encode_narrowing(
-    model: SharedTransformer, inputs: Inputs, plan: DepthPlan, rule: EarlyExit, *, parts: int
+    model: SharedTransformer, inputs: Inputs, plan: DepthPlan, rule: EarlyExit, *, parts: int = PARTS
 ) -> tuple[jax.Array, jax.Array]:
     """Returns what `odelm.models.exit_pass.encode_with_exits` does by row, hidden states (B, L, D) and the evaluations
-    of each row, int32 (B,), in a batch that gets narrower by so many parts.
+    of each row, int32 (B,), in a batch that gets narrower by so many parts, which are at most as many as its rows.
 
-    Raises InputError for what `encode_with_exits` refuses, and for no parts or more than rows.
+    Raises InputError for what `encode_with_exits` refuses, and for no parts.
     """
     check_exits(model, plan, rule)
     inputs = inputs.checked(model.config)
     B, real = inputs.shape[0], inputs.real
-    if not 1 <= parts <= B:
-        raise InputError(f"parts is {parts}, expected 1 to {B}, the rows of the batch")
+    if parts < 1:
+        raise InputError(f"parts is {parts}, expected 1 or more")
     inputs, view, _ = see(inputs, model.config, None)
     h, evaluations = model._start(inputs, None), jnp.zeros(B, jnp.int32)
     check_auto(h, "early exits")
     for number, (field, part, core) in enumerate(zip(model._fields(view), plan, model._is_core(), strict=True)):
         h = model._into_lanes(h, number)
         if core:
-            h, count = _cross(model, field, part, rule, h, real, parts)
+            h, count = _cross(model, field, part, rule, h, real, min(parts, B))
             evaluations = evaluations + count
         else:
             h, _ = ode.follow(field, h, part)
@@ -85,11 +80,11 @@ def encode_narrowing(
 
 def make_leaving(graph: nnx.GraphDef) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns the jitted `forward(params, plan, rule, tokens) -> (logits, evaluations)`, float32 (B, L, V) and int32
-    (B,), of rows that leave the steps of a plan early, in `parts_for` a batch."""
+    (B,), of rows that leave the steps of a plan early."""
 
     def forward(params: Any, plan: DepthPlan, rule: EarlyExit, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         model, ready = on_gpu.ready_to_read(nnx.merge(graph, params), plan, tokens.size)
-        hidden, evaluations = encode_narrowing(model, Inputs(tokens), ready, rule, parts=parts_for(len(tokens)))
+        hidden, evaluations = encode_narrowing(model, Inputs(tokens), ready, rule)
         return model.readout(hidden), evaluations
 
     return on_gpu.BySize(forward, texts=3)
@@ -135,7 +130,7 @@ def _cross(
 
 
 def _narrowed(state: Crossing, width: int) -> Crossing:
-    """Returns `width` rows, first those that have not reached the end, and the states of the others among the ends."""
+    """Keeps `width` rows, those that have not reached the end first, and moves the states of the others to `ends`."""
     W = len(state.rows)
     if width == W:
         return state

@@ -10,8 +10,8 @@ things pay:
 
 Where an encoder reads texts:
 
-- The loop over the depth is unrolled too, but where rows leave early: it copies the state, and what a step needs of its
-  time, at every step.
+- The loop over the depth is unrolled too, except where rows leave early: it copies the state, and what a step needs of
+  its time, at every step.
 - With many tokens the products are cuBLAS's, and end with the GELU. Triton's, which XLA prefers by timing them alone,
   leave that to a pass of its own.
 - With very many, queries, keys and values are three products where nothing else is done to them: cuDNN's attention

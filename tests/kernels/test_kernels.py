@@ -259,6 +259,12 @@ def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected
     assert (layout.readout_bits, layout.ring_slice, layout.ring, layout.by_warps) == expected
 
 
+def test_parts_as_columns_are_of_products_by_warps():
+    for options, diagonal in (PARALLEL, True), ({}, False):
+        model = model_of(**options)
+        assert layout_of(model.config, model.plan(steps=2), 32, diagonal=True).diagonal is diagonal
+
+
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     model = model_of()
     plan = model.plan(steps=2)

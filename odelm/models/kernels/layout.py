@@ -242,7 +242,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
     rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
-    no room for both. `by_warps` is chosen too, and is off where it cannot be.
+    no room for both. `by_warps` is chosen too, and is off where it cannot be; then
+    `diagonal` is too.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
@@ -262,6 +263,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
     if not layout.rounded or layout.dtype != jnp.bfloat16:
         options["by_warps"] = False
+    if not options.get("by_warps", layout.by_warps):
+        options["diagonal"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
         rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings

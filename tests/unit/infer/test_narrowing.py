@@ -8,7 +8,7 @@ from flax import nnx
 
 from odelm.errors import InputError
 from odelm.infer.encoder_runner import EncoderRunner
-from odelm.infer.narrowing import encode_narrowing, parts_for
+from odelm.infer.narrowing import encode_narrowing
 from odelm.models import Classifier, Inputs
 from odelm.models.early_exit import EarlyExit
 from odelm.models.exit_pass import encode_with_exits
@@ -31,7 +31,7 @@ def test_rows_of_a_narrowing_batch_are_those_of_a_pass(options, measure, make_mo
     np.testing.assert_allclose(states[real], expected[real], rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 7])
+@pytest.mark.parametrize("parts", [1, 2, 7, 20])
 def test_any_number_of_parts_will_do(parts, make_model):
     model, rng = make_model(depth=8), np.random.default_rng(2)
     inputs = Inputs(ROWS, segments=np.sort(rng.integers(0, 4, ROWS.shape), axis=1).astype(np.int32))
@@ -71,7 +71,7 @@ def test_a_row_alone_and_few_steps(rows, steps, make_model):
 
     def both(model):
         plan = model.plan(steps=steps)
-        return encode_with_exits(model, inputs, plan, rule), encode_narrowing(model, inputs, plan, rule, parts=rows)
+        return encode_with_exits(model, inputs, plan, rule), encode_narrowing(model, inputs, plan, rule)
 
     (expected, counts), (found, same) = jitted(both, model)
     assert np.asarray(same).tolist() == np.asarray(counts).tolist()
@@ -129,12 +129,7 @@ def test_a_classifier_leaves_by_its_class(make_model):
     assert np.asarray(same).tolist() == counts.tolist()
 
 
-@pytest.mark.parametrize("parts", [0, 8])
-def test_mistakes_are_told(parts, make_model):
+def test_mistakes_are_told(make_model):
     model = make_model()
-    with pytest.raises(InputError, match=f"parts is {parts}, expected 1 to 7, the rows of the batch"):
-        encode_narrowing(model, Inputs(ROWS), model.plan(), EarlyExit(0.1), parts=parts)
-
-
-def test_a_batch_has_no_more_parts_than_rows():
-    assert [parts_for(batch) for batch in (1, 3, 8, 33)] == [1, 3, 4, 4]
+    with pytest.raises(InputError, match="parts is 0, expected 1 or more"):
+        encode_narrowing(model, Inputs(ROWS), model.plan(), EarlyExit(0.1), parts=0)
