@@ -232,7 +232,6 @@ def main() -> None:
     for steps in map(int, options.steps.split(",")):
         case = Case(model, steps, options)
         products = "by warps" if case.layout.by_warps else "by wgmma"
-        products += ", diagonal" * case.layout.diagonal
         size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits, products {products}"
         print(f"  {options.rows} rows, {steps} steps, {size}, context {options.context}", flush=True)
         if options.compile_for:

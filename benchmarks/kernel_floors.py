@@ -168,14 +168,11 @@ def product(rounds: int, *, inputs: int = 512, columns: int = 8, sums: int = 1, 
     return _kernel(body, scratch=scratch), shapes
 
 
-def product_by_warps(rounds: int, *, inputs: int, parts: bool = False) -> Kernel:
+def product_by_warps(rounds: int, *, inputs: int) -> Kernel:
     """A product of (64, inputs) by one vector by `mma.sync` (`odelm.models.kernels.by_warps`), which writes the vector
-    first, as `product` does not; with `parts` of the vector as the columns (`odelm.models.kernels.diagonal`)."""
-    from odelm.models.kernels import diagonal
-    from odelm.models.kernels.by_warps import pairs_of, product, put_pairs
+    first, as `product` does not."""
+    from odelm.models.kernels.by_warps import product, put_pairs
     from odelm.models.kernels.marked import strided
-
-    texts = (diagonal.put_text, diagonal.product_text) if parts else (None, None)
 
     def body(counter: Any, x: Any, w: Any, out: Any, matrix: Any, pairs: Any, arrival: Any) -> None:
         del counter
@@ -184,14 +181,14 @@ def product_by_warps(rounds: int, *, inputs: int, parts: bool = False) -> Kernel
         plgpu.barrier_wait(arrival)
 
         def one(_: jax.Array, x: jax.Array) -> jax.Array:
-            put_pairs(x, pairs, strided(inputs), text=texts[0])
-            return x + jnp.max(product([matrix], pairs, inputs, text=texts[1]))
+            put_pairs(x, pairs, strided(inputs))
+            return x + jnp.max(product([matrix], pairs, inputs))
 
         x = lax.fori_loop(0, rounds, one, start)
         out[...] = jnp.broadcast_to(jnp.max(x), (128,))
 
     shape = jax.ShapeDtypeStruct
-    scratch = [plgpu.SMEM((64, inputs), jnp.bfloat16), plgpu.SMEM((pairs_of(inputs),), jnp.int32), plgpu.Barrier()]
+    scratch = [plgpu.SMEM((64, inputs), jnp.bfloat16), plgpu.SMEM((inputs // 2,), jnp.int32), plgpu.Barrier()]
     shapes = [shape((1,), jnp.int32), shape((inputs,), jnp.float32), shape((64, inputs), jnp.bfloat16)]
     return _kernel(body, scratch=scratch), shapes
 
@@ -239,7 +236,6 @@ CASES: dict[str, Callable[[int], Kernel]] = {
     "product 64x768 by 768x8 in two sums": lambda n: product(n, inputs=768, sums=2),
     "product 64x768 by 768x8 in four sums": lambda n: product(n, inputs=768, sums=4),
     "product 64x768 by 768 by warps, vector written": lambda n: product_by_warps(n, inputs=768),
-    "product 64x768 by 768 by warps, diagonal": lambda n: product_by_warps(n, inputs=768, parts=True),
     "copy of 32 KB a program, 4.3 MB in all (L2)": lambda n: copy(n, rows=132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 26 MB in all (L2)": lambda n: copy(n, rows=6 * 132 * 64, inputs=256, ring=4),
     "copy of 32 KB a program, 432 MB in all (memory)": lambda n: copy(n, rows=100 * 132 * 64, inputs=256, ring=4),

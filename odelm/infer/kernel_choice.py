@@ -72,8 +72,7 @@ class ByKernel:
         """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
         layout = _layout(_decoder(runner), plan, state, sampling)
         # The matrices differ with the bits of the readout alone, and with the size of its pieces.
-        same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0)
-        same |= dict(by_warps=False, diagonal=False)
+        same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False)
         alike = dataclasses.replace(layout, sampled=False, filtered=False, **same)
         if alike not in self._matrices:
             last = list(self._matrices.items())[-1:]  # those of one row and of several, or with top_k, may take turns

@@ -104,7 +104,6 @@ PLAIN, ROUNDED, WARPS = dict(readout_bits=16), dict(readout_bits=8, by_warps=Fal
 CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
 CASES += [("small", True, ROUNDED), ("narrow", True, ROUNDED), ("parallel", False, ROUNDED)]
 CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
-CASES += [(name, True, WARPS | dict(diagonal=True)) for name in ("parallel", "ends", "swiglu", "parallel, wide")]
 
 
 @pytest.mark.parametrize(("name", "persistent", "options"), CASES)

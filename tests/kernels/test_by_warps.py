@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelm.models.kernels import by_warps, diagonal
-from odelm.models.kernels.by_warps import MULTIPLY, pairs_of
+from odelm.models.kernels.by_warps import MULTIPLY, product_text, put_text
 from odelm.models.kernels.layout import ROWS, THREADS
 
 LANES = np.arange(32)
@@ -133,27 +132,24 @@ def placed(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("widths", [(768,), (1024,), (128, 128), (384,)])
 @pytest.mark.parametrize("numbers", [1, 2])
-@pytest.mark.parametrize("equal", [True, False])
-def test_a_program_multiplies_its_rows(widths, numbers, equal):
+def test_a_program_multiplies_its_rows(widths, numbers):
     inputs, rng = sum(widths), np.random.default_rng(0)
     x = rng.normal(size=inputs).astype(np.float32)
     matrix = np.asarray(jnp.asarray(rng.normal(size=(ROWS, inputs)), jnp.bfloat16))
     cuts = np.split(matrix, np.cumsum(widths)[:-1], axis=1)
     memory, starts = np.concatenate([placed(np.ascontiguousarray(cut)) for cut in cuts]), [0]
     starts += np.cumsum([2 * ROWS * width for width in widths]).tolist()
-    memory = np.concatenate([memory, np.full(4 * pairs_of(inputs), 255, np.uint8)])
+    memory = np.concatenate([memory, np.full(2 * inputs, 255, np.uint8)])
     threads = np.arange(THREADS, dtype=np.uint32)
 
     for first in range(0, inputs, numbers * THREADS):
         places = first + numbers * threads
         kept = places < inputs
         shown = np.where(kept, places, places[0])
-        Warps(memory, [np.uint32(starts[-1]), shown, *[x[shown + i] for i in range(numbers)]]).run(
-            (by_warps if equal else diagonal).put_text(inputs, numbers)
-        )
+        Warps(memory, [np.uint32(starts[-1]), shown, *[x[shown + i] for i in range(numbers)]]).run(put_text(numbers))
     given = [np.uint32(starts[-1]), threads, *map(np.uint32, starts[:-1])]
     warps = Warps(memory, [np.float32(0), np.float32(0), *given])
-    warps.run((by_warps if equal else diagonal).product_text(widths))
+    warps.run(product_text(widths))
 
     expected = matrix.astype(np.float64) @ np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64)
     rows = 16 * (threads // 32) + threads % 32 // 4

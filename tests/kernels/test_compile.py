@@ -21,7 +21,7 @@ CASES = {
     "--shape=small --steps=12 --parallel --temperature=1 --top_k=40": "persistent",
     '--shape=medium --steps=5 --ends=1 --layout={"marks":false}': "persistent",
     "--shape=small --steps=3 --parallel --temperature=1": "persistent",
-    '--shape=small --steps=3 --parallel --layout={"diagonal":true}': "persistent",
+    '--shape=small --steps=3 --layout={"by_warps":false}': "persistent",
     "--shape=small --steps=12 --parallel --rows=8": "persistent",
     "--model=small-decoder --steps=1 --rows=3 --temperature=1": "persistent,launches",
 }
@@ -40,6 +40,12 @@ def test_an_encoder_reads_many_tokens_by_products_that_end_with_the_gelu():
     steps = 2
     assert found.pop(("3072", "BIAS_GELU")) == steps
     assert {size for size, _ in found} == {"768"} and found.total() == 5 * steps, "queries, keys, values; out; down"
+
+
+def test_packed_documents_are_trained_on_without_a_mask():
+    program = run("tests.kernels.packed", H200)
+    assert {"mha_forward", "mha_backward"} <= set(re.findall(r"mha_\w+", program))
+    assert "[8,1,256,256]" not in program and "[8,2,256,256]" not in program, "neither a mask nor scores"
 
 
 def run(module: str, *arguments: str) -> str:

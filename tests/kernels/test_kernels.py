@@ -237,17 +237,16 @@ PARALLEL = dict(parallel_branches=True)
 @pytest.mark.parametrize(
     ("shape", "options", "expected"),
     [
-        ({}, {}, (8, 384, 2, False)),
-        ({}, dict(by_warps=True), (8, 384, 2, True)),
-        (PARALLEL, {}, (8, 384, 2, True)),
-        (PARALLEL | dict(prelude=1), {}, (8, 384, 2, False)),
-        (PARALLEL | dict(groups=2), {}, (8, 384, 2, False)),
+        ({}, {}, (8, 384, 2, True)),
+        ({}, dict(by_warps=False), (8, 384, 2, False)),
+        ({}, dict(out_slice=64), (8, 384, 3, False)),
+        (PARALLEL | dict(prelude=1), {}, (8, 384, 2, True)),
         (PARALLEL | dict(width=256), dict(dtype=jnp.float32), (8, 256, 4, False)),
         (PARALLEL, dict(readout_bits=16), (16, 128, 5, False)),
         (PARALLEL, dict(sampled=True, filtered=True), (16, 128, 5, False)),
         (PARALLEL, dict(rows=4), (16, 128, 4, False)),
-        (dict(width=1024), {}, (16, 128, 3, False)),
-        (PARALLEL | dict(width=1024), {}, (8, 128, 3, True)),
+        (dict(width=1024), dict(by_warps=False), (16, 128, 3, False)),
+        (dict(width=1024), {}, (8, 128, 3, True)),
     ],
 )
 def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected):
@@ -257,12 +256,6 @@ def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected
     layout = layout_of(odelm.ModelConfig(vocab_size=50_304, **shape), small.plan(steps=2), 768, **options)
     assert layout.fits
     assert (layout.readout_bits, layout.ring_slice, layout.ring, layout.by_warps) == expected
-
-
-def test_parts_as_columns_are_of_products_by_warps():
-    for options, diagonal in (PARALLEL, True), ({}, False):
-        model = model_of(**options)
-        assert layout_of(model.config, model.plan(steps=2), 32, diagonal=True).diagonal is diagonal
 
 
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.by_warps import pairs_of
 from odelm.models.kernels.layout import COLUMNS, ROWS, Layout
 
 plgpu: Any = mosaic_gpu
@@ -55,7 +54,7 @@ def scratch(layout: Layout) -> dict[str, Any]:
     else:
         kept |= {"state": plgpu.SMEM((s.longest,), jnp.float32), "turned": plgpu.SMEM((2 * ROWS,), jnp.float32)}
     if s.by_warps:
-        kept |= {"pairs": plgpu.SMEM((pairs_of(s.longest),), jnp.int32)}
+        kept |= {"pairs": plgpu.SMEM((s.longest // 2,), jnp.int32)}
     else:
         kept |= {"inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype)}
     return kept | {

@@ -2,14 +2,20 @@
 
 A warpgroup's own instruction (`wgmma`) takes its right side from shared memory, eight columns of it though all are
 equal, and 25 cycles for 16 inputs. Here each warp loads its 16 rows of the matrix (`ldmatrix`), as fast as shared
-memory gives them: 8 KB, 64 rows by 64 inputs, in 64 cycles. The right side is kept once, in the order in which threads
-need it.
+memory gives them: 8 KB, 64 rows by 64 inputs, in 64 cycles.
 
-Of the right side a thread has the inputs 8 c + 2 q and 8 c + 2 q + 1 for all c, where q is its number modulo 4; these
-pairs, of 16 bits each, lie one behind the other for each q (PTX, "Matrix Fragments for mma.m16n8k16").
+The eight columns of a right side are not equal: each is another part of the vector. A right side (16, 8) has two parts
+of eight inputs in each column, one above the other, so that 128 inputs are one right side. A thread holds it in two
+registers, where equal columns take sixteen. Eight pieces of the matrix, of 16 inputs each, are multiplied by it. Of the
+n-th product only the n-th column is wanted, that of the piece's own inputs; so each has sums of its own, and at the end
+the eight columns are added.
+
+The inputs of a piece need not lie beside each other. They are the n-th part of a tile of 64 inputs, and that of the
+tile beside it, so that the upper half of a right side lies in memory as the vector does, and so does the lower one
+(PTX, "Matrix Fragments for mma.m16n8k16").
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,32 +32,20 @@ from odelm.models.kernels.signals import CONVERGENT, mosaic
 
 plgpu: Any = mosaic_gpu
 Ref = Any
-Text = Callable[..., str]
 TILE = 8, 64
 """Rows and inputs that lie together in shared memory, 128 bytes a row, whose eighths are in an order that depends on
 the row: no two rows of an eighth are in the same banks."""
 PLACED = plgpu.RefType(transforms=(plgpu.TilingTransform(TILE), plgpu.SwizzleTransform(128)))
-SUMS = 4
-"""Independent sums, since a tensor core takes longer for a product than until the next may begin."""
+PARTS = 8
+"""Columns of a right side."""
 MULTIPLY = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-SPARE = 4
-"""Pairs left free behind those of each q, so that the four are in different banks."""
+INPUTS = 2 * TILE[1]
+"""Of one right side; a vector has a multiple of them."""
 
 
-def pairs_of(inputs: int) -> int:
-    """Returns how many pairs of 16 bits a right side takes."""
-    return 4 * _stride(inputs)
-
-
-def _stride(inputs: int) -> int:
-    return inputs // 8 + SPARE
-
-
-def put_pairs(x: jax.Array, ref: Ref, layout: Any, *, text: Text | None = None) -> None:
+def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
     """Writes a vector, float32 (n,), each number of which one thread has, as the right side of a product in bfloat16;
-    `ref` is int32 (`pairs_of(n)`,) in shared memory. It begins when no warp reads the one before any more. `text` is
-    the `put_text` of another order."""
-    text = text or put_text
+    `ref` is int32 (n / 2,) in shared memory, a pair each. It begins when no warp reads the one before any more."""
 
     def write(context: Any, x: Any, ref: Any) -> None:
         del context
@@ -60,39 +54,32 @@ def put_pairs(x: jax.Array, ref: Ref, layout: Any, *, text: Text | None = None) 
         for places, register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
             numbers = [_element(register, i) for i in range(register.type.shape[0])]
             place = arith.index_cast(_i32(), places[0])
-            mosaic.inline_ptx(text(x.shape[0], len(numbers)), base, place, *numbers, has_side_effects=True)
+            mosaic.inline_ptx(put_text(len(numbers)), base, place, *numbers, has_side_effects=True)
 
     plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType()))(write)(x, ref)
 
 
-def put_text(inputs: int, numbers: int) -> str:
-    """Returns the PTX that writes one or two neighbouring numbers of a right side: $0 is where that is, $1 which of the
-    inputs the first is, an even one where there are two, and the numbers follow."""
-    lines = [
-        ".reg .b32 at, q, pair; .reg .b16 one; shr.u32 at, $1, 3; and.b32 q, $1, 7; shr.u32 q, q, 1;",
-        f"mad.lo.u32 at, q, {_stride(inputs)}, at; shl.b32 at, at, 2; add.u32 at, at, $0;",
-    ]
+def put_text(numbers: int) -> str:
+    """Returns the PTX that writes one or two neighbouring numbers of a right side, which has the vector's order: $0 is
+    where that is, $1 which of the inputs the first is, an even one where there are two, and the numbers follow."""
+    at = ".reg .b32 at, pair; .reg .b16 one; shl.b32 at, $1, 1; add.u32 at, at, $0;"
     if numbers == 2:
-        lines.append("cvt.rn.bf16x2.f32 pair, $3, $2; st.shared.b32 [at], pair;")
-    else:
-        lines.append("and.b32 q, $1, 1; shl.b32 q, q, 1; add.u32 at, at, q;")
-        lines.append("cvt.rn.bf16.f32 one, $2; st.shared.b16 [at], one;")
-    return "{ " + "\n".join(lines) + " }"
+        return f"{{ {at} cvt.rn.bf16x2.f32 pair, $3, $2; st.shared.b32 [at], pair; }}"
+    return f"{{ {at} cvt.rn.bf16.f32 one, $2; st.shared.b16 [at], one; }}"
 
 
-def product(matrices: Sequence[Ref], pairs: Ref, inputs: int, *, text: Text | None = None) -> jax.Array:
+def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
     """Returns float32 (`ROWS`,), the product of bfloat16 matrices beside each other, (`ROWS`, n) each with `inputs`
-    columns in all, and a right side that `put_pairs` has written. `text` is the `product_text` of another order."""
-    text = text or product_text
+    columns in all, and a right side that `put_pairs` has written."""
     widths = [matrix.shape[1] for matrix in matrices]
-    assert sum(widths) == inputs and all(width % TILE[1] == 0 for width in widths), (widths, inputs)
+    assert sum(widths) == inputs and all(width % INPUTS == 0 for width in widths), (widths, inputs)
 
     def multiply(context: Any, pairs: Any, *matrices: Any) -> Any:
         del context
         mosaic.warpgroup_barrier()
         given = [_address(matrix) for matrix in matrices]
         results = dict(result_types=[ir.F32Type.get()] * 2, has_side_effects=True, **CONVERGENT)
-        return _rows(mosaic.inline_ptx(text(widths), _address(pairs), thread(), *given, **results))
+        return _rows(mosaic.inline_ptx(product_text(widths), _address(pairs), thread(), *given, **results))
 
     types = (plgpu.RefType(), *[PLACED] * len(matrices))
     shape = plgpu.ShapeDtypeStruct((ROWS,), jnp.float32, layout=ROW)
@@ -100,40 +87,51 @@ def product(matrices: Sequence[Ref], pairs: Ref, inputs: int, *, text: Text | No
 
 
 def product_text(widths: Sequence[int]) -> str:
-    """Returns the PTX of a product with matrices of so many inputs each: $0 and $1 are the sums of a thread's two rows,
-    of which the second is the eighth behind the first; $2 is where the right side is, $3 the thread's number, and then
-    follows where the matrices are."""
-    inputs = sum(widths)
-    eighths = inputs // 8
+    """Returns the PTX of a product with matrices of so many inputs each, multiples of `INPUTS`: $0 and $1 are the sums
+    of a thread's two rows, of which the second is the eighth behind the first; $2 is where the right side is, $3 the
+    thread's number, and then follows where the matrices are."""
+    pairs = sum(widths) // INPUTS
     lines = [
-        ".reg .b32 row, matrix, half, warp, turn, base, right, place<4>;",
-        f".reg .b32 a<{2 * eighths}>, b<{eighths}>; .reg .f32 c<{4 * SUMS}>;",
+        f".reg .b32 row, matrix, half, warp, turn, base, right, place<{PARTS}>;",
+        f".reg .b32 a<{4 * PARTS * pairs}>, b<{2 * pairs}>; .reg .f32 c<{4 * PARTS}>, s<8>; .reg .pred odd, high;",
         "and.b32 row, $3, 7; shr.u32 matrix, $3, 3; and.b32 matrix, matrix, 1;",
         "shr.u32 half, $3, 4; and.b32 half, half, 1; shr.u32 warp, $3, 5; and.b32 warp, warp, 3;",
-        "shl.b32 warp, warp, 1; add.u32 matrix, matrix, warp;",
-        f"and.b32 right, $3, 3; mad.lo.u32 right, right, {4 * _stride(inputs)}, $2;",
+        "shl.b32 warp, warp, 1; add.u32 matrix, matrix, warp; shl.b32 half, half, 10;",
+        "and.b32 right, $3, 15; shl.b32 right, right, 4; add.u32 right, right, $2;",
     ]
-    lines += [f"mov.f32 c{i}, 0f00000000;" for i in range(4 * SUMS)]
-    for i in range(0, eighths, 4):
-        lines.append(f"ld.shared.v4.b32 {{b{i}, b{i + 1}, b{i + 2}, b{i + 3}}}, [right + {4 * i}];")
+    lines += [f"mov.f32 c{i}, 0f00000000;" for i in range(4 * PARTS)]
+    for pair in range(pairs):
+        lines.append(
+            f"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{b{2 * pair}, b{2 * pair + 1}}}, [right + {256 * pair}];"
+        )
     step = 0
     for number, width in enumerate(widths):
-        lines.append(f"mad.lo.u32 base, matrix, {1024 * (width // TILE[1])}, ${4 + number};")
+        lines.append(f"mad.lo.u32 base, matrix, {1024 * (width // TILE[1])}, ${4 + number}; add.u32 base, base, half;")
         lines.append("shl.b32 turn, row, 7; add.u32 base, base, turn;")
-        for s in range(4):
-            lines.append(f"add.u32 turn, half, {2 * s}; xor.b32 turn, turn, row; shl.b32 turn, turn, 4;")
-            lines.append(f"add.u32 place{s}, base, turn;")
-        for tile in range(width // TILE[1]):
-            for s in range(4):
+        for n in range(PARTS):
+            lines.append(f"xor.b32 turn, row, {n}; shl.b32 turn, turn, 4; add.u32 place{n}, base, turn;")
+        for pair in range(width // INPUTS):
+            for n in range(PARTS):
                 a = ", ".join(f"a{4 * step + i}" for i in range(4))
-                c = ", ".join(f"c{step % SUMS * 4 + i}" for i in range(4))
-                lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{a}}}, [place{s} + {1024 * tile}];")
-                lines.append(f"{MULTIPLY} {{{c}}}, {{{a}}}, {{b{2 * step}, b{2 * step + 1}}}, {{{c}}};")
+                c = ", ".join(f"c{4 * n + i}" for i in range(4))
+                b = step // PARTS * 2
+                lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{a}}}, [place{n} + {2048 * pair}];")
+                lines.append(f"{MULTIPLY} {{{c}}}, {{{a}}}, {{b{b}, b{b + 1}}}, {{{c}}};")
                 step += 1
-    for i in (0, 2):
-        lines += [f"add.f32 c{i}, c{i}, c{i + 4}; add.f32 c{i + 8}, c{i + 8}, c{i + 12}; add.f32 c{i}, c{i}, c{i + 8};"]
-    lines += ["mov.f32 $0, c0; mov.f32 $1, c2;"]
-    return "{ " + "\n".join(lines) + " }"
+    return "{ " + "\n".join([*lines, *_added()]) + " }"
+
+
+def _added() -> list[str]:
+    """Returns the PTX that adds the columns: a thread has the columns 2 q and 2 q + 1 of two rows, where q is its
+    number modulo 4, and takes them from the sums of those parts; then the four threads of a row add theirs."""
+    lines = ["and.b32 turn, $3, 1; setp.ne.u32 odd, turn, 0; and.b32 turn, $3, 2; setp.ne.u32 high, turn, 0;"]
+    for row in (0, 1):
+        lines += [f"add.f32 s{q}, c{8 * q + 2 * row}, c{8 * q + 4 + 2 * row + 1};" for q in range(4)]
+        lines += ["selp.f32 s4, s1, s0, odd; selp.f32 s5, s3, s2, odd; selp.f32 s6, s5, s4, high;"]
+        for other in (1, 2):
+            lines.append(f"shfl.sync.bfly.b32 s7, s6, {other}, 0x1f, 0xffffffff; add.f32 s6, s6, s7;")
+        lines.append(f"mov.f32 ${row}, s6;")
+    return lines
 
 
 def _rows(found: Sequence[Any]) -> Any:

@@ -91,9 +91,6 @@ class Layout:
     """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only in
     bfloat16, and where the readout is rounded, since that of 16 bits needs another right side, for which there would be
     no room."""
-    diagonal: bool = False
-    """Whether the columns of the right side by warps are parts of the vector (`odelm.models.kernels.diagonal`), not all
-    of it each."""
 
     @property
     def several(self) -> bool:
@@ -214,7 +211,7 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """What a program takes of shared memory, but for reductions and barriers."""
-        numbers = self.longest + THREADS if self.by_warps else COLUMNS * self.longest
+        numbers = self.longest if self.by_warps else COLUMNS * self.longest
         numbers += 2 * self.chunk_places * self.chunk * self.head_size + ROWS * self.width
         ring = ROWS * self.ring * self.ring_slice
         numbers += ROWS * self.out_slice if self.rounded else ring
@@ -242,16 +239,13 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
     rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
-    no room for both. `by_warps` is chosen too, and is off where it cannot be; then
-    `diagonal` is too.
+    no room for both. `by_warps` is chosen too, and is off where it cannot be.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    # Products by warps have run on a card for one block with parallel branches alone (docs/kernels.md).
-    one_block = config.groups == 1 and config.ends == 0
-    chosen |= dict(readout_bits=8, by_warps=config.parallel_branches and one_block)
+    chosen |= dict(readout_bits=8, by_warps=True)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -261,10 +255,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     )  # fmt: skip
     sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
-    if not layout.rounded or layout.dtype != jnp.bfloat16:
+    if not layout.rounded or layout.dtype != jnp.bfloat16 or layout.out_slice % THREADS:
         options["by_warps"] = False
-    if not options.get("by_warps", layout.by_warps):
-        options["diagonal"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
         rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings

@@ -12,7 +12,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels import diagonal
 from odelm.models.kernels.by_warps import product
 from odelm.models.kernels.layout import ROWS, TURNS, Layout
 
@@ -87,8 +86,7 @@ class Pieces:
 
     def product(self, name: str, pairs: Ref) -> jax.Array:
         """Returns the piece in the place of a map times inputs, float32 (`ROWS`,), by the program's warps."""
-        text = diagonal.product_text if self.layout.diagonal else None
-        return product(self._places(name), pairs, self.layout.slice_of(name), text=text)
+        return product(self._places(name), pairs, self.layout.slice_of(name))
 
     def fetch(self, name: str, number: Any, step: jax.Array) -> None:
         """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""

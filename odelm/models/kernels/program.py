@@ -12,7 +12,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels import diagonal
 from odelm.models.kernels.by_warps import put_pairs
 from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
 from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked, strided
@@ -114,8 +113,7 @@ class Program:
         if self.layout.several:
             take_rows(vectors, self.inputs(size))
         elif self.layout.by_warps:
-            text = diagonal.put_text if self.layout.diagonal else None
-            put_pairs(vectors[0], self.near["pairs"], strided(size), text=text)
+            put_pairs(vectors[0], self.near["pairs"], strided(size))
         else:
             self.near["state"].at[pl.ds(0, size)][...] = vectors[0]
             self.take(0, size)
