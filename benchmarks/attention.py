@@ -2,13 +2,15 @@
 
     python -m benchmarks.attention [--tokens=16384] [--heads=12] [--size=64] [--repeats=20] [--mask=padding]
 
-With `--mask` each row has three quarters of real tokens (`padding`), or four `documents`. Needs a GPU. Prints
+With `--mask` each row has three quarters of real tokens (`padding`), or four `documents`; for these JAX's own kernel of
+Pallas is timed too, which takes the number of each token's document where the others take a mask. Needs a GPU. Prints
 milliseconds (medians) in bfloat16, forward and with gradients, and XLA's time over cuDNN's.
 """
 
 import argparse
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,19 @@ def mask_of(kind: str, length: int) -> jax.Array | None:
 
 
 def forward(causal: bool, implementation: str, mask: jax.Array | None):
+    if implementation == "pallas":
+        return jax.jit(partial(by_pallas, causal=causal))
     return jax.jit(lambda q, k, v: attend(q, k, v, mask=mask, causal=causal, implementation=implementation))
+
+
+def by_pallas(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+    """Attention within four documents in each row, by the kernel for Triton that comes with JAX."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    rows, length, _, size = q.shape
+    documents = jnp.broadcast_to(jnp.arange(length) // (length // 4), (rows, length))
+    side = min(64, length)
+    return mha(q, k, v, documents, size**-0.5, causal, BlockSizes(side, side, side, side, side, side))
 
 
 def gradient(causal: bool, implementation: str, mask: jax.Array | None):
@@ -45,15 +59,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--mask", choices=("none", "padding", "documents"), default="none")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     options = parser.parse_args()
     print(jax.devices()[0].device_kind, f"jax {jax.__version__}", json.dumps(vars(options)))
-    for transform, causal, length in itertools.product((forward, gradient), (True, False), LENGTHS):
+    for transform, causal, length in itertools.product(
+        (forward, gradient), (True, False), map(int, options.lengths.split(","))
+    ):
         shape = (max(options.tokens // length, 1), length, options.heads, options.size)
         q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3))
         # A row for each sequence, as a batch has them.
         mask = mask_of(options.mask, length)
         mask = None if mask is None else jnp.broadcast_to(mask, (shape[0], *mask.shape[1:]))
-        calls = {name: transform(causal, name, mask) for name in ("xla", "cudnn")}
+        names = ("xla", "cudnn", "pallas") if options.mask == "documents" else ("xla", "cudnn")
+        calls = {name: transform(causal, name, mask) for name in names}
         times = measure(
             {name: (lambda f=f, parts=(q, k, v): f(*parts)) for name, f in calls.items()}, repeats=options.repeats
         )

@@ -1,6 +1,7 @@
 """The held-out loss over learning rates at several depths and widths, with reference shapes and without.
 
-    python -m benchmarks.rates [--depths=4,8,16] [--widths=32,64,128] [--updates=200] [--set=PATH=VALUE] [--out=FILE]
+    python -m benchmarks.rates [--depths=4,8,16] [--widths=32,64,128] [--head_size=16] [--updates=200]
+        [--set=PATH=VALUE] [--reference=without,with] [--out=FILE]
 
 The depths are tried at the middle width and the widths at the middle depth, which are also the references. A row is a
 shape, a column a factor of the recipe's learning rates, and the lowest loss of a row is marked: where rates carry over,
@@ -20,13 +21,10 @@ from odelm.config import Config, load_recipe, replace
 from odelm.data.prepare import prepare
 from odelm.programs.command_line import overridden, use_compilation_cache
 
-HEAD = 16
-"""Size of a head at every width."""
 
-
-def shape(base: Config, depth: int, width: int, reference: tuple[int, int] | None) -> Config:
+def shape(base: Config, depth: int, width: int, reference: tuple[int, int] | None, *, head_size: int) -> Config:
     """Returns the recipe at a depth and a width."""
-    options = {"model.depth": depth, "model.width": width, "model.heads": max(width // HEAD, 1)}
+    options = {"model.depth": depth, "model.width": width, "model.heads": max(width // head_size, 1)}
     if reference is not None:
         options |= dict(zip(("model.reference_depth", "model.reference_width"), reference, strict=True))
     return replace(base, options)
@@ -45,7 +43,9 @@ def main() -> None:
     parser.add_argument("--depths", default="4,8,16")
     parser.add_argument("--widths", default="32,64,128")
     parser.add_argument("--factors", default="0.25,0.5,1,2,4", help="of the recipe's learning rates")
+    parser.add_argument("--head_size", type=int, default=16, help="at every width")
     parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--reference", default="without,with", help="one of them, or both")
     parser.add_argument("--out", type=Path, help="what is found, as JSON, written after each shape")
     options = parser.parse_args()
     use_compilation_cache("~/.cache/odelm/compiled")
@@ -56,13 +56,13 @@ def main() -> None:
     middle = depths[len(depths) // 2], widths[len(widths) // 2]
     shapes = list(dict.fromkeys([(depth, middle[1]) for depth in depths] + [(middle[0], width) for width in widths]))
     found: dict[str, list[float]] = {}
-    for reference in (None, middle):
+    for reference in [{"without": None, "with": middle}[name] for name in options.reference.split(",")]:
         title = (
             "each shape by itself" if reference is None else f"with depth {middle[0]}, width {middle[1]} as reference"
         )
         print(f"\n| {title} | {' | '.join(f'{factor:g}x' for factor in factors)} |\n|---|{'---|' * len(factors)}")
         for depth, width in shapes:
-            variant = Variant("", shape(base, depth, width, reference), prepared)
+            variant = Variant("", shape(base, depth, width, reference, head_size=options.head_size), prepared)
             runs = [variant.train(seed=0, factor=factor) for factor in factors]
             losses = [float(np.mean(list(run["loss"].values()))) for run in runs]
             found[f"{title}: {depth} x {width}"] = losses

@@ -5,14 +5,16 @@
 A recipe is a base with some options changed (`VARIANTS`). The updates of each are timed in turns with those of the
 base, so that both meet the same noise; a recipe then gets as many updates as fit into the time by these medians, with
 the counts that it draws. Compilation and evaluation are not counted. Each recipe's learning rates are tried at
-every factor of `--rates` with the first seed, the best is used for the others, and what is reported is the mean over
-all seeds at that factor, with their range. With `--out` a call resumes an earlier one.
+every factor of `--rates` with the first seed, and beyond them while the best is the largest or the smallest. It is used
+for the other seeds, and what is reported is the mean over all seeds at that factor, with their range. With `--out` a
+call resumes an earlier one.
 """
 
 import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,6 +222,24 @@ def best_of(runs: list[Options]) -> list[Options]:
     return [run for run in runs if run["factor"] == best["factor"]]
 
 
+def beyond(runs: list[Options]) -> float | None:
+    """Returns the factor to try next: twice the largest or half the smallest, if that is the best; None otherwise."""
+    tried = sorted({run["factor"] for run in runs if run["seed"] == runs[0]["seed"]})
+    best = best_of(runs)[0]["factor"]
+    if best == tried[-1]:
+        return 2 * best
+    return best / 2 if best == tried[0] else None
+
+
+def wanted(runs: list[Options], factors: list[float], options: argparse.Namespace) -> Iterator[tuple[int, float]]:
+    """Yields the seed and factor of each training of a variant; `runs` has those that are done."""
+    yield from ((0, factor) for factor in factors)
+    for _ in range(options.further):
+        if (factor := beyond(runs)) is not None:
+            yield 0, factor
+    yield from ((seed, best_of(runs)[0]["factor"]) for seed in range(1, options.seeds))
+
+
 def table(results: dict[str, Options]) -> str:
     """Returns the results as Markdown, the losses by evaluations of a block; ± is half the range over the seeds."""
     counts = sorted({int(count) for result in results.values() for run in result["runs"] for count in run["loss"]})
@@ -246,6 +266,7 @@ def main() -> None:
     parser.add_argument("--variants", default="", help=f"some of: {', '.join(VARIANTS)}; separated by ;")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each, as its updates take it")
     parser.add_argument("--rates", default="0.5,1,2", help="factors of the base's learning rates")
+    parser.add_argument("--further", type=int, default=3, help="at most so many factors beyond these")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5, help="of the timing of each update")
     parser.add_argument("--out", type=Path, help="what is found, as JSON, written after each training")
@@ -262,9 +283,7 @@ def main() -> None:
         print(f"{name}: compiled in {time.perf_counter() - since:.0f} s", flush=True)
         variant.fit(options.seconds, time_in_turns(variant, first, options.repeats))
         runs = results.setdefault(variant.name, {"parameters": variant.parameters, "runs": []})["runs"]
-        wanted = [(0, float(factor)) for factor in options.rates.split(",")]
-        for seed, factor in wanted + [(seed, None) for seed in range(1, options.seeds)]:
-            factor = best_of(runs)[0]["factor"] if factor is None else factor
+        for seed, factor in wanted(runs, [float(rate) for rate in options.rates.split(",")], options):
             if any(run["seed"] == seed and run["factor"] == factor for run in runs):
                 continue
             runs.append(variant.train(seed=seed, factor=factor))

@@ -74,8 +74,7 @@ class EncoderRunner:
     Args:
         steps, grid, solver: how the depth is crossed, as in `model.plan`; full depth by default.
         dtype: of matrix products and the state, as `model.dtype`; None keeps the model's.
-        early_exit: when a text leaves those steps, as in `odelm.EarlyExit`. A quarter of a batch, on a GPU half of it,
-            crosses the depth at a time, and a text that has reached its end makes room for another.
+        early_exit: when a text leaves those steps, as in `odelm.EarlyExit`; a batch gets narrower as its texts leave.
 
     Raises InputError for a decoder, and for what `model.plan` refuses.
     """

@@ -6,6 +6,7 @@ operation must say how its result is laid out if its operands leave that open.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,20 @@ def batch_parts() -> int:
     if mesh.empty or mesh.are_all_axes_manual:
         return 1
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.axis_names)
+
+
+def by_rows_and_heads(
+    attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array
+) -> jax.Array:
+    """Returns `attend(q, k, v, segments)`, of queries (B, L, H, K), keys, values and segments (B, L), where each device
+    of the mesh that is set gets its rows and its heads: the compiler does not know how to cut a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
+        return attend(q, k, v, segments)
+    rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, "tensor")
+    return jax.shard_map(
+        attend, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(q, k, v, segments)  # fmt: skip
 
 
 def is_explicit(x: jax.Array) -> bool:

@@ -24,8 +24,6 @@ CUDNN_FROM = 256
 GPU")."""
 CUDNN_FROM_OF_MANY, MANY = 128, 1024
 """The same where the keys of all rows are at least so many."""
-
-
 SPLASH_LANES, SPLASH_FROM = 128, 512
 """Splash attention takes lengths that are multiples of the first, and is taken from the second on: below, the scores
 are few. (Not measured: no TPU was at hand.)"""
@@ -121,6 +119,11 @@ class Attention(nnx.Module):
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
 
             return splash_attention(q, k, v, segments=view.segment_ids(q.shape[:2]), causal=self.causal)
+        segments = view.segment_ids(q.shape[:2]) if view.start is None and view.segments is not None else None
+        if segments is not None and takes_packed(self.implementation, q, k):
+            from odelm.models.packed_attention import packed_attention
+
+            return packed_attention(q, k, v, segments=segments, causal=self.causal)
         implementation = "auto" if self.implementation == "splash" else self.implementation
         chosen = choose_implementation(implementation, q, k)
         causal = self.causal and view.alone
@@ -182,6 +185,15 @@ def takes_splash(implementation: str, q: jax.Array) -> bool:
 def splash_pays(length: int) -> bool:
     """Returns whether `auto` takes splash attention at a length, on a TPU."""
     return length % SPLASH_LANES == 0 and length >= SPLASH_FROM
+
+
+def takes_packed(implementation: str, q: jax.Array, k: jax.Array) -> bool:
+    """Returns whether attention within documents is computed by `odelm.models.packed_attention`."""
+    if implementation != "auto" or jax.default_backend() != "gpu" or q.dtype not in (jnp.float16, jnp.bfloat16):
+        return False
+    from odelm.models.packed_attention import packed_pays
+
+    return packed_pays(q, k)
 
 
 def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn"]:

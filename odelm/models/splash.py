@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec
 
-from odelm.models.arrays import BATCH_AXES
+from odelm.models.arrays import by_rows_and_heads
 
 LARGEST_BLOCK = 512
 
@@ -37,14 +36,7 @@ def splash_attention(
             **{name: functools.partial(_attend, causal=causal, interpret=how) for name, how in ways.items()},
         )  # fmt: skip
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.are_all_axes_manual or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
-        return on_device(q, k, v, segments)
-    # The compiler does not know how to cut a kernel: each device gets its rows and its heads.
-    rows, heads = PartitionSpec(BATCH_AXES), PartitionSpec(BATCH_AXES, None, "tensor")
-    return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )(q, k, v, segments)  # fmt: skip
+    return by_rows_and_heads(on_device, q, k, v, segments)
 
 
 def _attend(

@@ -1,0 +1,107 @@
+"""Attention within packed documents by Triton's kernel, interpreted, gives what XLA's attention gives with a mask."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from odelm.models import attention
+from odelm.models.packed_attention import packed_attention
+from tests.thorough import few
+
+LENGTH = 128
+PACKED = np.repeat(np.array([[0, 1, 1, 2], [0, 0, 3, 3]], np.int32), 32, axis=1)
+REAL = np.arange(LENGTH)[None] < np.array([[100], [128]])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_values_and_gradients_are_those_with_a_mask(causal):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, LENGTH, 2, 16)), jnp.float32) for _ in range(3))
+    mask = PACKED[:, None, :, None] == PACKED[:, None, None, :]
+
+    def of(attend):
+        def objective(*parts):
+            values = attend(*parts)
+            return jnp.sin(values).sum(), values
+
+        gradients, values = jax.jit(jax.grad(objective, (0, 1, 2), has_aux=True))(q, k, v)
+        return values, *gradients
+
+    got = of(lambda *parts: packed_attention(*parts, segments=jnp.asarray(PACKED), causal=causal))
+    exact = of(lambda *parts: jax.nn.dot_product_attention(*parts, mask=mask, is_causal=causal))
+    for left, right in zip(got, exact, strict=True):
+        # float32 sums over 128 keys of terms of order one, in another order.
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
+
+
+CALLS = {
+    "decoder": (dict(), dict(segments=PACKED)),
+    "encoder, padded": (dict(kind="encoder", norm_placement="post"), dict(segments=PACKED, mask=REAL)),
+}
+
+
+@pytest.mark.parametrize("options, call", few(CALLS, "encoder, padded"))
+def test_a_model_computes_the_same(options, call, make_config, make_model, monkeypatch):
+    model = make_model(max_length=LENGTH, width=32, heads=2, **options)
+    tokens = np.random.default_rng(0).integers(0, 13, (2, LENGTH), dtype=np.int32)
+    plain = model(tokens, steps=2, **call)
+    taken = []
+
+    def takes(implementation, q, k):
+        taken.append(q.shape)
+        return True
+
+    monkeypatch.setattr(attention, "takes_packed", takes)
+    graph, params = nnx.split(model)
+    other = nnx.merge(graph, params)(tokens, steps=2, **call)
+    assert taken and set(taken) == {(2, LENGTH, 2, 16)}
+    real = call.get("mask", np.ones((2, LENGTH), bool))
+    np.testing.assert_allclose(np.asarray(other)[real], np.asarray(plain)[real], rtol=0, atol=1e-4)
+    taken.clear()
+    nnx.merge(graph, params)(tokens, steps=2)
+    assert not taken, "one document needs no numbers"
+
+
+def test_auto_takes_it_on_gpus_where_it_fits(monkeypatch):
+    def takes(length=256, size=64, shared=4, implementation="auto", dtype=jnp.bfloat16):
+        q, k = (jax.ShapeDtypeStruct((2, length, heads, size), dtype) for heads in (4, shared))
+        return attention.takes_packed(implementation, q, k)
+
+    assert not takes()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert takes() and takes(1024) and not takes(2048) and not takes(64) and not takes(200)
+    assert not takes(shared=2) and not takes(size=48) and not takes(implementation="cudnn")
+    assert not takes(dtype=jnp.float32)
+    monkeypatch.setattr("odelm.models.packed_attention.KERNELS", "jax.experimental.gone")
+    assert not takes()
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from odelm.models.packed_attention import packed_attention
+rng = np.random.default_rng(0)
+q, k, v = (jnp.asarray(rng.standard_normal((4, 128, 2, 16)), jnp.float32) for _ in range(3))
+segments = jnp.asarray(rng.integers(0, 2, (4, 128)).cumsum(1) // 30, jnp.int32)
+def gradient(*parts):
+    return jax.grad(lambda *p: jnp.sin(packed_attention(*p, segments=segments, causal=True)).sum(), (0, 1, 2))(*parts)
+alone = jax.jit(gradient)(q, k, v)
+mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+with jax.set_mesh(mesh):
+    together = jax.jit(gradient)(q, k, v)
+assert len(together[0].sharding.device_set) == 4
+for left, right in zip(alone, together):
+    np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
+"""
+
+
+@pytest.mark.thorough
+def test_a_mesh_cuts_rows_and_heads():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    subprocess.run([sys.executable, "-c", ON_A_MESH], check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=300)
