@@ -61,13 +61,16 @@ class Checkpoints:
         read_only: bool = False,
         announce: Callable[[str], None] = to_stderr,
         after_save: Callable[[], None] = lambda: None,
+        evaluated: Callable[[int], dict[int, float]] = lambda step: {},
     ):
         """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one.
 
-        `after_save` is called by the first process, in another thread, once a checkpoint is complete.
+        `after_save` is called by the first process, in another thread, once a checkpoint is complete. `evaluated` gives
+        the held-out losses of a step by number of steps, full depth first, that were found after its checkpoint was
+        saved, {} if there are none.
         """
         self._files, self._retention, self._announce = CheckpointFiles(workdir), retention, announce
-        self._after_save = after_save
+        self._after_save, self._evaluated = after_save, evaluated
         # A reader does not touch unfinished checkpoints: a run that is in progress may be writing them.
         self._read_only = read_only
         self._on_first_process(self._files.clean)
@@ -116,6 +119,13 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
+
+    def retain(self) -> None:
+        """Removes the checkpoints that need not stay, by the losses that are known now."""
+        self.wait()
+        if jax.process_index() == 0 and self._retention is not None:
+            self._files.remove_superseded(self._retention, self._evaluated)
+            self._after_save()
 
     def restore_newest(self, params: Any, optimizer: Any, *, average: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is no checkpoint.
@@ -177,7 +187,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._files.seal(step)
                 if self._retention is not None:
-                    self._files.remove_superseded(self._retention)
+                    self._files.remove_superseded(self._retention, self._evaluated)
                 self._after_save()
         except Exception as error:
             self._failed = True

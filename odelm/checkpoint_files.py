@@ -98,9 +98,9 @@ class CheckpointFiles:
         for left in self.root.glob(f"*{REMOVED}"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def remove_superseded(self, retention: TrainConfig) -> None:
-        """Removes the checkpoints that need not stay."""
-        for step in superseded([self._saved(step) for step in self.steps()], retention):
+    def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[int], dict[int, float]]) -> None:
+        """Removes the checkpoints that need not stay; `evaluated` gives the losses that a checkpoint does not say."""
+        for step in superseded([self._saved(step, evaluated) for step in self.steps()], retention):
             # What is left of a removal that is interrupted is no step.
             removed = self.directory(step).rename(self.root / f"{step}{REMOVED}")
             shutil.rmtree(removed, ignore_errors=True)
@@ -113,7 +113,7 @@ class CheckpointFiles:
         """Returns whether a checkpoint lacks the manifest that it was to have: its save was interrupted."""
         return not manifest.is_sealed(self.directory(step)) and SEALED in self.meta(step)
 
-    def _saved(self, step: int) -> Saved:
-        losses: dict[str, float] = self.meta(step).get("eval_loss") or {}  # full depth first
+    def _saved(self, step: int, evaluated: Callable[[int], dict[int, float]]) -> Saved:
+        losses: dict[Any, float] = self.meta(step).get("eval_loss") or evaluated(step)  # full depth first
         when = datetime.datetime.fromtimestamp(self.directory(step).stat().st_mtime, datetime.UTC)
         return Saved(step, when, {"loss": next(iter(losses.values()))} if losses else None)

@@ -18,6 +18,12 @@ from odelm.models.transformer import DepthPlan
 Batch = Mapping[str, jax.Array | np.ndarray]
 
 
+def real_tokens(batch: Batch) -> jax.Array:
+    """Returns how many tokens of a batch are not padding, int32 ()."""
+    real = batch["mask"] if "mask" in batch else batch["weights"]  # of a decoder's rows, which predict every token
+    return jnp.sum(jnp.asarray(real) != 0, dtype=jnp.int32)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossSums:

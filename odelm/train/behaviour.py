@@ -12,7 +12,7 @@ class Behaviour:
         self._last: float | None = None
 
     def add(self, record: Record, *, updates: int, tokens: int, jumped: bool) -> None:
-        """Adds a record of so many updates and tokens."""
+        """Adds a record of so many updates and tokens without padding."""
         seconds = tokens / record["tokens_per_s"]
         self._updates, self._tokens = self._updates + updates, self._tokens + tokens
         self._seconds, self._waited = self._seconds + seconds, self._waited + record["data_wait"] * seconds

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -22,8 +22,13 @@ SAMPLE = 1_000_000
 class Losses:
     """The training losses of the last records."""
 
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=RECORDS)
+    def __init__(self, before: Iterable[float] = ()) -> None:
+        """`before` is what `kept` returned when the run was saved."""
+        self._recent = deque(before, maxlen=RECORDS)
+
+    def kept(self) -> list[float]:
+        """Returns the losses that the next one is compared with."""
+        return list(self._recent)
 
     def jumped(self, loss: float | None) -> str | None:
         """Returns what to report of the next record's loss, None if nothing."""

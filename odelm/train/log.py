@@ -169,14 +169,7 @@ class Log:
 
     def evaluated(self, step: int, batches: int) -> dict[int, float]:
         """Returns the held-out losses recorded after update `step` over so many batches; empty if there are none."""
-        path = self._workdir / METRICS
-        records = [json.loads(line) for line in _lines(path) if _step_of(line) == step]
-        # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
-        kept = [r for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
-        losses = kept[-1].get("eval_loss") if kept else None
-        if not isinstance(losses, dict):
-            return {}  # What somebody else has changed is evaluated again.
-        return {int(steps): loss for steps, loss in losses.items() if loss is not None}
+        return evaluated(self._workdir, step, batches)
 
     def _write(self, record: dict, scalars: Mapping[str, float]) -> None:
         if not self.enabled:
@@ -196,6 +189,18 @@ class Log:
             f"the metrics in {self._workdir} cannot be written ({error}); make room or mend that, and run the same "
             "command to resume"
         )
+
+
+def evaluated(workdir: Path, step: int, batches: int) -> dict[int, float]:
+    """Returns the held-out losses that a run recorded after update `step` over so many batches, full depth first; empty
+    if there are none."""
+    records = [json.loads(line) for line in _lines(workdir / METRICS) if _step_of(line) == step]
+    # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
+    kept = [r for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
+    losses = kept[-1].get("eval_loss") if kept else None
+    if not isinstance(losses, dict):
+        return {}  # What somebody else has changed is evaluated again.
+    return {int(steps): loss for steps, loss in losses.items() if loss is not None}
 
 
 def check_wandb() -> None:

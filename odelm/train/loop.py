@@ -52,6 +52,10 @@ class Loop:
     log: Log
     unrecorded: Sequence[dict[str, float]]
     """The metrics of the updates since the last record, if the run starts from a checkpoint between two."""
+    read: int
+    """How many tokens the run had read by the last record, without padding."""
+    recent: Losses
+    """The losses of the last records."""
     facts: Meta
     """What every checkpoint is to say of the run."""
     entropy: float
@@ -75,6 +79,7 @@ class Loop:
             self.log.print(f"interrupted after update {step}; run the same command to resume from there")
             return Result(step, losses, interrupted)
         losses = self._evaluate(step, state)
+        self.checkpoints.retain()
         self.log.comparison(baseline, losses)
         if summary := self.behaviour.summary():
             self.log.print(summary)
@@ -89,7 +94,7 @@ class Loop:
         batch = self.batches.next()
         compiled = compile_updates(self.update, state, batch, self.config.trained_counts, self.mesh, self.log.print)
         self.batches.waited()
-        window, recent, unread = Window(self.unrecorded), Losses(), deque[Metrics]()
+        window, unread = Window(self.unrecorded, self.read), deque[Metrics]()
         # Before this there is nothing to lose, and a compilation is not worth waiting for.
         with StopSignal() as stop:
             signal = Agreement(self.mesh, lambda: stop.requested)
@@ -107,7 +112,7 @@ class Loop:
                     # It is finished, so that reading it does not hold up those that are running.
                     self._check_skipped(unread.popleft())
                 if step % options.log_every == 0 or step == options.updates:
-                    self._record(step, window, recent, len(grid) - 1)
+                    self._record(step, window, len(grid) - 1)
                 evaluated = {}
                 if step % options.eval_every == 0 and step < options.updates and not signal.number:
                     paused = time.perf_counter()
@@ -126,7 +131,8 @@ class Loop:
             return state, losses, signal.close()
 
     def _save(self, step: int, state: TrainState, window: Window, losses: dict[int, float]) -> None:
-        found = {"window": window.unrecorded(), "skipped": int(state.skipped)}
+        found = {"window": window.unrecorded(), "read": window.read, "recent": self.recent.kept()}
+        found |= {"skipped": int(state.skipped)}
         if losses:
             found["eval_loss"] = {str(steps): loss for steps, loss in losses.items()}
         self.checkpoints.save(step, state.params, state.optimizer, self.facts | found, average=state.average)
@@ -158,22 +164,20 @@ class Loop:
             return {}
         return self._evaluate(step, state)
 
-    def _record(self, step: int, window: Window, recent: Losses, steps: int) -> None:
+    def _record(self, step: int, window: Window, steps: int) -> None:
         """Logs the updates since the last record; `steps` is the number of depth steps of the last one."""
         options = self.config.train
-        tokens = options.batch_size * options.length
         rate = schedule(self.config.optimizer, options.updates)(step - 1)
-        measured = window.close(tokens=tokens, waited=self.batches.waited())
+        measured = window.close(waited=self.batches.waited())
         if measured["mean_steps"] is not None and (peak := peak_flops()) is not None:
             needed = training_flops(
                 self.config.model, steps=measured["mean_steps"], length=options.length,
                 predicted=predicted_share(self.config),
             )  # fmt: skip
             measured["model_flops_utilisation"] = needed * measured["tokens_per_s"] / (peak * self.mesh.size)
-        own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps, "tokens": step * tokens}
+        own = {"learning_rate": jax.numpy.asarray(rate).item(), "depth_steps": steps}
         self.log.training(step, measured | own)
-        warning = recent.jumped(measured["loss"])
+        warning = self.recent.jumped(measured["loss"])
         if warning:
             self.log.print(f"update {step}: {warning}")
-        updates = window.closed
-        self.behaviour.add(measured, updates=updates, tokens=updates * tokens, jumped=warning is not None)
+        self.behaviour.add(measured, updates=window.closed, tokens=window.closed_tokens, jumped=warning is not None)

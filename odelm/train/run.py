@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -25,8 +26,8 @@ from odelm.errors import InputError
 from odelm.files import is_url
 from odelm.remote import Remote, local_copy
 from odelm.run_directory import RunDirectory
-from odelm.train.health import token_entropy
-from odelm.train.log import Log, check_wandb
+from odelm.train.health import Losses, token_entropy
+from odelm.train.log import Log, check_wandb, evaluated
 from odelm.train.loop import Loop, Result
 from odelm.train.optimizer import make_optimizer, schedule_change
 from odelm.train.prefetch import Prefetch
@@ -137,6 +138,7 @@ def _run(
         retention=config.train,
         announce=print if process == 0 else lambda _: None,
         after_save=after_save,
+        evaluated=lambda step: evaluated(directory.path, step, config.train.eval_batches),
     )
     try:
         state, meta = _restored(state, checkpoints)
@@ -156,7 +158,7 @@ def _run(
                 held_out=make_held_out(config, graph, prepared, mesh, log),
                 checkpoints=checkpoints,
                 log=log,
-                unrecorded=meta.get("window", ()),
+                **_records(config, meta, start),
                 facts=_facts(prepared),
                 entropy=token_entropy(prepared),
                 profile=Profile(directory.path, profile if process == 0 else 0),
@@ -195,6 +197,16 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, 
         scalar(found.step), found.params, found.optimizer, skipped, found.average, state.teacher
     )  # fmt: skip
     return restored, found.meta
+
+
+def _records(config: Config, meta: Meta, step: int) -> dict[str, Any]:
+    """Returns what a run that starts from a checkpoint knows of its records: the updates since the last one, the tokens
+    read by then, and the losses of the last ones. Checkpoints before 0.2 have no number of tokens: they are taken to be
+    without padding."""
+    padded = config.train.batch_size * config.train.length
+    unrecorded = [{"tokens": padded} | metrics for metrics in meta.get("window", ())]
+    read = meta.get("read", (step - len(unrecorded)) * padded)
+    return {"unrecorded": unrecorded, "read": read, "recent": Losses(meta.get("recent", ()))}
 
 
 def _facts(prepared: Prepared | TaskData) -> Meta:

@@ -17,7 +17,7 @@ from odelm import rng, sharding
 from odelm.compiling import side_by_side
 from odelm.config import Config
 from odelm.models import create
-from odelm.models.loss import Batch
+from odelm.models.loss import Batch, real_tokens
 from odelm.models.transformer import Grid
 from odelm.train.gradient import make_gradient
 from odelm.train.teacher import FrozenModel
@@ -94,8 +94,8 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
     """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step.
 
     An update whose loss, gradients or parameters are not finite is skipped: it counts as a step, and changes nothing
-    else. Metrics are the loss, the norms of gradients, of the change of the parameters and of these, and whether the
-    update was `skipped`.
+    else. Metrics are the loss, the norms of gradients, of the change of the parameters and of these, how many updates
+    in a row were `skipped`, and the `tokens` of the batch without padding.
     """
 
     gradient = make_gradient(config, graph)
@@ -121,7 +121,7 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         after = TrainState(state.step + 1, params, optimizer_state, skipped, average, state.teacher)
-        return after, metrics | {"skipped": skipped}
+        return after, metrics | {"skipped": skipped, "tokens": real_tokens(batch)}
 
     return update
 

@@ -14,12 +14,16 @@ Record = dict[str, Any]
 class Window:
     """Metrics of updates, some of which may still be running on the devices, and the time that they took."""
 
-    def __init__(self, before: Sequence[dict[str, float]] = ()):
-        """`before` is what `unrecorded` returned when the run was saved."""
+    def __init__(self, before: Sequence[dict[str, float]] = (), read: int = 0):
+        """`before` is what `unrecorded` returned when the run was saved, and `read` what it was then."""
+        self.read = read
+        """How many tokens the run had read by the last record, without padding."""
         self._metrics: list[dict[str, Any]] = list(before)
         self._own = 0
         self.closed = 0
         """How many updates of this process the last record is of."""
+        self.closed_tokens = 0
+        """How many tokens they had, without padding."""
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, Any], steps: int) -> None:
@@ -39,14 +43,17 @@ class Window:
         ]
         return list(self._metrics)
 
-    def close(self, *, tokens: int, waited: float) -> Record:
-        """Returns what the log records of the updates, of `tokens` tokens each, and starts again.
+    def close(self, *, waited: float) -> Record:
+        """Returns what the log records of the updates, and starts again.
 
         `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps,
-        `mean_steps` the mean of these numbers. The norms are those of the last update, and `data_wait` is the share of
-        the time that was spent waiting for data. A number that is not finite is None.
+        `mean_steps` the mean of these numbers, `tokens` how many the run has read by then, without padding, and
+        `tokens_per_s` the rate of these. The norms are those of the last update, and `data_wait` is the share of the
+        time that was spent waiting for data. A number that is not finite is None.
         """
         updates = self.unrecorded()
+        tokens = [int(update["tokens"]) for update in updates]
+        self.closed_tokens, self.read = sum(tokens[len(tokens) - self._own :]), self.read + sum(tokens)
         used = [update for update in updates if not update.get("skipped")]
         seconds = time.perf_counter() - self._since
         counts = sorted({int(update["steps"]) for update in used})
@@ -54,9 +61,10 @@ class Window:
             "loss": _mean(update["loss"] for update in used),
             "loss_by_steps": {str(n): _mean(u["loss"] for u in used if u["steps"] == n) for n in counts},
             **{name: _finite(updates[-1][name]) for name in updates[-1] if name.endswith("_norm")},
-            "tokens_per_s": self._own * tokens / seconds,
+            "tokens_per_s": self.closed_tokens / seconds,
             "mean_steps": _mean(update["steps"] for update in updates),
             "data_wait": waited / seconds,
+            "tokens": self.read,
         }
         if len(used) < len(updates):
             record["skipped"] = len(updates) - len(used)
