@@ -46,7 +46,7 @@ def compare(options: argparse.Namespace, drafts: tuple[int, int], loaded: tuple[
     """Returns what a draft of so many steps and tokens gives against the plain way."""
     (model, config), (steps, length) = loaded, drafts
     exact = with_options(model, dtype="float32")
-    plain = odelm.Generator(model, dtype=options.dtype, steps=config.model.core)
+    plain = odelm.Generator(model, dtype=options.dtype, steps=config.model.core, kernel=options.kernel)
     drafting = odelm.Generator(model, dtype=options.dtype, draft_steps=steps, draft_length=length)
     given = held_out_prompts(config, options.workdir, options.prompts, options.prompt_tokens)
     batches = [given[i : i + options.batch] for i in range(0, len(given), options.batch)]
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="a run, whose prepared text is found by its config")
     parser.add_argument("--drafts", default="1x4", help="steps x length, several as A,B")
     parser.add_argument("--dtype", default="bfloat16", help="of products")
+    parser.add_argument("--kernel", default="xla", help="by which full depth decodes; drafts are always XLA's")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--prompt_tokens", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=200)

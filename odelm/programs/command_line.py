@@ -59,8 +59,8 @@ def run(
 
 def told_in_one_line(main: Callable[[], int]) -> int:
     """Returns the exit status of `main`; a mistake in the input is one line on stderr and status 2, a run that cannot
-    continue one line and status 1. A path that the system refuses, such as one in a folder of another user, is a
-    mistake in the input too.
+    continue one line and status 1. A path that the system refuses, such as one in a folder of another user, and more
+    memory than there is are mistakes in the input too.
 
     Any other exception is a defect of ours and keeps its traceback.
     """
@@ -81,6 +81,23 @@ def told_in_one_line(main: Callable[[], int]) -> int:
     except RunFailure as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refused(_out_of_memory(str(error)))
+
+
+def _out_of_memory(told: str) -> str:
+    """Returns the line for an allocation that failed, of what NumPy or JAX says of it."""
+    found = re.search(r"alloc\w*\s+(?:memory of\s+)?([\d.]+)\s*(bytes|[KMGTP]i?B)", told)
+    amount = "more"
+    if found:
+        size, unit = found.groups()
+        amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
+    return (
+        f"out of memory: {amount} was asked for at once; try a smaller batch or shorter texts (in training "
+        "--config.train.accumulate or --config.train.remat), or a device with more memory"
+    )
 
 
 def _refused(message: str) -> int:

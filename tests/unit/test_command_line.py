@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
 
@@ -123,3 +125,20 @@ def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, capsys):
         assert told.startswith(f"error: {path} cannot be used ({reason}): ") and told.count("\n") == 1
     with pytest.raises(FileNotFoundError):
         command_line.told_in_one_line(lambda: opened(tmp_path / "absent"))
+
+
+def test_more_memory_than_there_is_is_told_in_one_line(capsys):
+    for ask in (lambda: np.zeros(1 << 50, np.uint8), lambda: jnp.zeros(1 << 50, jnp.uint8)):
+        assert command_line.told_in_one_line(lambda ask=ask: ask() is None) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: out of memory: 1") and "was asked for at once; try a smaller batch" in told
+        assert told.count("\n") == 1
+    on_a_gpu = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB."
+
+    def fail(text):
+        raise RuntimeError(text)
+
+    assert command_line.told_in_one_line(lambda: fail(on_a_gpu)) == 2
+    assert "out of memory: 12.50 GiB was asked for" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another"):
+        command_line.told_in_one_line(lambda: fail("another"))
