@@ -26,6 +26,7 @@ from odelm.config import Config, TrainConfig
 from odelm.errors import InputError, RunFailure
 from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of
+from odelm.processes import together
 from odelm.run_directory import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 
 AVERAGE = "average"
@@ -97,9 +98,9 @@ class Checkpoints:
 
         `average` is the mean of the parameters that is to be loaded in their place, None if there is none.
 
-        Raises RunFailure if this save, or the one before it, cannot be written.
+        Raises RunFailure if this save, or the one before it, cannot be written, in any of the processes.
         """
-        self.wait()
+        self.wait_together()
         if step in self._taken:
             return
         items = {"params": params, "optimizer": optimizer} | ({} if average is None else {AVERAGE: average})
@@ -120,9 +121,14 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
+    def wait_together(self) -> None:
+        """Waits as `wait` does, in all processes; raises RunFailure in all of them if one of them does."""
+        with together("saving"):
+            self.wait()
+
     def retain(self) -> None:
         """Removes the checkpoints that need not stay, by the losses that are known now."""
-        self.wait()
+        self.wait_together()
         if jax.process_index() == 0 and self._retention is not None:
             self._files.remove_superseded(self._retention, self._evaluated)
             self._after_save()

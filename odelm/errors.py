@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+EVERYWHERE = "Every process of the run fails."
+"""The note of an exception of which each process knows, so that they can end together."""
+
 
 class InputError(ValueError):
     """A mistake in what the user gave: a config field, a path, a flag, a grid.

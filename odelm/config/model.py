@@ -81,7 +81,7 @@ class ModelConfig:
     time_modulation: bool = True
     """Let the block know its depth time (see `odelm.models.modulation`)."""
     wide_modulation: bool = False
-    """Time also scales queries, keys, values and hidden units (see `odelm.models.modulation`)."""
+    """Time also scales queries, keys, values and hidden units (ours; see `odelm.models.modulation`)."""
     lanes: int = 1
     """States side by side around the core, of which the block reads a mix and writes to all: hyper-connections (see
     `odelm.models.lanes`)."""

@@ -36,9 +36,10 @@ class StepSamplingConfig:
     more updates lets them in by the new number."""
     few_first: float = 0.0
     """Share of the updates, the first ones, in which only the smaller half of the counts is drawn; 0 draws from all at
-    once. Updates of few steps are cheap, and more of them fit into the same time."""
+    once. Updates of few steps are cheap, and more of them fit into the same time. (As depth grows in progressive
+    stacking, Gong et al. 2019, ICML; for steps it is ours.)"""
     fine_last: float = 0.0
-    """Share of the updates, the last ones, in which only the larger half of the counts is drawn."""
+    """Share of the updates, the last ones, in which only the larger half of the counts is drawn (ours)."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)

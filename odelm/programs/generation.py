@@ -61,7 +61,7 @@ def _prompt(flags: FlagValues) -> str:
 
 
 def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config], tuple[int, ...]]) -> None:
-    """Prints the prompt and its continuation, with each number of steps."""
+    """Prints the prompt and its continuation, with each number of steps; which number that is goes to stderr."""
     from odelm import tokenizer as tokenizers
     from odelm.infer.generate import continue_text
     from odelm.infer.runner import Runner
@@ -88,8 +88,8 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
             options["drafting"] = _drafting(runner, tokenizer, plan, prompt, flags, config.data.end_token)
         text = continue_text(runner, tokenizer, prompt, plan=plan, **options)
         if len(plans) > 1:
-            print(f"--- {name}")
-        print(text)
+            print(f"--- {name}", file=sys.stderr)
+        print(text, flush=True)
 
 
 def _plans(runner: Any, flags: FlagValues, counts: tuple[int, ...]) -> dict[str, Any]:

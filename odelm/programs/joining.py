@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from odelm.errors import InputError
+from odelm.errors import EVERYWHERE, InputError
 
 JOIN_SECONDS = 120
 """How long the processes wait for each other to start."""
@@ -44,6 +44,11 @@ def joined(
             f"the processes cannot be joined ({str(error).splitlines()[0]}); start the same command for each, with "
             "--coordinator=HOST:PORT --num_processes=N --process_id=0 to N - 1"
         ) from error
-    yield
-    # Not after an error: the others would be waited for, and they wait for this one until its heart stops.
+    try:
+        yield
+    except BaseException as error:
+        # Not after an error of this one alone: the others would be waited for, and they wait until its heart stops.
+        if EVERYWHERE in getattr(error, "__notes__", ()):
+            jax.distributed.shutdown()
+        raise
     jax.distributed.shutdown()

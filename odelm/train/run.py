@@ -24,6 +24,7 @@ from odelm.data.prepare import prepare
 from odelm.data.tokens import Prepared
 from odelm.errors import InputError
 from odelm.files import is_url
+from odelm.processes import together
 from odelm.remote import Remote, local_copy
 from odelm.run_directory import RunDirectory
 from odelm.train.health import Losses, token_entropy
@@ -55,22 +56,26 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         url, workdir = str(workdir), local_copy(str(workdir))
         remote = _opened(url, workdir)
     directory = RunDirectory(workdir)
-    start = find_start(config, directory)
-    config = _with_updates_made(start.config, directory)
-    check_trainable(config.model)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
-    directory.check_config(config)
-    with directory.locked() if jax.process_index() == 0 else contextlib.nullcontext():
-        prepared = (read_task_data if config.data.task else prepare)(config, tokenizer_file=start.tokenizer)
-        directory.check_data(config.data, prepared.tokenizer, prepared.digest)
-        _check_batches(config, prepared, mesh)
+    with contextlib.ExitStack() as held:
+        with together("getting ready"):
+            start = find_start(config, directory)
+            config = _with_updates_made(start.config, directory)
+            check_trainable(config.model)
+            mesh = sharding.make_mesh(config.mesh)
+            sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
+            directory.check_config(config)
+            if jax.process_index() == 0:
+                held.enter_context(directory.locked())
+            prepared = (read_task_data if config.data.task else prepare)(config, tokenizer_file=start.tokenizer)
+            directory.check_data(config.data, prepared.tokenizer, prepared.digest)
+            _check_batches(config, prepared, mesh)
         teacher = load_teacher(config, prepared.tokenizer, mesh)
         optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
         # A mesh that does not divide the parameters is found here, while nothing is written.
         state = dataclasses.replace(_initial_state(start, optimizer, mesh), teacher=teacher)
-        if jax.process_index() == 0:
-            directory.write(config, prepared.tokenizer, prepared.digest)
+        with together("writing what the run is"):
+            if jax.process_index() == 0:
+                directory.write(config, prepared.tokenizer, prepared.digest)
         summary = None if start.pretrained is None else start.pretrained.summary
         del start  # frees the pretrained model
         after_save = (lambda: None) if remote is None else remote.push
@@ -164,7 +169,7 @@ def _run(
                 profile=Profile(directory.path, profile if process == 0 else 0),
             )
             result = loop(state)
-        checkpoints.wait()
+        checkpoints.wait_together()
         return result
     finally:
         checkpoints.close()

@@ -60,9 +60,10 @@ def test_a_bundle_in_8_bits_without_forward_passes(call, decoder, tmp_path):
 @pytest.mark.thorough
 def test_a_model_that_comes_with_odelm_is_found_by_its_name(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = call("infer.py", "--model=small-decoder", "--prompt=The history of", "--steps=1", "--new_tokens=4")
+    done = call("infer.py", "--model=small-decoder", "--prompt=The history of", "--steps=1,5", "--new_tokens=4")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("The history of ")
+    assert done.stdout.count("The history of ") == 2 and done.stdout.startswith("The history of ")
+    assert "---" not in done.stdout and "--- 1 steps\n" in done.stderr and "--- 5 steps\n" in done.stderr
     done = call("infer.py", "--model=small-decoder", "--steps=1", "--length=16", "--repeats=1", "--eval_batches=1")
     assert done.returncode == 0 and "written to runs/shipped/small-decoder/infer" in done.stdout, done.stderr
     report = json.loads((tmp_path / "runs/shipped/small-decoder/infer/report.json").read_text())

@@ -38,7 +38,7 @@ def test_the_programs_work_away_from_a_checkout(site, corpus, tmp_path):
     (tmp_path / "own.jsonl").write_text('{"text": "one and two"}\n{"text": "two and one"}\n')
     assert "written to run/evals" in call("odelm-evals", "--model=run", "--tasks=own.jsonl", "--repeats=2")
     text = call("odelm-infer", "--model=small-decoder", "--prompt=The", "--new_tokens=2")
-    assert text.startswith("--- 10 steps\nThe")
+    assert text.startswith("The")
     where = subprocess.run([sys.executable, "-c", "import odelm; print(odelm.__file__)"], cwd=tmp_path,
                            env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True)  # fmt: skip
     assert Path(where.stdout.strip()).is_relative_to(site), "the package that was installed is the one that ran"
