@@ -17,7 +17,7 @@ from odelm.checkpoint import Checkpoints
 from odelm.train.log import METRICS
 from tests.kills.test_kills import OPTIONS, ROOT
 
-UPDATES = 24
+UPDATES = 12
 pytestmark = pytest.mark.kills
 
 
@@ -27,12 +27,13 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(workdir: Path, corpus: Path, cache: Path, *, processes: int = 2, **options) -> list[subprocess.Popen[str]]:
-    """Starts the processes of a run, all on this machine, with two devices each."""
-    changed = {"train.updates": UPDATES, "model.dropout": 0.0} | {
-        name.replace("__", "."): v for name, v in options.items()
-    }
-    values = OPTIONS | {"data.source": corpus, "data.data_dir": cache / "data"} | changed
+def start(
+    workdir: Path, corpus: Path, cache: Path, *, processes: int = 2, own: tuple[str, ...] = ("", ""), **options
+) -> list[subprocess.Popen[str]]:
+    """Starts the processes of a run, all on this machine, with two devices each; `own` is one more flag of each."""
+    changed = {name.replace("__", "."): value for name, value in options.items()}
+    values = OPTIONS | {"data.source": corpus, "data.data_dir": cache / "data"}
+    values |= {"train.updates": UPDATES, "train.eval_steps": 4, "model.heads": 4} | changed
     command = [sys.executable, "train.py", "--config=tiny", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in values.items()]
 
@@ -44,7 +45,7 @@ def start(workdir: Path, corpus: Path, cache: Path, *, processes: int = 2, **opt
         join = ["--distributed", f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
         started.append(
             subprocess.Popen(
-                [*command, *join, f"--process_id={number}"] if processes > 1 else command,
+                [*command, *join, f"--process_id={number}", *own[number].split()] if processes > 1 else command,
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
             )
         )  # fmt: skip
@@ -81,13 +82,14 @@ def alone(corpus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "mesh", [dict(mesh__data=4), dict(mesh__data=2, mesh__fsdp=2), dict(mesh__data=1, mesh__fsdp=2, mesh__tensor=2)]
-)
+@pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)])
 def test_two_processes_train_as_one_device_does(alone, corpus, tmp_path, mesh):
-    found = ended(start(tmp_path / "run", corpus, alone, **mesh))
+    """The first two of the four devices are those of the first process; with the last mesh both bring the same rows."""
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    found = ended(start(tmp_path / "run", corpus, alone, **axes))
     assert [status for status, _ in found] == [0, 0], found
-    # float32 sums in another order, over 24 updates.
+    assert "mesh: data {}, fsdp {}, tensor {}\n".format(*mesh) in found[0][1]
+    # float32 sums in another order, over 12 updates.
     np.testing.assert_allclose(losses_of(tmp_path / "run"), losses_of(alone / "run"), rtol=2e-3)
 
 
