@@ -5,7 +5,6 @@ that k updates were made; the data position and the random draws are functions o
 before it is restored, and one that is damaged is passed over for the one before it.
 """
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from tokenizers import Tokenizer
 
 from odelm import manifest, sharding
 from odelm import tokenizer as tokenizers
-from odelm.checkpoint_files import SEALED, CheckpointFiles, Meta
+from odelm.checkpoint_files import SEALED, CheckpointFiles, Losses, Meta, latest_step, to_stderr
 from odelm.config import Config, TrainConfig
-from odelm.errors import InputError, RunFailure
+from odelm.errors import InputError, RunFailure, is_out_of_memory
 from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of
 from odelm.processes import together
@@ -33,11 +32,6 @@ AVERAGE = "average"
 """The item of a checkpoint that has the mean of the parameters."""
 FILE_ERRORS = ("No space left", "ENOSPC", "Disk quota", "Permission denied", "Read-only file system")
 """What TensorStore says of a file system that takes nothing more; its errors have no type of their own."""
-
-
-def to_stderr(text: str) -> None:
-    """Prints a line to stderr."""
-    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -62,13 +56,12 @@ class Checkpoints:
         read_only: bool = False,
         announce: Callable[[str], None] = to_stderr,
         after_save: Callable[[], None] = lambda: None,
-        evaluated: Callable[[int], dict[int, float]] = lambda step: {},
+        evaluated: Callable[[], Losses] = dict,
     ):
         """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one.
 
         `after_save` is called by the first process, in another thread, once a checkpoint is complete. `evaluated` gives
-        the held-out losses of a step by number of steps, full depth first, that were found after its checkpoint was
-        saved, {} if there are none.
+        the held-out losses that are known of the run's steps, also those found after a checkpoint was saved.
         """
         self._files, self._retention, self._announce = CheckpointFiles(workdir), retention, announce
         self._after_save, self._evaluated = after_save, evaluated
@@ -129,9 +122,13 @@ class Checkpoints:
     def retain(self) -> None:
         """Removes the checkpoints that need not stay, by the losses that are known now."""
         self.wait_together()
-        if jax.process_index() == 0 and self._retention is not None:
-            self._files.remove_superseded(self._retention, self._evaluated)
-            self._after_save()
+        with together("removing checkpoints"):
+            if jax.process_index() == 0 and self._retention is not None:
+                try:
+                    self._files.remove_superseded(self._retention, self._evaluated)
+                    self._after_save()
+                except Exception as error:
+                    raise self._unwritten(self.latest() or 0, error) from error
 
     def restore_newest(self, params: Any, optimizer: Any, *, average: Any = None) -> Restored | None:
         """Returns the newest checkpoint that is whole, or None if there is no checkpoint.
@@ -223,6 +220,8 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax raises bare Exception
+            if is_out_of_memory(error):
+                raise
             reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
             raise manifest.Damaged(reason) from error
 
@@ -256,29 +255,6 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def latest_step(workdir: str | Path) -> int:
-    """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
-    files = CheckpointFiles(workdir)
-    if not files.root.is_dir():
-        raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
-    steps = files.steps()
-    if not steps:
-        raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
-    return steps[-1]
-
-
-def newest_whole(workdir: str | Path) -> int:
-    """Returns the step of the newest checkpoint whose every byte is right; damaged ones are reported on stderr.
-
-    Raises InputError if there is none.
-    """
-    latest_step(workdir)
-    files = CheckpointFiles(workdir)
-    found = files.first_whole(files.check, to_stderr)
-    assert found is not None, "latest_step has found one"
-    return found[0]
 
 
 def load(

@@ -7,7 +7,8 @@ files (`odelm.manifest`), which is written last.
 import datetime
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from odelm.run_directory import CHECKPOINTS, DAMAGED
 
 Meta = dict[str, Any]
 """What a checkpoint says beside arrays, as JSON: at least its `step`."""
+Losses = Mapping[int, Mapping[int, float]]
+"""Held-out losses by step and by number of depth steps, full depth first."""
 SEALED = "sealed"
 """In `meta`: the checkpoint is one that gets a manifest. Those of version 0.1 have none, and are not checked."""
 REMOVED = ".removed"
@@ -98,9 +101,10 @@ class CheckpointFiles:
         for left in self.root.glob(f"*{REMOVED}"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[int], dict[int, float]]) -> None:
+    def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[], Losses]) -> None:
         """Removes the checkpoints that need not stay; `evaluated` gives the losses that a checkpoint does not say."""
-        for step in superseded([self._saved(step, evaluated) for step in self.steps()], retention):
+        known = evaluated() if retention.keep_best else {}
+        for step in superseded([self._saved(step, known) for step in self.steps()], retention):
             # What is left of a removal that is interrupted is no step.
             removed = self.directory(step).rename(self.root / f"{step}{REMOVED}")
             shutil.rmtree(removed, ignore_errors=True)
@@ -113,7 +117,35 @@ class CheckpointFiles:
         """Returns whether a checkpoint lacks the manifest that it was to have: its save was interrupted."""
         return not manifest.is_sealed(self.directory(step)) and SEALED in self.meta(step)
 
-    def _saved(self, step: int, evaluated: Callable[[int], dict[int, float]]) -> Saved:
-        losses: dict[Any, float] = self.meta(step).get("eval_loss") or evaluated(step)  # full depth first
+    def _saved(self, step: int, known: Losses) -> Saved:
+        losses: Mapping[Any, float] = self.meta(step).get("eval_loss") or known.get(step, {})
         when = datetime.datetime.fromtimestamp(self.directory(step).stat().st_mtime, datetime.UTC)
         return Saved(step, when, {"loss": next(iter(losses.values()))} if losses else None)
+
+
+def latest_step(workdir: str | Path) -> int:
+    """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
+    files = CheckpointFiles(workdir)
+    if not files.root.is_dir():
+        raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")
+    steps = files.steps()
+    if not steps:
+        raise InputError(f"{workdir} has no finished checkpoint; train for longer, or resume the run")
+    return steps[-1]
+
+
+def newest_whole(workdir: str | Path) -> int:
+    """Returns the step of the newest checkpoint whose every byte is right; damaged ones are reported on stderr.
+
+    Raises InputError if there is none.
+    """
+    latest_step(workdir)
+    files = CheckpointFiles(workdir)
+    found = files.first_whole(files.check, to_stderr)
+    assert found is not None, "latest_step has found one"
+    return found[0]
+
+
+def to_stderr(text: str) -> None:
+    """Prints a line to stderr."""
+    print(text, file=sys.stderr)

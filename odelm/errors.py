@@ -1,6 +1,7 @@
 """The one error that bad input raises: what was got, what was expected, what to try."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EVERYWHERE = "Every process of the run fails."
@@ -28,6 +29,19 @@ class RunFailure(RuntimeError):
 
 class Diverged(RunFailure):
     """A run whose loss, gradients or parameters are no finite numbers any more."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an allocation of NumPy's or JAX's failed, of a device's memory or of the machine's.
+
+    JAX has no type for it, and names so what does not fit on a chip too, which is a defect of a kernel.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    told = str(error)
+    wanted = re.search("out of memory|failed to allocate", told, re.IGNORECASE)
+    on_chip = re.search("shared memory|vmem|smem", told, re.IGNORECASE)
+    return isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told and bool(wanted) and not on_chip
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

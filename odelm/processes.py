@@ -19,8 +19,9 @@ def together(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        failures(failed=True)
         error.add_note(EVERYWHERE)
+        with contextlib.suppress(Exception):  # Where another process has died, this error is still the one to tell.
+            failures(failed=True)
         raise
     if others := failures(failed=False):
         failure = RunFailure(f"process {others[0]} failed while {what}: see what it says")

@@ -98,6 +98,15 @@ def by_rows_and_heads(
     )(q, k, v, segments)  # fmt: skip
 
 
+def cuts_evenly(q: jax.Array) -> bool:
+    """Returns whether the mesh that is set divides the rows and the heads of (B, L, H, K), as `by_rows_and_heads`
+    needs it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.are_all_axes_manual:
+        return True
+    return q.shape[0] % batch_parts() == 0 and q.shape[2] % mesh.shape.get("tensor", 1) == 0
+
+
 def is_explicit(x: jax.Array) -> bool:
     """Returns whether an array lies on a mesh whose axes are Explicit."""
     mesh = jax.typeof(x).sharding.mesh

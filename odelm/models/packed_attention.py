@@ -4,6 +4,7 @@ cuDNN and XLA take a mask, (rows, 1, length, length), where this kernel takes th
 """
 
 import functools
+import importlib
 import importlib.util
 import math
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from odelm.models.arrays import by_rows_and_heads
+from odelm.models.arrays import by_rows_and_heads, cuts_evenly
 
 KERNELS = "jax.experimental.pallas.ops.gpu.attention"
 """JAX has announced that it will give this up for another package; without it attention takes a mask."""
@@ -26,8 +27,8 @@ SIZES = 16, 32, 64, 128
 def packed_pays(q: jax.Array, k: jax.Array) -> bool:
     """Returns whether the kernel is there, and pays, on a GPU and in 16 bits, for queries (B, L, H, K) and keys."""
     length = q.shape[1]
-    fits = q.shape == k.shape and q.shape[-1] in SIZES and length % BLOCK == 0
-    return fits and LENGTHS[0] <= length <= LENGTHS[1] and importlib.util.find_spec(KERNELS) is not None
+    fits = q.shape == k.shape and q.shape[-1] in SIZES and length % BLOCK == 0 and cuts_evenly(q)
+    return fits and LENGTHS[0] <= length <= LENGTHS[1] and _is_there()
 
 
 def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.Array, causal: bool) -> jax.Array:
@@ -45,12 +46,27 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.
     return by_rows_and_heads(on_device, q, k, v, segments)
 
 
+def _is_there() -> bool:
+    """Returns whether this JAX has the kernel, for NVIDIA's cards, of which alone it was tried."""
+    if "rocm" in str(getattr(jax.devices()[0].client, "platform_version", "")).lower():
+        return False
+    try:
+        return importlib.util.find_spec(KERNELS) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
+
+
+@functools.cache
+def _kernels() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return importlib.import_module(KERNELS)
+
+
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, causal: bool, interpret: bool
 ) -> jax.Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from jax.experimental.pallas.ops.gpu import attention as kernels
+    kernels = _kernels()
     sizes = kernels.BlockSizes(*(BLOCK,) * 6)
     scale = 1 / math.sqrt(q.shape[-1])
     values: Any = kernels.mha(q, k, v, segments, scale, causal, sizes, interpret=interpret)

@@ -15,7 +15,7 @@ from absl import flags, logging
 from odelm import config as configs
 from odelm.config import Config, check_option, parse_value, replace
 from odelm.config.describe import shown
-from odelm.errors import InputError, RunFailure
+from odelm.errors import InputError, RunFailure, is_out_of_memory
 from odelm.files import fingerprint
 from odelm.interrupts import FAILED, interrupted
 
@@ -82,21 +82,21 @@ def told_in_one_line(main: Callable[[], int]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _refused(_out_of_memory(str(error)))
 
 
 def _out_of_memory(told: str) -> str:
     """Returns the line for an allocation that failed, of what NumPy or JAX says of it."""
-    found = re.search(r"alloc\w*\s+(?:memory of\s+)?([\d.]+)\s*(bytes|[KMGTP]i?B)", told)
+    found = re.search(r"allocat\w*\s+(?:memory of\s+|request for\s+)?(\d+(?:\.\d+)?)\s*(bytes|[KMGTP]i?B)", told)
     amount = "more"
     if found:
         size, unit = found.groups()
         amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
     return (
-        f"out of memory: {amount} was asked for at once; try a smaller batch or shorter texts (in training "
-        "--config.train.accumulate or --config.train.remat), or a device with more memory"
+        f"out of memory: {amount} was asked for at once; try a smaller batch or shorter texts, or a device with more "
+        "memory; in training --config.train.accumulate or --config.train.remat, and the same command resumes"
     )
 
 

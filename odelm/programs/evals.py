@@ -88,7 +88,7 @@ def _evaluate() -> int:
 
 def _load() -> tuple[Any, int | None]:
     """Returns what `odelm.load` does, and for how many updates the model was trained, if that is known."""
-    from odelm import bundle, checkpoint, interop, pretrained, remote, shipped
+    from odelm import bundle, checkpoint, checkpoint_files, interop, pretrained, remote, shipped
     from odelm.run_directory import read_config
 
     source = remote.fetched(FLAGS.model, checkpoint.to_stderr) if is_url(FLAGS.model) else shipped.found(FLAGS.model)
@@ -97,7 +97,7 @@ def _load() -> tuple[Any, int | None]:
         updates = bundle.updates(source)
     elif not interop.is_folder(source) and source.is_dir():
         read_config(source)  # its errors come before those of the checkpoints
-        step = updates = checkpoint.newest_whole(source)
+        step = updates = checkpoint_files.newest_whole(source)
     return pretrained.load(source, step=step, adjust=_with_dtype, with_profile=False), updates
 
 

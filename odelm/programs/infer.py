@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _infer() -> int:
-    from odelm import bundle, checkpoint, interop, pretrained
+    from odelm import bundle, checkpoint_files, interop, pretrained
     from odelm.run_directory import read_config
 
     limit = dial.max_loss_increase(FLAGS)
@@ -165,7 +165,7 @@ def _infer() -> int:
     step = None
     if not bundled and not interop.is_folder(source):
         read_config(source)  # its errors come before those of the checkpoints
-        step = checkpoint.newest_whole(source)
+        step = checkpoint_files.newest_whole(source)
     generation.check(FLAGS)
     quantization.check(FLAGS)
     others = (FLAGS.steps, limit, target, FLAGS.quantize, FLAGS.early_exit, FLAGS.kv_span)

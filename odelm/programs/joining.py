@@ -49,6 +49,7 @@ def joined(
     except BaseException as error:
         # Not after an error of this one alone: the others would be waited for, and they wait until its heart stops.
         if EVERYWHERE in getattr(error, "__notes__", ()):
-            jax.distributed.shutdown()
+            with contextlib.suppress(Exception):
+                jax.distributed.shutdown()
         raise
     jax.distributed.shutdown()

@@ -169,7 +169,7 @@ class Log:
 
     def evaluated(self, step: int, batches: int) -> dict[int, float]:
         """Returns the held-out losses recorded after update `step` over so many batches; empty if there are none."""
-        return evaluated(self._workdir, step, batches)
+        return evaluated(self._workdir, batches).get(step, {})
 
     def _write(self, record: dict, scalars: Mapping[str, float]) -> None:
         if not self.enabled:
@@ -191,16 +191,28 @@ class Log:
         )
 
 
-def evaluated(workdir: Path, step: int, batches: int) -> dict[int, float]:
-    """Returns the held-out losses that a run recorded after update `step` over so many batches, full depth first; empty
-    if there are none."""
-    records = [json.loads(line) for line in _lines(workdir / METRICS) if _step_of(line) == step]
-    # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
-    kept = [r for r in records if r.get("eval_batches") == batches and "eval_tokens" in r]
-    losses = kept[-1].get("eval_loss") if kept else None
-    if not isinstance(losses, dict):
-        return {}  # What somebody else has changed is evaluated again.
-    return {int(steps): loss for steps, loss in losses.items() if loss is not None}
+def evaluated(workdir: Path, batches: int) -> dict[int, dict[int, float]]:
+    """Returns the held-out losses over so many batches that a run has recorded, by update and by number of depth steps,
+    full depth first."""
+    found: dict[int, dict[int, float]] = {}
+    for line in _lines(workdir / METRICS):
+        if math.isinf(_step_of(line)):
+            continue
+        record = json.loads(line)
+        # Runs before 0.2 recorded no number of tokens: their losses are of the first documents of the split.
+        if record.get("eval_batches") == batches and "eval_tokens" in record:
+            found[record["step"]] = _by_count(record.get("eval_loss"))
+    return found
+
+
+def _by_count(losses: Any) -> dict[int, float]:
+    """Returns recorded losses by number of depth steps; {} for what somebody else has changed, or is no number."""
+    if not isinstance(losses, dict) or not all(isinstance(loss, float | int) for loss in losses.values()):
+        return {}
+    try:
+        return {int(steps): loss for steps, loss in losses.items()}
+    except ValueError:
+        return {}
 
 
 def check_wandb() -> None:

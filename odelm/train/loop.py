@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from odelm.checkpoint import Checkpoints, Meta
 from odelm.config import Config
-from odelm.errors import Diverged
+from odelm.errors import EVERYWHERE, Diverged
 from odelm.interrupts import StopSignal
 from odelm.train.agreement import Agreement
 from odelm.train.behaviour import Behaviour
@@ -68,6 +68,7 @@ class Loop:
         start, updates = int(state.step), self.config.train.updates
         recorded = self.held_out.recorded(start)
         if start >= updates and recorded:
+            self.checkpoints.retain()
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to continue")
             return Result(start, recorded)
         baseline, losses = self.held_out.baseline(start, state.evaluated), {}
@@ -146,10 +147,12 @@ class Loop:
         self.checkpoints.wait()
         good = self.checkpoints.latest()
         kept = "there is no checkpoint yet" if good is None else f"the newest good checkpoint is {good}"
-        return Diverged(
+        diverged = Diverged(
             f"loss, gradients or parameters were non-finite in {skipped} updates in a row, all skipped: training has "
             f"diverged; {kept}. Lower --config.optimizer.learning_rate, in a new --workdir"
         )
+        diverged.add_note(EVERYWHERE)  # All processes count the same.
+        return diverged
 
     def _evaluate(self, step: int, state: TrainState) -> dict[int, float]:
         losses = self.held_out.evaluate(step, state.evaluated)

@@ -15,8 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from odelm import sharding
-from odelm.checkpoint import Checkpoints, Meta, newest_whole
-from odelm.checkpoint_files import CheckpointFiles
+from odelm.checkpoint import Checkpoints, Meta
+from odelm.checkpoint_files import CheckpointFiles, newest_whole
 from odelm.config import Config, ModelConfig, replace
 from odelm.data.examples import TaskData, read_task_data
 from odelm.data.loader import eval_batches, train_batches
@@ -57,8 +57,8 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         remote = _opened(url, workdir)
     directory = RunDirectory(workdir)
     with contextlib.ExitStack() as held:
+        start = find_start(config, directory)  # of a run it reads a checkpoint, for which processes wait together
         with together("getting ready"):
-            start = find_start(config, directory)
             config = _with_updates_made(start.config, directory)
             check_trainable(config.model)
             mesh = sharding.make_mesh(config.mesh)
@@ -143,7 +143,7 @@ def _run(
         retention=config.train,
         announce=print if process == 0 else lambda _: None,
         after_save=after_save,
-        evaluated=lambda step: evaluated(directory.path, step, config.train.eval_batches),
+        evaluated=lambda: evaluated(directory.path, config.train.eval_batches),
     )
     try:
         state, meta = _restored(state, checkpoints)

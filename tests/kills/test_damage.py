@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelm import checkpoint, manifest, run_directory
+from odelm import checkpoint_files, manifest, run_directory
 from odelm.checkpoint import Checkpoints, Restored
 from tests.unit.test_checkpoint import HARMS, OPTIMIZER, remove, save_averaged
 
@@ -32,7 +32,7 @@ def test_every_damaged_file_is_passed_over_and_saved_again(tmp_path, harm):
         if number % 3 == list(HARMS.values()).index(harm):
             checkpoints.save(5, LATER, OPTIMIZER, average=jax.tree.map(lambda x: x + 1, LATER))
             checkpoints.wait()
-            assert checkpoint.newest_whole(tmp_path) == 5
+            assert checkpoint_files.newest_whole(tmp_path) == 5
             again = checkpoints.restore_newest(LATER, OPTIMIZER, average=LATER)
             assert values_of(again) == (5, 9.0, 10.0)
             shutil.rmtree(steps / "5")

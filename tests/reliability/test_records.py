@@ -51,15 +51,15 @@ def test_tokens_are_those_that_are_not_padding(config, tmp_path):
 
 def test_the_last_checkpoint_may_be_the_best(config, tmp_path):
     train(replace(config, {"train.keep": 1, "train.keep_best": 1}), tmp_path)
-    losses = log.evaluated(tmp_path, 4, 2), log.evaluated(tmp_path, UPDATES, 2)
-    assert losses[1][2] < losses[0][2]
+    losses = log.evaluated(tmp_path, 2)
+    assert losses[UPDATES][2] < losses[4][2]
     assert CheckpointFiles(tmp_path).steps() == [UPDATES]
 
 
 def test_a_checkpoint_that_was_evaluated_after_it_was_saved_may_be_the_best(tmp_path):
     losses = {2: {4: 2.0, 1: 9.0}, 3: {4: 3.0, 1: 1.0}}
     options = odelm.TrainConfig(keep=1, keep_best=1)
-    checkpoints = Checkpoints(tmp_path, retention=options, evaluated=lambda step: losses.get(step, {}))
+    checkpoints = Checkpoints(tmp_path, retention=options, evaluated=lambda: losses)
     for step in range(1, 5):
         checkpoints.save(step, {"a": jnp.ones(2)}, {"b": jnp.ones(2)}, {"eval_loss": {"4": 4.0}} if step == 1 else {})
     checkpoints.close()
@@ -71,7 +71,7 @@ def test_a_checkpoint_says_what_made_it(config, tmp_path):
     meta, prepared = CheckpointFiles(tmp_path).meta(2), prepare(config)
     assert meta["versions"]["odelm"] == odelm.__version__ and meta["tokens"] == prepared.digest
     assert len(meta["tokenizer_sha256"]) == 64 and meta["read"] == 2 * 4 * 16
-    assert {int(steps): loss for steps, loss in meta["eval_loss"].items()} == log.evaluated(tmp_path, 2, 2)
+    assert {int(steps): loss for steps, loss in meta["eval_loss"].items()} == log.evaluated(tmp_path, 2)[2]
 
 
 def test_jumps_and_a_collapse_are_reported_while_they_happen(config, tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from flax import nnx
 from tokenizers import Tokenizer, models
 
 import odelm
-from odelm import checkpoint, config, manifest, run_directory
+from odelm import checkpoint, checkpoint_files, config, manifest, run_directory
 from odelm.checkpoint import Checkpoints
 from odelm.config import replace
 from odelm.errors import RunFailure
@@ -235,25 +235,25 @@ def test_every_kind_of_damage_in_every_file_is_found(tmp_path, harm, capsys):
     for path in files * (1 if harm is remove else 3):
         whole = path.read_bytes()
         harm(path, rng)
-        assert checkpoint.newest_whole(tmp_path) == 3, path
+        assert checkpoint_files.newest_whole(tmp_path) == 3, path
         told = capsys.readouterr().err
         # A checkpoint without its manifest is one whose save was interrupted, of which nothing is said.
         if harm is not remove or path.name != manifest.MANIFEST:
             assert "checkpoint 5" in told and "step 3" in told and ("checksum" in told or "missing" in told), told
             assert path.name in told or path.name == manifest.MANIFEST, told
         path.write_bytes(whole)
-        assert checkpoint.newest_whole(tmp_path) == 5
+        assert checkpoint_files.newest_whole(tmp_path) == 5
 
 
 def test_the_newest_whole_step_is_found_without_loading(saved, tmp_path, capsys):
     run = shutil.copytree(saved[0], tmp_path / "run")
-    assert checkpoint.newest_whole(run) == 5
+    assert checkpoint_files.newest_whole(run) == 5
     flip(files_of(run, 5)[3], np.random.default_rng(2))
-    assert checkpoint.newest_whole(run) == 3
+    assert checkpoint_files.newest_whole(run) == 3
     assert "checkpoint 5" in capsys.readouterr().err
     flip(files_of(run, 3)[3], np.random.default_rng(2))
     with pytest.raises(odelm.InputError, match="checkpoint 5 .* cannot be read"):
-        checkpoint.newest_whole(run)
+        checkpoint_files.newest_whole(run)
 
 
 @pytest.mark.thorough
@@ -358,3 +358,21 @@ def test_a_full_disk_keeps_the_last_good_step(tmp_path, monkeypatch):
             checkpoints.wait()
     checkpoints.close()
     assert Checkpoints(tmp_path, read_only=True).steps() == [1]
+
+
+def test_too_little_memory_to_restore_is_no_damage(tmp_path, monkeypatch):
+    state = {"a": jnp.ones(2)}, {"b": jnp.ones(2)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, *state)
+    checkpoints.wait()
+
+    def full(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1024 bytes.")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", full)
+    with pytest.raises(RuntimeError, match="Out of memory"):
+        checkpoints.restore_newest(*state)
+    monkeypatch.undo()
+    restored = checkpoints.restore_newest(*state)
+    assert restored is not None and restored.step == 1
+    checkpoints.close()

@@ -140,5 +140,9 @@ def test_more_memory_than_there_is_is_told_in_one_line(capsys):
 
     assert command_line.told_in_one_line(lambda: fail(on_a_gpu)) == 2
     assert "out of memory: 12.50 GiB was asked for" in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match="another"):
-        command_line.told_in_one_line(lambda: fail("another"))
+    again = "RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB (2147483648B) on device ordinal 0"
+    assert command_line.told_in_one_line(lambda: fail(again)) == 2
+    assert "out of memory: 2.00 GiB was asked for" in capsys.readouterr().err
+    for defect in ("another", "RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 234496"):
+        with pytest.raises(RuntimeError, match=defect):
+            command_line.told_in_one_line(lambda defect=defect: fail(defect))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from odelm.models import attention
 from odelm.models.packed_attention import packed_attention
@@ -69,8 +70,8 @@ def test_a_model_computes_the_same(options, call, make_config, make_model, monke
 
 
 def test_auto_takes_it_on_gpus_where_it_fits(monkeypatch):
-    def takes(length=256, size=64, shared=4, implementation="auto", dtype=jnp.bfloat16):
-        q, k = (jax.ShapeDtypeStruct((2, length, heads, size), dtype) for heads in (4, shared))
+    def takes(length=256, size=64, shared=4, implementation="auto", dtype=jnp.bfloat16, rows=2):
+        q, k = (jax.ShapeDtypeStruct((rows, length, heads, size), dtype) for heads in (4, shared))
         return attention.takes_packed(implementation, q, k)
 
     assert not takes()
@@ -78,8 +79,12 @@ def test_auto_takes_it_on_gpus_where_it_fits(monkeypatch):
     assert takes() and takes(1024) and not takes(2048) and not takes(64) and not takes(200)
     assert not takes(shared=2) and not takes(size=48) and not takes(implementation="cudnn")
     assert not takes(dtype=jnp.float32)
-    monkeypatch.setattr("odelm.models.packed_attention.KERNELS", "jax.experimental.gone")
-    assert not takes()
+    mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert takes() and not takes(rows=3)
+    for gone in ("jax.experimental.gone", "jax.experimental.gone.attention"):
+        monkeypatch.setattr("odelm.models.packed_attention.KERNELS", gone)
+        assert not takes()
 
 
 ON_A_MESH = """
