@@ -32,9 +32,10 @@ test-all: test
 		--group=$(word 1,$(subst /, ,$(SHARE))) --splits=$(word 2,$(subst /, ,$(SHARE)))
 	XLA_FLAGS= $(BIN)/python -m pytest -q -n $(JOBS) --dist=load -m slow
 
-# Runs that are killed again and again, one process and two, against those that are left alone.
+# Runs that are killed again and again, one process and two, against those that are left alone; damaged checkpoints, and
+# every shape of mesh.
 test-kills: .venv/.installed-test
-	$(BIN)/python -m pytest -q -m kills tests/kills
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile -m kills tests/kills
 
 # Against torch and transformers, which are large: without them `make test` skips these. Their deprecations are theirs;
 # gradients are compared as XLA optimises them (see tests/conftest.py).
@@ -59,7 +60,8 @@ test-harness: .venv/.installed-harness-test
 	ODELM_HARNESS=1 $(BIN)/python -m pytest -q -W default::DeprecationWarning -n $(JOBS) --dist=worksteal tests/harness
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
-# environment of its own; kernels are interpreted, and compiled for a card that is not there. More cases of theirs, 7 minutes:
+# environment of its own; kernels are interpreted, and compiled for a card that is not there, and updates are compiled for
+# TPUs that are not there (libtpu is 137 MB to download). More cases of the kernels, 7 minutes:
 # .venv-newest/bin/python -m pytest -m thorough tests/kernels
 test-newest:
 	@for python in $(NEWER); do \
@@ -75,9 +77,11 @@ test-newest-with:
 	jax=$$(.venv-newest/bin/python -c "import jax; print(jax.__version__)"); .venv-newest/bin/pip install -q --no-compile \
 		--disable-pip-version-check jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax nvidia-cuda-nvcc-cu12 \
 		|| echo "no plugin of CUDA for this jax: kernels are not compiled"
+	.venv-newest/bin/pip install -q --no-compile --disable-pip-version-check -e ".[slice]" \
+		|| echo "no libtpu for this machine: no update is compiled for a slice of TPUs"
 	.venv-newest/bin/python -m pytest -q -n $(JOBS) --dist=worksteal -o cache_dir=.pytest_cache/newest \
 		tests/math tests/kernels tests/unit/ode tests/unit/models/test_inputs.py tests/unit/models/test_attention.py \
-		tests/unit/train/test_step.py
+		tests/unit/train/test_step.py tests/unit/train/test_slice.py
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .

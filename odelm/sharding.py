@@ -5,6 +5,8 @@ are gathered where they are used. `tensor` cuts heads, hidden units and vocabula
 """
 
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -134,17 +136,50 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def summary(params: Any, mesh: Mesh) -> Iterable[str]:
-    """Yields what each kind of parameter is cut by, with its bytes on a device: a line for each row of the table."""
-    whole: dict[str, int] = {}
-    held: dict[str, int] = {}
+    """Yields a table, a line at a time: the axes of the mesh that cut each logical axis, then a row for each cut.
+
+    A row has the bytes of its parameters, how many of them a device holds, and their names: `*` is any number, and
+    braces hold names that differ in one place.
+    """
+    axes: dict[tuple[str, ...], list[str]] = {BATCH_AXES: ["batch"]}
+    for logical, axis in MESH_AXES.items():
+        axes.setdefault((axis,), []).append(logical)
+    yield "logical axes: " + "; ".join(f"{', '.join(cut)} -> {_sizes(by, mesh)}" for by, cut in axes.items())
+    whole: Counter[str] = Counter()
+    held: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         spec = _spec(name_of(path), leaf.shape, mesh)
-        cut = ", ".join(f"{axis} by {mesh.shape[axis]}" for axis in spec if axis is not None and mesh.shape[axis] > 1)
-        parts = int(np.prod([mesh.shape[axis] for axis in spec if axis is not None], initial=1))
-        whole[cut] = whole.get(cut, 0) + leaf.size * leaf.dtype.itemsize
-        held[cut] = held.get(cut, 0) + leaf.size * leaf.dtype.itemsize // parts
-    for cut in sorted(whole, reverse=True):
-        yield f"parameters cut along {cut or 'nothing'}: {whole[cut] / 1e6:,.1f} MB, {held[cut] / 1e6:,.1f} a device"
+        used = [axis for axis in mesh.axis_names if axis in spec and mesh.shape[axis] > 1]
+        cut, size = _sizes(used, mesh) or "nothing", leaf.size * leaf.dtype.itemsize
+        whole[cut] += size
+        held[cut] += size // int(np.prod([mesh.shape[axis] for axis in used], initial=1))
+        names.setdefault(cut, []).append(name_of(path))
+    room = max(18, *(len(cut) + 1 for cut in whole))
+    yield f"{'cut by':<{room}}{'MB':>10}{'a device':>10}  parameters"
+    for cut, size in whole.most_common():
+        row = f"{cut:<{room}}{size / 1e6:>10,.2f}{held[cut] / 1e6:>10,.2f}  "
+        yield from textwrap.wrap(
+            row + _short(names[cut]), width=120, subsequent_indent=" " * len(row), break_on_hyphens=False,
+            break_long_words=False,
+        )  # fmt: skip
+
+
+def _sizes(axes: Iterable[str], mesh: Mesh) -> str:
+    return ", ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+
+
+def _short(names: Iterable[str]) -> str:
+    """Returns names of parameters as patterns: those that differ in their last name but one are written as one."""
+    differ: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        *before, module, last = re.sub(r"(?<=/)\d+(?=/)", "*", name).split("/")
+        differ.setdefault(("/".join([*before, ""]) if before else "", last), set()).add(module)
+    shown = ((before, sorted(modules), last) for (before, last), modules in differ.items())
+    return ", ".join(
+        f"{before}{modules[0] if len(modules) == 1 else '{' + ','.join(modules) + '}'}/{last}"
+        for before, modules, last in shown
+    )
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

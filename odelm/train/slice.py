@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -68,14 +69,10 @@ class Need:
 def needs(config: Config, topology: str) -> Iterator[Need]:
     """Yields what a slice such as "v5e:4x4" needs for the update at each count of steps.
 
-    Raises InputError for an unknown chip, where libtpu is missing, for an encoder, and for a mesh or a batch that does
-    not fit.
+    Raises InputError for an unknown chip, where libtpu is missing, for a recipe of a task, and for a mesh or a batch
+    that does not fit.
     """
-    if config.model.kind != "decoder":
-        raise InputError("--slice takes a recipe of a decoder: batches of masked tokens are not made without a text")
-    model = _as_on_tpu(config.model, config.train.length)
-    for count, lowered in lowered_updates(dataclasses.replace(config, model=model), _devices(topology)):
-        compiled = lowered.compile()
+    for count, compiled in compiled_updates(config, topology):
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
         assert memory is not None and isinstance(cost, dict)
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
@@ -88,23 +85,60 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
         )
 
 
+def compiled_updates(config: Config, topology: str) -> Iterator[tuple[int, jax.stages.Compiled]]:
+    """Yields each count of steps of a recipe, and its update compiled for a slice; raises as `needs` does."""
+    model = _as_on_tpu(config.model, config.train.length)
+    for count, lowered in lowered_updates(dataclasses.replace(config, model=model), _devices(topology)):
+        yield count, lowered.compile()
+
+
 def lowered_updates(config: Config, devices: Sequence[Any]) -> Iterator[tuple[int, jax.stages.Lowered]]:
-    """Yields each count of steps of a decoder's recipe, and its update lowered for devices that need not be there."""
+    """Yields each count of steps of a recipe, and its update lowered for devices that need not be there.
+
+    Raises InputError for a recipe of a task, whose examples have lengths that only its files know.
+    """
+    if config.data.task or config.model.outputs:
+        raise InputError(
+            f"data.task is {config.data.task!r} and model.outputs is {config.model.outputs}, expected a recipe that "
+            "trains on text: leave both out"
+        )
     # No text is read, so it need not be there either.
-    config = dataclasses.replace(config, data=DataConfig()).validate()
+    data = DataConfig(packing=config.data.packing, mask_rate=config.data.mask_rate)
+    config = dataclasses.replace(config, data=data).validate()
     mesh = sharding.make_mesh(config.mesh, devices=devices)
     sharding.check_batch(config.train.batch_size, mesh, accumulate=config.train.accumulate)
     optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
     graph, _ = graph_of(config)
     state = abstract_state(config, optimizer, mesh)
-    rows = (config.train.batch_size, config.train.length)
     layout = sharding.batch_sharding(mesh)
-    dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct(rows, dtype, sharding=layout) for name, dtype in dtypes.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+        for name, (shape, dtype) in batch_shapes(config).items()
+    }
     jitted = jit_update(make_update(config, graph, optimizer), state, mesh)
     for count in config.trained_counts:
         with jax.set_mesh(mesh):
             yield count, jitted.lower(state, batch, jax.ShapeDtypeStruct((count + 1,), jnp.float32))
+
+
+def batch_shapes(config: Config) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns the shape and the dtype of each array of a batch of text, as `odelm.data.loader.train_batches` has it."""
+    model, rows = config.model, (config.train.batch_size,)
+    whole = (*rows, config.train.length)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {"tokens": (whole, jnp.int32)}
+    if model.kind == "decoder":
+        predicted = whole
+    else:
+        predicted = (*rows, max(1, round(config.data.mask_rate * config.train.length)))
+        shapes |= {"mask": (whole, jnp.bool_), "positions": (predicted, jnp.int32)}
+    shapes |= {"targets": (predicted, jnp.int32), "weights": (predicted, jnp.float32)}
+    if config.packing == "segments":
+        shapes["segments"] = (whole, jnp.int32)
+    if model.token_types > 1:
+        shapes["token_types"] = (whole, jnp.int32)
+    if model.sentence_order:
+        shapes |= {"order": (rows, jnp.int32), "order_weights": (rows, jnp.float32)}
+    return shapes
 
 
 def table(found: list[Need], topology: str, tokens: int) -> str:
@@ -141,31 +175,40 @@ def _shown(collectives: dict[str, int] | None) -> str:
 def collective_bytes(program: str) -> dict[str, int]:
     """Returns the bytes that come out of each kind of collective of a compiled program on one device.
 
-    Those in a loop count as often as it runs.
+    Those in a loop count as often as it runs. On a TPU one that runs beside other work is written into each of the
+    fusions that it runs beside, always with the same channel: it counts once.
     """
     bodies = _computations(program)
     entry = next((name for name in bodies if name.startswith("ENTRY ")), None)
     found: Counter[str] = Counter()
+    fused: set[str] = set()
 
-    def add(name: str, times: int) -> None:
+    def add(name: str, times: int, within_fusion: bool) -> None:
         for line in bodies[name]:
             made = re.match(r"\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(", line)
             if made is None:
                 continue
             shape, operation = made.groups()
             kind = operation.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind in COLLECTIVES and not (within_fusion and _channel(line) in fused):
                 found[kind] += times * bytes_of(shape, with_operands=operation != kind and _has_operands(kind, shape))
+            if kind in COLLECTIVES and within_fusion:
+                fused.add(_channel(line))
             if operation in ("async-update", "async-done"):
                 continue  # of what its start has called
-            repeated = times * _trips(line) if operation == "while" else times
+            repeated = times * _trips(line, bodies) if operation == "while" else times
             for called in re.findall(r"(?:body|to_apply|calls|called_computations)=\{?%?([\w.\-]+)", line):
-                if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter", "fusion"):
-                    add(called, repeated)
+                if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter"):
+                    add(called, repeated, within_fusion or operation == "fusion")
 
     if entry is not None:
-        add(entry, 1)
+        add(entry, 1, False)
     return dict(found)
+
+
+def _channel(line: str) -> str:
+    found = re.search(r"channel_id=(\d+)", line)
+    return found[1] if found else line
 
 
 def _computations(program: str) -> dict[str, list[str]]:
@@ -181,9 +224,33 @@ def _computations(program: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _trips(line: str) -> int:
-    found = re.search(r'known_trip_count":?\{"n":"(\d+)"', line)
-    return int(found[1]) if found else 1
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """Returns how often a loop runs: as it says, or else as its condition does; 1 where neither can be read.
+
+    XLA says it of the loops of a program. Those that it makes itself, to gather a matrix while it is multiplied, it
+    leaves without: their counter begins at 0, is raised by a constant and compared with another.
+    """
+    if found := re.search(r'known_trip_count":?\{"n":"(\d+)"', line):
+        return int(found[1])
+    condition, body = (re.search(rf"{name}=%?([\w.\-]+)", line) for name in ("condition", "body"))
+    if condition is None or body is None:
+        return 1
+    test, update = ("\n".join(bodies.get(name[1], ())) for name in (condition, body))
+    compared = re.search(r"ROOT .* compare\(%([\w.\-]+), %([\w.\-]+)\), direction=LT", test)
+    place = compared and re.search(rf"%{re.escape(compared[1])} = .*index=(\d+)", test)
+    limit = compared and _constant(compared[2], test)
+    root = re.search(r"ROOT .* tuple\((.*?)\)", update)
+    if not (place and limit and root):
+        return 1
+    after = re.findall(r"%([\w.\-]+)", root[1])[int(place[1])]
+    raised = re.search(rf"%{re.escape(after)} = .* add\(%[\w.\-]+, %([\w.\-]+)\)", update)
+    step = raised and _constant(raised[1], update)
+    return -(-limit // step) if step else 1
+
+
+def _constant(name: str, body: str) -> int | None:
+    found = re.search(rf"%{re.escape(name)} = .*? constant\((\d+)\)", body)
+    return int(found[1]) if found else None
 
 
 def _has_operands(kind: str, shape: str) -> bool:
@@ -215,6 +282,8 @@ def _devices(topology: str) -> list[Any]:
         )
     from jax.experimental import topologies
 
+    # libtpu lets one process have the chips of a machine. None is used here, so several may compile at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:

@@ -80,12 +80,28 @@ def test_a_parameter_that_the_mesh_does_not_divide_is_named():
         sharding.state_shardings(tree, mesh)
 
 
-def test_the_summary_counts_the_bytes_of_a_device():
+def test_the_summary_is_one_table_of_axes_parameters_and_bytes():
     mesh = jax.sharding.AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))
     model = odelm.create(odelm.ModelConfig(width=32, heads=4, vocab_size=64, max_length=8), rngs=nnx.Rngs(0))
-    lines = list(sharding.summary(nnx.state(model, nnx.Param), mesh))
-    assert any("fsdp by 2, tensor by 4" in line or "tensor by 4, fsdp by 2" in line for line in lines)
-    assert any("cut along nothing" in line for line in lines)
+    params = nnx.state(model, nnx.Param)
+    axes, heading, *rows = sharding.summary(params, mesh)
+    assert axes == "logical axes: batch -> data 1, fsdp 2; vocab, heads, hidden -> tensor 4; width -> fsdp 2"
+    assert heading.split() == ["cut", "by", "MB", "a", "device", "parameters"]
+    # 64 x 32 tokens, 32 x 3 x 32 and 32 x 32 of attention, and 2 x 32 x 128 of the feed-forward, in float32.
+    both = 4 * (64 * 32 + 4 * 32 * 32 + 2 * 32 * 128)
+    assert rows[0].startswith(f"{'fsdp 2, tensor 4':<18}{both / 1e6:>10.2f}{both / 8e6:>10.2f}  blocks/*/attention/")
+    assert "blocks/*/attention/{out,qkv}/kernel" in rows[0] and "embed/tokens" in rows[0] + rows[1]
+    cuts = [row[:18].strip() for row in rows if row[:18].strip()]
+    assert cuts == ["fsdp 2, tensor 4", "fsdp 2", "nothing"]
+
+
+def test_a_cut_is_one_row_whatever_the_order_of_its_axes():
+    """Of attention's output the first axis is cut by tensor, of its input the last."""
+    mesh = jax.sharding.AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    kernels = {"out": jax.ShapeDtypeStruct((2, 4, 8), "float32"), "query": jax.ShapeDtypeStruct((8, 2, 4), "float32")}
+    attention = {name: {"kernel": shape} for name, shape in kernels.items()}
+    _, _, row = sharding.summary({"blocks": {"0": {"attention": attention}}}, mesh)
+    assert row.split() == ["fsdp", "2,", "tensor", "2", "0.00", "0.00", "blocks/*/attention/{out,query}/kernel"]
 
 
 def test_one_process_brings_the_whole_batch():
