@@ -46,8 +46,8 @@ class OptimizerConfig:
     """Gradients of a larger global norm are scaled down to it."""
     average: float = 0.0
     """Decay of a running mean of the parameters, such as 0.999, which is then what is evaluated and loaded; 0 is none.
-    The mean follows faster at first: after n updates its decay is at most (1 + n) / (10 + n). (Averages of iterates:
-    Polyak & Juditsky 1992; exponential ones, as here: Kingma & Ba 2015, arXiv 1412.6980, section 7.2.)"""
+    The mean follows faster at first: after n updates its decay is at most (1 + n) / (10 + n). Averages of iterates:
+    Polyak & Juditsky 1992; exponential ones, as here: Kingma & Ba 2015, arXiv 1412.6980, section 7.2."""
 
     def validate(self) -> "OptimizerConfig":
         check_types(self, "optimizer")

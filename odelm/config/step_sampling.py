@@ -36,8 +36,8 @@ class StepSamplingConfig:
     more updates lets them in by the new number."""
     few_first: float = 0.0
     """Share of the updates, the first ones, in which only the smaller half of the counts is drawn; 0 draws from all at
-    once. Updates of few steps are cheap, and more of them fit into the same time. (As depth grows in progressive
-    stacking, Gong et al. 2019, ICML; for steps it is ours.)"""
+    once. Updates of few steps are cheap, and more of them fit into the same time. For steps this is ours; for depth see
+    progressive stacking, Gong et al. 2019, ICML."""
     fine_last: float = 0.0
     """Share of the updates, the last ones, in which only the larger half of the counts is drawn (ours)."""
 

@@ -31,8 +31,8 @@ class TrainConfig:
     """What the squared logarithm of the softmax's sum weighs in what is minimised, such as 1e-4: keeps logits small."""
     distill: float = 0.0
     """Share of an update of few steps that learns what the model itself predicts at full depth, in place of the text;
-    0 is none. Such an update costs a pass over the full depth more. (Inplace distillation: Yu & Huang 2019, arXiv
-    1903.05134.)"""
+    0 is none. Such an update costs a pass over the full depth more. Inplace distillation: Yu & Huang 2019, arXiv
+    1903.05134."""
     distill_from: float = 0.5
     """Of `distill`: the share of the updates after which it begins, when full depth has something to teach."""
     teacher: str = ""
