@@ -5,7 +5,8 @@ WORKDIR ?= runs/tiny
 BIN := .venv/bin
 # Tests run in so many processes; compiling for the CPU keeps about one core busy.
 JOBS ?= 2
-# SHARE=2/3 is the second third of the cases that `make test-all` adds; all of them take a quarter of an hour.
+# SHARE=2/3 is the second third of the cases that `make test-all` adds, and half of what takes long; all of them take a
+# quarter of an hour.
 SHARE ?= 1/1
 
 # Pythons that the newest stack is tried with: the first one that the machine has.
@@ -30,7 +31,8 @@ test: .venv/.installed-test
 test-all: test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist=worksteal -m thorough \
 		--group=$(word 1,$(subst /, ,$(SHARE))) --splits=$(word 2,$(subst /, ,$(SHARE)))
-	XLA_FLAGS= $(BIN)/python -m pytest -q -n $(JOBS) --dist=load -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n $(JOBS) --dist=load -m slow --splits=$(if $(filter 1/1,$(SHARE)),1,2) \
+		--group=$(if $(filter 1/1,$(SHARE)),1,$$(( $(word 1,$(subst /, ,$(SHARE))) % 2 + 1 )))
 
 # Runs that are killed again and again, one process and two, against those that are left alone; damaged checkpoints, and
 # every shape of mesh.
