@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from odelm import manifest, sharding
 from odelm import tokenizer as tokenizers
-from odelm.checkpoint_files import SEALED, CheckpointFiles, Losses, Meta, latest_step, to_stderr
+from odelm.checkpoint_files import SEALED, CheckpointFiles, HeldOutLosses, Meta, latest_step, to_stderr
 from odelm.config import Config, TrainConfig
 from odelm.errors import InputError, RunFailure, is_out_of_memory
 from odelm.models import CausalLM, Classifier, MaskedLM, create
@@ -56,7 +56,7 @@ class Checkpoints:
         read_only: bool = False,
         announce: Callable[[str], None] = to_stderr,
         after_save: Callable[[], None] = lambda: None,
-        evaluated: Callable[[], Losses] = dict,
+        evaluated: Callable[[], HeldOutLosses] = dict,
     ):
         """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one.
 

@@ -20,7 +20,7 @@ from odelm.run_directory import CHECKPOINTS, DAMAGED
 
 Meta = dict[str, Any]
 """What a checkpoint says beside arrays, as JSON: at least its `step`."""
-Losses = Mapping[int, Mapping[int, float]]
+HeldOutLosses = Mapping[int, Mapping[int, float]]
 """Held-out losses by step and by number of depth steps, full depth first."""
 SEALED = "sealed"
 """In `meta`: the checkpoint is one that gets a manifest. Those of version 0.1 have none, and are not checked."""
@@ -101,7 +101,7 @@ class CheckpointFiles:
         for left in self.root.glob(f"*{REMOVED}"):
             shutil.rmtree(left, ignore_errors=True)
 
-    def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[], Losses]) -> None:
+    def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[], HeldOutLosses]) -> None:
         """Removes the checkpoints that need not stay; `evaluated` gives the losses that a checkpoint does not say."""
         known = evaluated() if retention.keep_best else {}
         for step in superseded([self._saved(step, known) for step in self.steps()], retention):
@@ -117,7 +117,7 @@ class CheckpointFiles:
         """Returns whether a checkpoint lacks the manifest that it was to have: its save was interrupted."""
         return not manifest.is_sealed(self.directory(step)) and SEALED in self.meta(step)
 
-    def _saved(self, step: int, known: Losses) -> Saved:
+    def _saved(self, step: int, known: HeldOutLosses) -> Saved:
         losses: Mapping[Any, float] = self.meta(step).get("eval_loss") or known.get(step, {})
         when = datetime.datetime.fromtimestamp(self.directory(step).stat().st_mtime, datetime.UTC)
         return Saved(step, when, {"loss": next(iter(losses.values()))} if losses else None)

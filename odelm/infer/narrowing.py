@@ -130,7 +130,7 @@ def _cross(
 
 
 def _narrowed(state: Crossing, width: int) -> Crossing:
-    """Keeps `width` rows, those that have not reached the end first, and moves the states of the others to `ends`."""
+    """Keeps `width` rows, first of all those that have not reached the end; the states of the others go to `ends`."""
     W = len(state.rows)
     if width == W:
         return state

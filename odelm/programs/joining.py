@@ -47,7 +47,7 @@ def joined(
     try:
         yield
     except BaseException as error:
-        # Not after an error of this one alone: the others would be waited for, and they wait until its heart stops.
+        # Not after an error of this process alone: it would wait for the others, which wait until its heartbeat stops.
         if EVERYWHERE in getattr(error, "__notes__", ()):
             with contextlib.suppress(Exception):
                 jax.distributed.shutdown()

@@ -68,7 +68,6 @@ class Loop:
         start, updates = int(state.step), self.config.train.updates
         recorded = self.held_out.recorded(start)
         if start >= updates and recorded:
-            self.checkpoints.retain()
             self.log.print(f"already finished: {start} updates; raise --config.train.updates to continue")
             return Result(start, recorded)
         baseline, losses = self.held_out.baseline(start, state.evaluated), {}
@@ -132,8 +131,10 @@ class Loop:
             return state, losses, signal.close()
 
     def _save(self, step: int, state: TrainState, window: Window, losses: dict[int, float]) -> None:
-        found = {"window": window.unrecorded(), "read": window.read, "recent": self.recent.kept()}
-        found |= {"skipped": int(state.skipped)}
+        found: Meta = {
+            "window": window.unrecorded(), "read": window.read, "recent": self.recent.kept(),
+            "skipped": int(state.skipped),
+        }  # fmt: skip
         if losses:
             found["eval_loss"] = {str(steps): loss for steps, loss in losses.items()}
         self.checkpoints.save(step, state.params, state.optimizer, self.facts | found, average=state.average)

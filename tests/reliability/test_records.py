@@ -1,4 +1,4 @@
-"""What a run records and reports of itself while it goes on, and which checkpoints stay by that."""
+"""What a run records and reports while it trains, and which checkpoints are kept because of it."""
 
 import json
 from pathlib import Path

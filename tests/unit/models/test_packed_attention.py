@@ -1,9 +1,5 @@
 """Attention within packed documents by Triton's kernel, interpreted, gives what XLA's attention gives with a mask."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +10,7 @@ from jax.sharding import AxisType
 from odelm.models import attention
 from odelm.models.packed_attention import packed_attention
 from tests.thorough import few
+from tests.unit.models import on_a_mesh
 
 LENGTH = 128
 PACKED = np.repeat(np.array([[0, 1, 1, 2], [0, 0, 3, 3]], np.int32), 32, axis=1)
@@ -87,26 +84,6 @@ def test_auto_takes_it_on_gpus_where_it_fits(monkeypatch):
         assert not takes()
 
 
-ON_A_MESH = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType
-from odelm.models.packed_attention import packed_attention
-rng = np.random.default_rng(0)
-q, k, v = (jnp.asarray(rng.standard_normal((4, 128, 2, 16)), jnp.float32) for _ in range(3))
-segments = jnp.asarray(rng.integers(0, 2, (4, 128)).cumsum(1) // 30, jnp.int32)
-def gradient(*parts):
-    return jax.grad(lambda *p: jnp.sin(packed_attention(*p, segments=segments, causal=True)).sum(), (0, 1, 2))(*parts)
-alone = jax.jit(gradient)(q, k, v)
-mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-with jax.set_mesh(mesh):
-    together = jax.jit(gradient)(q, k, v)
-assert len(together[0].sharding.device_set) == 4
-for left, right in zip(alone, together):
-    np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
-"""
-
-
 @pytest.mark.thorough
 def test_a_mesh_cuts_rows_and_heads():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    subprocess.run([sys.executable, "-c", ON_A_MESH], check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=300)
+    on_a_mesh.check("packed_attention", "packed_attention", (2, 2, 2))
