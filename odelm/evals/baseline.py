@@ -4,23 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from odelm.compiling import side_by_side
 from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.evals.compare import Comparison, Loaded, batches_of, length_of, text_of
-from odelm.evals.report import is_finite, number, publish
-from odelm.evals.sweep import Setting, evaluations_of, loss_of, make_calls, settings
-from odelm.infer.latency import measure
+from odelm.evals.report import is_finite, make_report, print_table, publish
+from odelm.evals.sweep import (
+    Measured,
+    Row,
+    Setting,
+    evaluations_of,
+    latencies_of,
+    loss_of,
+    make_calls,
+    make_row,
+    settings,
+)
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, MaskedLM
-
-Row = dict[str, Any]
 
 
 def compare_with_baseline(
@@ -32,13 +35,14 @@ def compare_with_baseline(
     source: Path,
     step: int | None,
     name: str,
+    trained: Sequence[int],
     out: Path | None = None,
 ) -> Path:
     """Measures two models side by side on the text of the first, prints the tables, and returns the report's directory.
 
     Args:
         loaded: the model, as `odelm.load` returns it, from `source`; measured at `steps`.
-        baseline: the other, called `name`; measured at its default steps.
+        baseline: the other, called `name`; measured at its default steps, of which it was trained with `trained`.
         step, out: as in `odelm.evals.compare.compare`.
 
     Raises InputError if their losses cannot be compared, and if there is no text to measure them on.
@@ -52,25 +56,20 @@ def compare_with_baseline(
     rows, batches = batches_of(loaded, options, source=source, step=step)
     if rows is None:
         raise InputError("there is no text to compare losses on: give --text=FILE")
-    pairs = []
+    models = {}
     for (model, config, _), counts in ((loaded, steps), (baseline, default_steps(baseline[1].model))):
         runner = Runner.of(model)
-        solver = options.solver if model is loaded[0] else "euler"
-        pairs += [(config is baseline[1], runner, setting) for setting in settings(runner, counts, solver=solver)]
-    measured = _measured(pairs, options, length, batches)
+        solver = options.solver if config is loaded[1] else "euler"
+        models[config is baseline[1]] = runner, settings(runner, counts, solver=solver)
+    measured = _measured(models, options, length, batches)
     own, other = (_at_equal_latency(measured[flag], measured[not flag]) for flag in (False, True))
-    report = {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "batch": options.batch,
-        "length": length,
-        "text": text_of(rows, batches, loaded[1], options),
-        "baseline": name,
-        "rows": own,
-        "baseline_rows": other,
-    }
+    text = text_of(rows, batches, loaded[1], options)
+    own_trained = (loaded[1].model.core,) if step is None else loaded[1].trained_counts
+    report = make_report(loaded[1].model, own, step=step, text=text, trained=own_trained)
+    others = make_report(baseline[1].model, other, trained=trained)
+    report |= {"baseline": name, "baseline_model": others["model"], "baseline_rows": others["rows"]}
     out = source / "infer" if out is None else out
-    return publish(report, out, name="baseline", draw=plot, show=print_both)
+    return publish(report, out, name="baseline", draw=plot, show=print_both, width=120)
 
 
 def _check_comparable(loaded: Loaded, baseline: Loaded, name: str) -> None:
@@ -85,30 +84,26 @@ def _check_comparable(loaded: Loaded, baseline: Loaded, name: str) -> None:
 
 
 def _measured(
-    pairs: Sequence[tuple[bool, Runner, Setting]], options: Comparison, length: int, batches: Sequence[Any]
+    models: dict[bool, tuple[Runner, list[Setting]]], options: Comparison, length: int, batches: Sequence[Any]
 ) -> dict[bool, list[Row]]:
-    """Returns the rows of the model (False) and of the baseline (True), timed in turns."""
+    """Returns the rows of the model (False) and of the baseline (True), timed in turns, each against its own full
+    depth."""
     calls = {
-        (other, setting): make_calls(runner, [setting], batch=options.batch, length=length)[setting]
-        for other, runner, setting in pairs
+        (other, setting): call
+        for other, (runner, chosen) in models.items()
+        for setting, call in make_calls(runner, chosen, batch=options.batch, length=length).items()
     }
-    side_by_side(lambda call: jax.block_until_ready(call()), calls.values())
-    latencies = measure(calls, repeats=options.repeats)
-    rows: dict[bool, list[Row]] = {False: [], True: []}
-    for other, runner, setting in pairs:
-        loss = loss_of(runner, setting, batches)
-        assert loss is not None and setting.steps is not None
-        latency = latencies[other, setting]
-        rows[other].append(
-            {
-                "steps": setting.steps,
-                "solver": setting.solver,
-                "evaluations": evaluations_of(runner, setting),
-                "latency_ms": {"median": latency.median, "p90": latency.p90},
-                "loss": loss.loss,
-                "loss_stderr": loss.stderr,
-            }
-        )
+    latencies = latencies_of(calls, options.repeats)
+    rows = {}
+    for other, (runner, chosen) in models.items():
+        found = {
+            setting: Measured(
+                latencies[other, setting], evaluations_of(runner, setting), loss_of(runner, setting, batches)
+            )
+            for setting in chosen
+        }
+        full = found[chosen[0]]
+        rows[other] = [make_row(setting, one, full, options.batch, length) for setting, one in found.items()]
     return rows
 
 
@@ -130,29 +125,14 @@ def _at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
 
 def print_both(report: dict[str, Any], console: Console) -> None:
-    """Prints a table for each of the two models."""
-    print_rows("this model", report["rows"], report, console)
-    print_rows(report["baseline"], report["baseline_rows"], report, console)
-
-
-def print_rows(title: str, rows: Sequence[Row], report: dict[str, Any], console: Console) -> None:
-    """Prints a line for each row of one of the two models."""
-    shape = f"batch {report['batch']} x {report['length']} on {report['device']}"
-    table = Table(title=f"{title}, {shape}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("steps", "evals", "ms", "loss", "the other's at that time", "difference"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        other = row["other_loss"]
-        difference = None if other is None else row["loss"] - other
-        table.add_row(
-            str(row["steps"]),
-            str(row["evaluations"]),
-            f"{row['latency_ms']['median']:.2f}",
-            f"{row['loss']:.4f}",
-            number(other, ".4f"),
-            number(difference, "+.4f"),
-        )
-    console.print(table)
+    """Prints the table of each of the two models."""
+    console.print("this model", soft_wrap=True)
+    print_table(report, console)
+    console.print(report["baseline"], soft_wrap=True)
+    # The text was named below the first table.
+    others = {"model": report["baseline_model"], "rows": report["baseline_rows"], "text": None}
+    print_table(report | others, console)
+    console.print("the other: what the other model loses at the same latency, between its points", soft_wrap=True)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -167,7 +147,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
         points = sorted((row["latency_ms"]["median"], row["loss"]) for row in rows if is_finite(row["loss"]))
         axes.plot([latency for latency, _ in points], [loss for _, loss in points], "o-", label=label)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"median latency, ms (batch {report['batch']} x {report['length']}, {report['device']})")
+    first = report["rows"][0]
+    axes.set_xlabel(f"median latency, ms (batch {first['batch']} x {first['length']}, {report['device']})")
     axes.set_ylabel("held-out loss, nats/token")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)

@@ -65,9 +65,10 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     adapted = ("before",) if "loss_before" in first else ()
     bounds = ("at most",) if "loss_increase_bound" in first else ()
     kinds = ("8 bits", "MB") if "quantize" in first else ()
+    others = ("the other", "difference") if "other_loss" in first else ()
     metrics = tuple(first.get("metrics", ()))
     columns = ("steps", "solver", "evals", "ms", "p90", "tokens/s", "speed-up", "loss", "rise", *bounds, *adapted)
-    columns += metrics
+    columns += (*others, *metrics)
     for name in (*kinds, *columns):
         table.add_column(name, justify="right")
     grids = ("times",) if any(row["grid"] for row in report["rows"]) else ()
@@ -87,6 +88,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             number(row["loss_increase"], "+.2%"),
             *(number(row["loss_increase_bound"], "+.2%") for _ in bounds),
             *(number(row["loss_before"], ".4f") for _ in adapted),
+            *(_against_other(row) if others else ()),
             *(number(row["metrics"][name], ".4f") for name in metrics),
             *(_times(row) for _ in grids),
         )
@@ -272,6 +274,12 @@ def number(value: float | None, form: str) -> str:
 def percent(share: float) -> str:
     """Returns a share in per cent, in as many digits as it has."""
     return f"{100 * share:.6g} %"
+
+
+def _against_other(row: Row) -> tuple[str, str]:
+    """Returns what another model loses at the latency of a row, and how much more the row loses."""
+    other = row["other_loss"]
+    return number(other, ".4f"), number(None if other is None else row["loss"] - other, "+.4f")
 
 
 def _times(row: Row) -> str:

@@ -268,7 +268,7 @@ def _out(source: Path) -> Path | None:
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
-    from odelm import pretrained
+    from odelm import interop, pretrained, shipped
     from odelm.evals.baseline import compare_with_baseline
     from odelm.evals.compare import compare, compare_generation
     from odelm.evals.quantization import compare_quantized
@@ -284,8 +284,10 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
         written = compare_quantized(loaded, kinds, steps, options, source=source, step=step, out=out)
     elif FLAGS.baseline is not None:
         other = pretrained.load(FLAGS.baseline, adjust=_with_dtype, with_profile=False)
+        of_folder = interop.is_folder(shipped.found(FLAGS.baseline))
+        trained = (other[1].model.core,) if of_folder else other[1].trained_counts
         written = compare_with_baseline(
-            loaded, other, steps, options, source=source, step=step, name=FLAGS.baseline, out=out
+            loaded, other, steps, options, source=source, step=step, name=FLAGS.baseline, trained=trained, out=out
         )
     else:
         written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)

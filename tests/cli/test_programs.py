@@ -217,7 +217,13 @@ def test_another_run_is_compared_at_equal_latency(decoder, encoder, call, tmp_pa
     assert [row["steps"] for row in report["baseline_rows"]] == [4, 2, 1]
     by_steps = {row["steps"]: row["loss"] for row in report["baseline_rows"]}
     assert all(row["loss"] == by_steps[row["steps"]] for row in report["rows"])
-    assert (tmp_path / "baseline.png").read_bytes().startswith(PNG) and "difference" in done.stdout
+    for rows in (report["rows"], report["baseline_rows"]):
+        assert [row["loss_increase"] == row["loss"] / rows[0]["loss"] - 1 for row in rows] == [True] * len(rows)
+        assert rows[0]["speedup"] == 1
+    assert (tmp_path / "baseline.png").read_bytes().startswith(PNG)
+    own = {row["steps"]: row["trained"] for row in report["rows"]}
+    assert [own[row["steps"]] for row in report["baseline_rows"] if row["steps"] in own] == list(own.values())
+    assert done.stdout.count("speed-up") == done.stdout.count("difference") == 2
     refused(call("infer.py", *arguments, f"--baseline={encoder}"), "another kind of model")
 
 

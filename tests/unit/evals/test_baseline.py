@@ -8,7 +8,7 @@ from odelm.evals.baseline import _at_equal_latency, _check_comparable
 
 
 def rows(*points):
-    return [{"latency_ms": {"median": latency}, "loss": loss} for latency, loss in points]
+    return [{"latency_ms": {"median": latency}, "loss": loss, "batch": 1, "length": 8} for latency, loss in points]
 
 
 def test_the_other_is_read_at_the_same_latency():
@@ -43,6 +43,6 @@ def test_the_plot_and_the_numbers_are_of_both(tmp_path):
     from odelm.evals.baseline import plot
 
     report = {"rows": rows((1, 4.0), (2, 3.9)), "baseline_rows": rows((1, 4.1), (3, 3.8)), "baseline": "b"}
-    plot(report | {"batch": 1, "length": 8, "device": "cpu"}, tmp_path / "plot.png")
+    plot(report | {"device": "cpu"}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
     assert np.isclose(_at_equal_latency(report["rows"], report["baseline_rows"])[1]["other_loss"], 3.95)
