@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TrainConfig,
         load_recipe,
     )
+    from odelm.infer.draft_choice import with_fastest_drafts
     from odelm.infer.encoder_runner import EncoderRunner
     from odelm.infer.generator import Generator
     from odelm.infer.quantize import quantize
@@ -56,12 +57,14 @@ __all__ = [
     "ode",
     "parameter_bytes",
     "quantize",
+    "with_fastest_drafts",
 ]
 
 _MODULES = {
     "odelm.config": (
         "Config DataConfig InitConfig MeshConfig ModelConfig OptimizerConfig StepSamplingConfig TrainConfig load_recipe"
     ),
+    "odelm.infer.draft_choice": "with_fastest_drafts",
     "odelm.infer.encoder_runner": "EncoderRunner",
     "odelm.infer.generator": "Generator",
     "odelm.infer.quantize": "quantize",

@@ -150,10 +150,13 @@ def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagVa
     """Returns the drafts that were asked for, or the fastest of those tried on the prompt; None if none is faster."""
     from odelm.infer.draft_choice import describe, try_drafts
     from odelm.infer.drafts import make_drafting
+    from odelm.infer.generator import Generator
 
     if flags.draft_steps is not None:
         return make_drafting(runner.plan(flags.draft_steps, "euler"), flags.draft_length)
-    trials = try_drafts(runner, tokenizer, plan, [prompt], new_tokens=min(flags.new_tokens, 48), end_token=end_token)
+    plain = Generator.of(runner, tokenizer, plan, end_token=end_token)
+    sampling = dict(temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed)
+    trials = try_drafts(plain, [prompt], new_tokens=min(flags.new_tokens, 48), **sampling)
     print(describe(trials), file=sys.stderr)
     return trials[0].drafting
 

@@ -10,8 +10,6 @@ from odelm.errors import InputError
 from odelm.evals import generation
 from odelm.evals.generation import Way, compare_ways, second_half, token_ms, ways
 from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
-from odelm.infer import draft_choice
-from odelm.infer.draft_choice import describe, try_drafts
 from odelm.infer.latency import Latency
 from odelm.infer.runner import Runner
 from odelm.models.loss import loss_sums
@@ -86,24 +84,3 @@ def test_without_a_text_there_are_no_losses(runner):
     assert row["loss"] is row["loss_increase"] is None
     with pytest.raises(InputError, match="new_tokens is 1, expected at least 2"):
         compare_ways(runner, [Way(4)], PROMPTS, new_tokens=1)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("fastest", [0, 2])
-def test_the_fastest_drafts_are_taken(fastest, runner, monkeypatch):
-    """The times are made up: of four ways, no draft first."""
-
-    def measured(calls, **options):
-        for call in calls.values():
-            call()
-        return {name: Latency(1.0 if name == fastest else 2.0 + name, 9.0) for name in calls}
-
-    monkeypatch.setattr(draft_choice, "measure", measured)
-    trials = try_drafts(runner, None, runner.plan(4, "euler"), PROMPTS, steps=[4, 2], new_tokens=6)
-    assert len(trials) == 1 + len(draft_choice.LENGTHS) and trials[0].milliseconds == 1
-    if fastest:
-        assert trials[0].drafting.length == draft_choice.LENGTHS[1][0] and trials[0].steps == 2
-        length, _ = draft_choice.LENGTHS[1]
-        assert "2.00x as fast" in describe(trials) and f"{length} tokens in 2 steps" in describe(trials)
-    else:
-        assert trials[0].drafting is None and "no draft was faster" in describe(trials)

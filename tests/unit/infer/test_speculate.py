@@ -37,6 +37,22 @@ def drafting(model) -> Generator:
     return Generator(model, draft_steps=2, draft_length=3)
 
 
+def test_texts_in_16_bits_part_only_where_rounding_decides(model):
+    """Full depth's float32 logits of the two tokens differ by no more than two roundings of a logit to bfloat16."""
+    plain, drafting = Generator(model, dtype="bfloat16"), Generator(model, dtype="bfloat16", draft_steps=2)
+    prompts = [[(i * j) % 13 for j in range(1, 5)] for i in range(1, 25)]
+    exact, found = (one(prompts, new_tokens=24) for one in (plain, drafting))
+    same = 0
+    for prompt, old, new in zip(prompts, exact, found, strict=True):
+        parts = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+        same += not parts
+        if parts:
+            logits = np.asarray(model(jnp.array([prompt + old[: parts[0]]]))[0, -1], np.float64)
+            gap = abs(logits[old[parts[0]]] - logits[new[parts[0]]])
+            assert gap <= 2 * 2.0**-8 * np.abs(logits).max(), (prompt, parts[0])
+    assert same >= len(prompts) // 2 and drafting.draft_counts.accepted
+
+
 POST = dict(norm_placement="post", groups=2, positions="learned")
 MODELS = {
     "post, groups, learned": (POST, 0.1, dict(draft_steps=2)),
