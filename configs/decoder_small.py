@@ -14,8 +14,10 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(kind="decoder", vocab_size=16_384, width=768, heads=12, depth=12, max_length=1024),
         data=DataConfig(corpus="text"),
-        step_sampling=StepSamplingConfig(kind="random_count"),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup=200),
+        step_sampling=StepSamplingConfig(kind="random_count", few_first=0.3),
+        optimizer=OptimizerConfig(
+            kind="muon", learning_rate=6e-3, muon_learning_rate=0.03, warmup=200, decay="linear", final_fraction=0.0
+        ),
         train=TrainConfig(
             updates=4000, batch_size=32, length=1024, eval_every=1000, eval_batches=16, checkpoint_every=1000
         ),
