@@ -78,10 +78,13 @@ class Case:
         return cls(model, mesh, int(devices), scaling)
 
     def config(self, rows: int = 0) -> Config:
-        """Returns the recipe of the case; `rows` replaces those of the model. Raises InputError for what is no mesh."""
+        """Returns the recipe of the case; `rows` replaces those of the model. Raises InputError for what is no mesh.
+
+        The optimiser is AdamW: Muon's products are the same on each device of a `data` mesh, however many there are.
+        """
         shape = MODELS[self.model]
         rows = (rows or shape.rows) * (self.devices if self.scaling == "weak" else 1)
-        config = replace(load_recipe(shape.recipe), shape.changes | {"train.batch_size": rows})
+        config = replace(load_recipe(shape.recipe), shape.changes | {"train.batch_size": rows, "optimizer.kind": "adamw"})
         return dataclasses.replace(config, mesh=mesh_of(self.mesh, self.devices), data=DataConfig()).validate()
 
 

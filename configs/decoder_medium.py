@@ -3,7 +3,8 @@
     python train.py --config=configs/decoder_medium.py --workdir=runs/medium \\
         --config.data.corpus=text --config.data.source=PATH
 
-It has not been run yet.
+Muon with few steps first was the best recipe at equal time in a model of half its width (docs/results.md, "Recipes at
+equal time"); this recipe itself has not been run yet.
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
