@@ -84,7 +84,9 @@ class Case:
         """
         shape = MODELS[self.model]
         rows = (rows or shape.rows) * (self.devices if self.scaling == "weak" else 1)
-        config = replace(load_recipe(shape.recipe), shape.changes | {"train.batch_size": rows, "optimizer.kind": "adamw"})
+        config = replace(
+            load_recipe(shape.recipe), shape.changes | {"train.batch_size": rows, "optimizer.kind": "adamw"}
+        )
         return dataclasses.replace(config, mesh=mesh_of(self.mesh, self.devices), data=DataConfig()).validate()
 
 

@@ -4,8 +4,8 @@
         --config.data.corpus=text --config.data.source=PATH
 
 Muon with few steps first was the best recipe at equal time in a model of two thirds of its width (docs/results.md,
-"Recipes at equal time"); this recipe itself has not been run with it. With AdamW (there, "On a GPU") 2,500 updates took less
-than four minutes on one H100 and reached a held-out loss of 3.83 nats/token at 12 steps and 3.87 at 3.
+"Recipes at equal time"); this recipe itself has not been run with it. With AdamW ("On a GPU" there) 2,500 updates took
+less than four minutes on one H100 and reached a held-out loss of 3.83 nats/token at 12 steps and 3.87 at 3.
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig
