@@ -1,7 +1,7 @@
 """Programs compiled side by side, where the backend allows it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,18 +12,13 @@ Result = TypeVar("Result")
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], *, runs: bool = True) -> list[Result]:
-    """Returns `function(item)` for each item; the calls, each of which compiles a program, overlap where that is safe.
+    """Returns `function(item)` for each item; on a CPU the calls, each of which compiles a program, overlap.
 
-    On a GPU they do not: XLA times kernels while it compiles, and another compilation would disturb that. `runs` says
-    that the calls run their programs too: then they overlap on a single CPU device only, because programs that wait for
-    other devices could wait for each other. For TPUs programs are only compiled side by side.
+    On a GPU XLA times kernels while it compiles, and another compilation would disturb that. On a TPU it has not been
+    tried; of programs for an absent slice libtpu compiles one after the other, whatever the number of threads. `runs`
+    says that the calls run their programs too: then they overlap on a single device only, because programs that wait
+    for other devices could wait for each other.
     """
-    return list(one_by_one(function, items, runs=runs))
-
-
-def one_by_one(function: Callable[[Item], Result], items: Iterable[Item], *, runs: bool = True) -> Iterator[Result]:
-    """Yields what `side_by_side` returns, in order, each result as soon as it and those before it are there."""
-    backend = jax.default_backend()
-    overlap = backend == "cpu" and jax.device_count() == 1 if runs else backend in ("cpu", "tpu")
+    overlap = jax.default_backend() == "cpu" and not (runs and jax.device_count() > 1)
     with ThreadPoolExecutor(os.cpu_count() if overlap else 1) as pool:
-        yield from pool.map(function, items)
+        return list(pool.map(function, items))

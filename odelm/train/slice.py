@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelm import sharding
-from odelm.compiling import one_by_one
 from odelm.config import Config, DataConfig, ModelConfig
 from odelm.errors import InputError
 from odelm.models.attention import splash_pays
@@ -89,8 +88,8 @@ def needs(config: Config, topology: str) -> Iterator[Need]:
 def compiled_updates(config: Config, topology: str) -> Iterator[tuple[int, jax.stages.Compiled]]:
     """Yields each count of steps of a recipe, and its update compiled for a slice; raises as `needs` does."""
     model = _as_on_tpu(config.model, config.train.length)
-    lowered = dict(lowered_updates(dataclasses.replace(config, model=model), _devices(topology)))
-    yield from zip(lowered, one_by_one(lambda one: one.compile(), lowered.values(), runs=False), strict=True)
+    for count, lowered in lowered_updates(dataclasses.replace(config, model=model), _devices(topology)):
+        yield count, lowered.compile()
 
 
 def lowered_updates(config: Config, devices: Sequence[Any]) -> Iterator[tuple[int, jax.stages.Lowered]]:
@@ -111,8 +110,9 @@ def lowered_updates(config: Config, devices: Sequence[Any]) -> Iterator[tuple[in
     optimizer = make_optimizer(config.optimizer, config.train.updates, config.model)
     graph, _ = graph_of(config)
     state = abstract_state(config, optimizer, mesh)
+    layout = sharding.batch_sharding(mesh)
     batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batch_sharding(mesh))
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
         for name, (shape, dtype) in batch_shapes(config).items()
     }
     jitted = jit_update(make_update(config, graph, optimizer), state, mesh)

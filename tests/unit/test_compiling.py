@@ -5,7 +5,7 @@ import threading
 import jax
 import pytest
 
-from odelm.compiling import one_by_one, side_by_side
+from odelm.compiling import side_by_side
 
 
 def overlaps(monkeypatch, backend: str, devices: int, **options) -> bool:
@@ -33,25 +33,9 @@ def overlaps(monkeypatch, backend: str, devices: int, **options) -> bool:
         ("cpu", 1, True, True),
         ("cpu", 8, True, False),
         ("cpu", 8, False, True),
-        ("tpu", 4, False, True),
-        ("tpu", 1, True, False),
+        ("tpu", 4, False, False),
         ("gpu", 1, False, False),
     ],
 )
 def test_calls_overlap_only_where_that_is_safe(backend, devices, runs, expected, monkeypatch):
     assert overlaps(monkeypatch, backend, devices, runs=runs) == expected
-
-
-def test_results_come_in_order_and_as_soon_as_they_are_there(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    last = threading.Event()
-
-    def call(item: int) -> int:
-        if item == 2:
-            assert last.wait(timeout=5.0), "the first two were not handed on before the third had ended"
-        return item
-
-    found = one_by_one(call, range(3), runs=False)
-    assert [next(found), next(found)] == [0, 1]
-    last.set()
-    assert list(found) == [2]
