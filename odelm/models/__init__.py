@@ -1,4 +1,4 @@
-"""The Flax modules: reusable one by one, put together by `create`."""
+"""The Flax modules: each can be used separately, and `create` assembles them into a model."""
 
 from odelm.models.attention import Attention
 from odelm.models.block import Condition, SharedBlock

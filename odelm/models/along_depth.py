@@ -14,8 +14,8 @@ from odelm.ode.plan import Place
 
 
 def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """Returns the root mean square of the state before each unit of full depth, and of what that unit adds to it,
-    float32 (depth,) each, over all tokens and coordinates."""
+    """Returns two root mean squares for each unit of full depth, over all tokens and coordinates: of the state before
+    the unit, and of the increment that the unit adds; float32 (depth,) each."""
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
     plan = model.plan()
     h, found = model._start(inputs, None), []
@@ -31,7 +31,7 @@ def norms_along_depth(model: SharedTransformer, inputs: Inputs) -> tuple[jax.Arr
 
 
 class _Recorder(BlockField):
-    """A block's field whose memory takes the norms of its unit steps, float32 (2,), beside its own."""
+    """A block's field whose memory holds, beside its usual contents, the norms of its unit steps, float32 (2,)."""
 
     def step_remembering(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, memory: Any, place: Place

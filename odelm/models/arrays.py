@@ -1,8 +1,8 @@
-"""What every module does with arrays, spelled out so that no shape, dtype or layout is left to a rule of JAX's.
+"""Array operations that all modules share, explicit about shape, dtype and layout instead of relying on JAX's rules.
 
-Models are then right where its user has forbidden these rules: under `jax_numpy_rank_promotion="raise"`, under
+Models therefore also work where the user has disabled those rules: under `jax_numpy_rank_promotion="raise"`, under
 `jax_numpy_dtype_promotion="strict"`, and on a mesh whose axes are `Explicit` (the default of `jax.make_mesh`), where an
-operation must say how its result is laid out if its operands leave that open.
+operation must state the sharding of its result if its operands do not determine it.
 """
 
 import math
@@ -17,7 +17,7 @@ from odelm.ode.dtypes import wider
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
-    """Returns (D,) with axes of size 1 in front, so that it spreads over an array of `ndim` axes."""
+    """Returns (D,) with axes of size 1 in front, so that it broadcasts over an array of `ndim` axes."""
     return vector.reshape((1,) * (ndim - vector.ndim) + vector.shape)
 
 
@@ -33,9 +33,10 @@ def scaled(x: jax.Array, factor: jax.Array | None) -> jax.Array:
 
 
 def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns `x` in a dtype of 16 bits as it will be written to memory, and read from there.
+    """Returns `x` rounded to a 16-bit dtype, as it will be written to memory and read back.
 
-    XLA keeps a wider number where it can. What reads it later then computes all of it again: of a norm, its sums too.
+    Without this XLA keeps a wider number where it can, and each later reader recomputes it completely: for a norm, its
+    sums too.
     """
     if x.dtype == dtype:
         return x
@@ -43,13 +44,13 @@ def rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def lookup(table: jax.Array, index: jax.Array, *, fill: float = math.nan) -> jax.Array:
-    """Returns the rows (.., E) of `table` (V, E) at `index` (..); `fill` for an index that is not from 0 to V - 1."""
+    """Returns the rows (.., E) of `table` (V, E) at `index` (..); `fill` where an index is not from 0 to V - 1."""
     spread = _spread(index, 1)
     return table.at[index].get(mode="fill", fill_value=fill, wrap_negative_indices=False, out_sharding=spread)
 
 
 def pick(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns `x[b, index[b, p]]`, (B, P, D) of (B, L, D) and (B, P): the places of each row that it names."""
+    """Returns `x[b, index[b, p]]`, (B, P, D) of (B, L, D) and (B, P): the positions of each row that `index` names."""
     rows = jnp.arange(x.shape[0], dtype=index.dtype)[:, None]
     return x.at[rows, index].get(out_sharding=_spread(index, x.ndim - 2))
 
@@ -61,13 +62,13 @@ def pick_last(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 BATCH_AXES = ("data", "fsdp")
-"""The axes of a mesh that cut the batch, where it has them."""
+"""The mesh axes that shard the batch, where the mesh has them."""
 
 
 def constrain(h: jax.Array) -> jax.Array:
-    """Returns a state (B, ..), laid out by the batch alone on the mesh that is set, if its axes are Auto.
+    """Returns a state (B, ..), sharded along the batch only, on the mesh that is set, if its axes are Auto.
 
-    Without this the compiler may cut the state as the parameters are cut, and gather it at every product.
+    Without this the compiler may shard the state like the parameters, and gather it at every product.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not mesh.are_all_axes_auto or not set(BATCH_AXES) <= set(mesh.axis_names):
@@ -76,8 +77,8 @@ def constrain(h: jax.Array) -> jax.Array:
 
 
 def batch_parts() -> int:
-    """Returns in how many parts the mesh that is set cuts arrays along the batch, 1 without one; the parts that
-    `jax.shard_map` gives to each device are not cut any more."""
+    """Returns into how many parts the mesh that is set cuts arrays along the batch, 1 without a mesh; inside
+    `jax.shard_map` each device's part is not cut further."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:
         return 1
@@ -87,8 +88,8 @@ def batch_parts() -> int:
 def by_rows_and_heads(
     attend: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array
 ) -> jax.Array:
-    """Returns `attend(q, k, v, segments)`, of queries (B, L, H, K), keys, values and segments (B, L), where each device
-    of the mesh that is set gets its rows and its heads: the compiler does not know how to cut a kernel."""
+    """Returns `attend(q, k, v, segments)` for queries (B, L, H, K), keys, values and segments (B, L), sharded so that
+    each device of the mesh that is set computes its own rows and heads: the compiler cannot shard a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual or not {*BATCH_AXES, "tensor"} <= set(mesh.axis_names):
         return attend(q, k, v, segments)
@@ -99,8 +100,8 @@ def by_rows_and_heads(
 
 
 def cuts_evenly(q: jax.Array) -> bool:
-    """Returns whether the mesh that is set divides the rows and the heads of (B, L, H, K), as `by_rows_and_heads`
-    needs it."""
+    """Returns whether the mesh that is set divides the rows and the heads of (B, L, H, K) evenly, as
+    `by_rows_and_heads` requires."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.are_all_axes_manual:
         return True
@@ -108,19 +109,20 @@ def cuts_evenly(q: jax.Array) -> bool:
 
 
 def is_explicit(x: jax.Array) -> bool:
-    """Returns whether an array lies on a mesh whose axes are Explicit."""
+    """Returns whether an array is on a mesh whose axes are Explicit."""
     mesh = jax.typeof(x).sharding.mesh
     return not mesh.empty and mesh.are_all_axes_explicit
 
 
 def check_auto(x: jax.Array, what: str) -> None:
-    """Raises InputError for an array on a mesh whose axes are Explicit, where `what` is not computed."""
+    """Raises InputError for an array on a mesh whose axes are Explicit, where `what` is not supported."""
     if is_explicit(x):
         raise InputError(f"{what} need a mesh whose axes are Auto, not Explicit: jax.make_mesh(axis_types=...)")
 
 
 def _spread(index: jax.Array, more: int) -> NamedSharding | None:
-    """Returns the layout of what is gathered at `index`, with `more` axes behind; None where the compiler chooses."""
+    """Returns the sharding of a gather at `index` whose result has `more` trailing axes; None where the compiler
+    chooses."""
     sharding = jax.typeof(index).sharding
     spec = PartitionSpec(*sharding.spec, *(None,) * more)
     return NamedSharding(sharding.mesh, spec) if is_explicit(index) else None

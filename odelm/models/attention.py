@@ -1,5 +1,5 @@
-"""Multi-head attention, causal or not; rotary positions, query-key norm, fewer key-value heads and a memory of earlier
-keys are options."""
+"""Multi-head attention, causal or not, with options for rotary positions, query-key norm, fewer key-value heads and a
+memory of earlier keys and values."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -20,20 +20,20 @@ from odelm.models.residual import Delta
 from odelm.models.view import Angles, View, rotary_angles
 
 CUDNN_FROM = 256
-"""The length from which cuDNN's attention was measured to pay, with a mask or without (docs/results.md, "Attention on a
-GPU")."""
+"""The shortest length at which cuDNN's attention was measured to be faster, with a mask or without (docs/results.md,
+"Attention on a GPU")."""
 CUDNN_FROM_OF_MANY, MANY = 128, 1024
-"""The same where the keys of all rows are at least so many."""
+"""The same length where the keys of all rows together are at least `MANY`."""
 SPLASH_LANES, SPLASH_FROM = 128, 512
-"""Splash attention takes lengths that are multiples of the first, and is taken from the second on: below, the scores
-are few. (Not measured: no TPU was at hand.)"""
+"""Splash attention requires lengths that are multiples of the first, and is chosen from the second on: shorter rows
+have few scores. (Not measured: no TPU was at hand.)"""
 
 
 class Attention(nnx.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), the three input projections in one.
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2), with the three input projections fused.
 
-    With fewer heads of keys and values, J of them, the queries have a projection of their own, and query head h attends
-    with key-value head h // (H / J).
+    With fewer key-value heads, J of them, the queries have their own projection, and query head h attends with
+    key-value head h // (H / J).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
             kernel_init=initialize.branch_output(config),
             rngs=rngs,
         )
-        # Queries, keys and values by three maps in place of `qkv`: see odelm.infer.on_gpu.
+        # Three maps for queries, keys and values, in place of `qkv`: see odelm.infer.on_gpu.
         self.separate: nnx.List[nnx.Linear] | None = None
         self.query_norm = Norm(config, K) if config.qk_norm else None
         self.key_norm = Norm(config, K) if config.qk_norm else None
@@ -74,11 +74,12 @@ class Attention(nnx.Module):
         out_delta: Delta | None = None,
         in_scales: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, Slot | None]:
-        """Returns (B, L, D) of (B, L, D), and the memory with the keys and values of these positions written to it.
+        """Returns (B, L, D) for `x` (B, L, D), and the memory with the keys and values of these positions written to
+        it.
 
-        `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding.
-        The deltas are added to the linear maps; then queries, keys and values take the factors `in_scales`, each of the
-        shape that its map gives. Both are by the names of `odelm.models.heads.input_maps`.
+        `view` has the tokens' positions and the mask; None is one sequence from position 0, without padding. The deltas
+        are added to the linear maps; then queries, keys and values are multiplied by `in_scales`, each of the shape of
+        its map's output. `in_deltas` and `in_scales` are by the names of `odelm.models.heads.input_maps`.
         """
         view = self._view(x.shape[1]) if view is None else view
         q, k, v = self._projected(x, in_deltas, in_scales)
@@ -114,7 +115,7 @@ class Attention(nnx.Module):
         return mapped(self.query, "query"), key_value[:, :, 0], key_value[:, :, 1]
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, view: View) -> jax.Array:
-        """Returns the values (B, S, J, K) averaged for each query (B, L, H, K)."""
+        """Returns the attention-weighted mean of the values (B, S, J, K) for each query (B, L, H, K)."""
         if view.start is None and takes_splash(self.implementation, q):  # prompts are of any length
             from odelm.models.splash import splash_attention  # Pallas takes a while to import
 
@@ -148,19 +149,20 @@ def attend(
     causal: bool,
     implementation: str,
 ) -> jax.Array:
-    """Returns the values (B, S, J, K) averaged for each query (B, L, H, K), in their dtype; J divides H.
+    """Returns the attention-weighted mean of the values (B, S, J, K) for each query (B, L, H, K), in their dtype; J
+    divides H.
 
-    `mask` is bool (B or 1, 1, L or 1, S), `lengths` int32 (B,) how many keys each row begins with that may be attended
-    to, `implementation` one of `odelm.config.ATTENTIONS`.
+    `mask` is bool (B or 1, 1, L or 1, S), `lengths`, int32 (B,), the number of leading keys of each row that may be
+    attended to, `implementation` one of `odelm.config.ATTENTIONS`.
     """
     chosen = choose_implementation(implementation, q, k)
     if chosen == "cudnn" and mask is not None:
-        # It takes a mask only with every query spelled out.
+        # cuDNN takes a mask only if it has a row for every query.
         mask = jnp.broadcast_to(mask, (mask.shape[0], 1, q.shape[1], k.shape[1]))
     if lengths is not None:
-        lengths = jnp.maximum(lengths.astype(jnp.int32), 1)  # the mean over no keys is no number
+        lengths = jnp.maximum(lengths.astype(jnp.int32), 1)  # the mean over no keys is undefined
     q, k, v = (upcast_float16_on_cpu(part) for part in (q, k, v))
-    with jax.numpy_dtype_promotion("standard"):  # its softmax mixes float32 with 16 bits
+    with jax.numpy_dtype_promotion("standard"):  # the softmax inside mixes float32 with 16 bits
         context = jax.nn.dot_product_attention(
             q, k, v, mask=mask, key_value_seq_lengths=lengths, is_causal=causal, implementation=chosen
         )
@@ -168,7 +170,7 @@ def attend(
 
 
 def takes_splash(implementation: str, q: jax.Array) -> bool:
-    """Returns whether attention without a memory is computed by `odelm.models.splash`; "auto" takes it on TPUs.
+    """Returns whether attention without a memory is computed by `odelm.models.splash`; "auto" chooses it on TPUs.
 
     Raises InputError if "splash" is asked for at a length that it cannot compute.
     """
@@ -183,7 +185,7 @@ def takes_splash(implementation: str, q: jax.Array) -> bool:
 
 
 def splash_pays(length: int) -> bool:
-    """Returns whether `auto` takes splash attention at a length, on a TPU."""
+    """Returns whether `auto` chooses splash attention at a length, on a TPU."""
     return length % SPLASH_LANES == 0 and length >= SPLASH_FROM
 
 
@@ -197,7 +199,7 @@ def takes_packed(implementation: str, q: jax.Array, k: jax.Array) -> bool:
 
 
 def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Literal["xla", "cudnn"]:
-    """Returns "xla" or "cudnn"; "auto" takes cuDNN where it can be used and was measured to pay.
+    """Returns "xla" or "cudnn"; "auto" chooses cuDNN where it can be used and was measured to be faster.
 
     Raises InputError if "cudnn" is asked for where it is missing or cannot compute.
     """
@@ -214,7 +216,7 @@ def choose_implementation(implementation: str, q: jax.Array, k: jax.Array) -> Li
 
 
 def _pays(q: jax.Array, k: jax.Array) -> bool:
-    """Returns whether cuDNN's attention pays; it has no gradient for odd lengths with a mask."""
+    """Returns whether cuDNN's attention is usable and faster; it has no gradient for odd lengths with a mask."""
     lengths = q.shape[1], k.shape[1]
     many = q.shape[0] * min(lengths) >= MANY
     return min(lengths) >= (CUDNN_FROM_OF_MANY if many else CUDNN_FROM) and not any(length % 2 for length in lengths)
@@ -222,8 +224,8 @@ def _pays(q: jax.Array, k: jax.Array) -> bool:
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Turns the pairs (k, k + K/2) of `x` (B, L, H, K) by their positions' angles, in float32; the dtype is kept."""
-    # (1 or B, L, 1, 1, K/2), and the pairs as (B, L, H, 2, K/2): halves swapped by a reversal fuse with what is around
-    # them, a concatenation would not.
+    # (1 or B, L, 1, 1, K/2), and the pairs as (B, L, H, 2, K/2): a reversal that swaps the halves fuses with the
+    # operations around it, a concatenation would not.
     cos, sin = (part[..., None, None, :] if part.ndim == 3 else part[None, :, None, None, :] for part in angles)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     sign = jnp.array([-1.0, 1.0], jnp.float32).reshape(1, 1, 1, 2, 1)

@@ -1,4 +1,4 @@
-"""The shared block: from a state, and what its time says, to the state's increment or its next value.
+"""The shared block: maps a state, conditioned on its time, to the state's increment or its next value.
 
 Pre-norm, the block is a vector field. `a = Attn(N1 h)`, and the increment is `a + MLP(N2(h + a))`, or with
 parallel branches `a + MLP(N2 h)`; a step of size `dt` adds `dt` times it.
@@ -31,8 +31,9 @@ from odelm.ode.dtypes import at_least_float32
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Condition:
-    """All that a block draws from its time: the affine maps of its norms, (D,) gates on its branches, and with
-    `wide_modulation` factors on what each input map of attention gives, by its name, and on `hidden` units (F,)."""
+    """Everything that a block computes from its time: the affine maps of its norms, (D,) gates on its branches, and
+    with `wide_modulation` factors on the output of each input map of attention, by the map's name, and on `hidden`
+    units (F,)."""
 
     norm1: Affine
     norm2: Affine | None
@@ -46,12 +47,12 @@ class SharedBlock(nnx.Module):
     """One Transformer block, to be applied many times. All calls take and return states (B, L, D).
 
     Every call may be given a `view` of the tokens (`odelm.models.View`: padding, packed documents, positions), a `key`
-    that turns dropout on, and a `memory` of the keys and values of earlier positions, which comes back updated.
+    that turns dropout on, and a `memory` of the keys and values of earlier positions, which is returned updated.
 
     Args:
-        first: the unit of the model's depth at which the block's time 0 lies.
-        start: where its stretch of time begins: 0, but for the later ones of several groups.
-        single: whether it replaces one layer only, and so needs no corrections by layer.
+        first: the unit of the model's depth that is the block's time 0.
+        start: the time at which its stretch begins: 0, except for the later ones of several groups.
+        single: whether it replaces one layer only, and so needs no per-layer corrections.
     """
 
     field_class = "odelm.models.BlockField(block)"
@@ -77,7 +78,7 @@ class SharedBlock(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def condition(self, t: jax.Array) -> Condition:
-        """Returns what the block needs to know of the time `t`, a float32 scalar."""
+        """Returns the block's condition at the time `t`, a float32 scalar."""
         delta = None if self.residual is None else self.residual(t)
         delta1, delta2 = (None, None) if delta is None else (delta.norm1, delta.norm2)
         factor = self.branch_factor
@@ -166,7 +167,7 @@ class SharedBlock(nnx.Module):
 
 
 def euler(h: jax.Array, slope: jax.Array, dt: jax.Array | float) -> jax.Array:
-    """Returns `h + dt * slope`, computed in float32, in the dtype of `h`."""
+    """Returns `h + dt * slope`, computed in float32 and returned in the dtype of `h`."""
     wide = at_least_float32(h.dtype)
     return (h.astype(wide) + jnp.asarray(dt, wide) * slope.astype(wide)).astype(h.dtype)
 

@@ -12,13 +12,13 @@ from odelm.models.block import Condition, SharedBlock, euler
 from odelm.models.view import View
 
 Conditions = dict[str, Condition]
-"""By the number of the inner block. (No tuple: `nnx.tabulate` cannot show one of dataclasses.)"""
+"""Conditions by the number of the inner block. (Not a tuple: `nnx.tabulate` cannot show a tuple of dataclasses.)"""
 Memories = Any
 """A tuple of `Slot`s, one for each inner block."""
 
 
 class BlockChain(nnx.Module):
-    """Several blocks in turn, called as one `SharedBlock` is, with a condition and a memory for each."""
+    """Several blocks in turn, with the interface of one `SharedBlock`, and a condition and a memory for each."""
 
     field_class = "odelm.models.BlockField(block)"
 
@@ -34,7 +34,7 @@ class BlockChain(nnx.Module):
         )
 
     def condition(self, t: jax.Array) -> Conditions:
-        """Returns what each block needs to know of the time `t`."""
+        """Returns the condition of each block at the time `t`."""
         return {str(i): block.condition(t) for i, block in enumerate(self.inner)}
 
     def increment(
@@ -46,7 +46,8 @@ class BlockChain(nnx.Module):
         key: jax.Array | None = None,
         memory: Memories | None = None,
     ) -> tuple[jax.Array, Memories | None]:
-        """Returns the derivative of the state, the sum of the blocks' increments, each from where the last led."""
+        """Returns the derivative of the state: the sum of the blocks' increments, each from the state that the one
+        before it led to."""
         if self.post_norm:
             after, memory = self.step(condition=condition, h=h, dt=1.0, view=view, key=key, memory=memory)
             return after - h, memory

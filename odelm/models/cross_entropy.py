@@ -1,8 +1,9 @@
 """Cross-entropy of a linear readout, without ever holding the logits of all tokens.
 
-The logits of 32 x 1,024 tokens over 50,304 words are 6.6 GB in float32, and as much again is their gradient. Here they
-are made a piece of the tokens at a time, and each piece leaves its loss and, if a gradient is asked for, its share of
-the gradients, whose only unknown is the factor that the summed loss is multiplied by. So nothing is computed twice.
+The logits of 32 x 1,024 tokens over 50,304 words are 6.6 GB in float32, and their gradient takes as much again. Here
+they are computed for one piece of the tokens at a time. Each piece leaves its loss and, if a gradient is asked for, its
+share of the gradients up to one factor that is still unknown, the one by which the summed loss is multiplied. So
+nothing is computed twice.
 """
 
 import functools
@@ -17,26 +18,27 @@ import jax.numpy as jnp
 from odelm.models.arrays import along_last, batch_parts, is_explicit, pick_last
 
 PIECE_BYTES = 1 << 30
-"""The logits held at once: so many bytes in float32 (4 GiB of device memory with what is made of them)."""
+"""The size of the logits that are held at once, in bytes of float32 (4 GiB of device memory with the arrays derived
+from them)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Teacher:
-    """What a model is to learn from beside the text: what is read from other states, by the same readout or another,
-    without a gradient (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
+    """What a model learns from beside the text: the predictions that are read from other states, by the same readout or
+    another, without a gradient (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
 
     x: jax.Array
-    """(B, L, E)."""
+    """(B, L, E), the teacher's states."""
     share: jax.Array | float
-    """How much of what is learned it is: 0 none, 1 all."""
+    """The teacher's share of what is learned: 0 is none, 1 is all."""
     matrix: jax.Array | None = None
-    """(V, E) of a readout of its own."""
+    """(V, E), the matrix of the teacher's own readout, or None."""
     bias: jax.Array | None = None
-    """float32 (V,) of that, or None."""
+    """float32 (V,), the bias of that readout, or None."""
 
     def logits(self, x: jax.Array, matrix: jax.Array, bias: jax.Array | None, *, dtype: Any = jnp.float32) -> jax.Array:
-        """Returns those of a piece of its states, read by `matrix` and `bias` unless it has its own."""
+        """Returns the logits of a piece of its states, read by `matrix` and `bias` unless it has its own readout."""
         if self.matrix is None:
             return _logits(x, matrix, bias, dtype=dtype)
         return _logits(x, self.matrix.astype(x.dtype), self.bias, dtype=dtype)
@@ -64,10 +66,10 @@ def summed_cross_entropy(
         bias: float32 (V,), or None.
         targets: int32 (B, L).
         weights: float32 (B, L), 0 where nothing is predicted.
-        z_loss: what `logsumexp(logits)^2` weighs in the sum beside it, which keeps logits small (Chowdhery et al. 2022,
-            arXiv 2204.02311, section 5); the shares leave it out.
-        teacher: whose predictions are learned in place of a share of the targets; the shares leave it out.
-        piece_bytes: of the logits that are held at once, in float32.
+        z_loss: the weight of `logsumexp(logits)^2`, which is added to the sum and keeps logits small (Chowdhery et al.
+            2022, arXiv 2204.02311, section 5); the tokens' shares exclude it.
+        teacher: its predictions are learned in place of a fraction of the targets; the tokens' shares exclude it.
+        piece_bytes: the size of the logits that are held at once, in float32.
     """
     pieces = _count_pieces(targets.shape, matrix.shape[0], piece_bytes)
     total, nats = cast(tuple[jax.Array, jax.Array], _summed(x, matrix, bias, targets, weights, teacher, z_loss, pieces))
@@ -75,9 +77,9 @@ def summed_cross_entropy(
 
 
 def _count_pieces(shape: tuple[int, ...], words: int, piece_bytes: int) -> int:
-    """Returns how many pieces of equal length the rows are cut into: a divisor of it, as near as there is.
+    """Returns into how many pieces of equal length the rows are cut: the smallest sufficient divisor of their length.
 
-    The bytes are those on a device.
+    `piece_bytes` counts the bytes on one device.
     """
     wanted = min(math.ceil(4 * math.prod(shape) * words / (piece_bytes * batch_parts())), shape[1])
     return next(count for count in range(max(wanted, 1), shape[1] + 1) if shape[1] % count == 0)
@@ -125,7 +127,7 @@ def _forward(
     def body(sums: tuple, piece: tuple[jax.Array, ...]) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
         total, of_matrix, of_bias = sums
         part, targets, weights, *taught = piece
-        # In 16 bits, as the products are, they take half the time to write and to read twice.
+        # Logits in 16 bits, as the products are, take half the time to write and to read twice.
         low = _logits(part, small, bias, dtype=x.dtype)
         lse, nats = read_logits(low, targets)
         logits = low.astype(jnp.float32)
@@ -190,7 +192,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax
 
 
 def read_logits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns what `cross_entropy` does, float32, but without a gradient."""
+    """Returns the same as `cross_entropy`, in float32, but without a gradient."""
     wide = logits.astype(jnp.float32)
     if not reads_once():
         return cross_entropy(wide, targets)
@@ -199,15 +201,16 @@ def read_logits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def reads_once() -> bool:
-    """Returns whether the logits are read once for their sum and once for their slope: on a GPU, where that is a
-    fifth of what the loss takes beside its products, and where no device has a part of the words only."""
+    """Returns whether the logits are read once for their sum and once for their gradient: on a GPU, where that is a
+    fifth of what the loss takes beside its products, and where no device has only a part of the vocabulary."""
     mesh = jax.sharding.get_abstract_mesh()
     whole = mesh.empty or mesh.are_all_axes_manual or mesh.shape.get("tensor", 1) == 1
     return jax.default_backend() == "gpu" and whole
 
 
 def _logsumexp_in_one_pass(logits: jax.Array) -> jax.Array:
-    """Returns logsumexp over the last axis, by a reduction that carries the largest so far and the sum below it.
+    """Returns logsumexp over the last axis, by a reduction that carries the largest logit so far and the sum of
+    exponentials relative to it.
 
     Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax" (arXiv 1805.02867).
     """
@@ -220,7 +223,7 @@ def _logsumexp_in_one_pass(logits: jax.Array) -> jax.Array:
 
     lowest = jnp.asarray(
         jnp.finfo(logits.dtype).min, logits.dtype
-    )  # not -inf, whose difference from itself is no number
+    )  # not -inf, whose difference from itself is not a number
     ones, zero = jnp.ones_like(logits), jnp.zeros((), logits.dtype)
     top, total = jax.lax.reduce((logits, ones), (lowest, zero), join, (logits.ndim - 1,))
     return top + jnp.log(total)

@@ -1,14 +1,14 @@
 """Early exits: a row, or a token, whose state has settled crosses the rest of the depth in one step.
 
-After each step from `t` the straight line that the state is on may be followed to the end `T`. The step that does so
-adds an error of about `(T - t)² / 2 |d²h/dt²|`, Euler's own estimate, in which the second derivative is the difference
-between the last two slopes. Where that is small beside the state, or where the prediction that would be read now has
-stopped changing, the next step is the last one. So an exit costs an evaluation like any other, and no row or token has
-more evaluations than the plan.
+After a step, at time `t`, one Euler step may cross the rest of the depth to its end `T`. That step adds an error of
+about `(T - t)² / 2 |d²h/dt²|`, the estimate for Euler's method, in which the second derivative is taken from the
+difference between the last two slopes. Where that error is small beside the state, or where the prediction that would
+be read now has stopped changing, the next step is the last one. So an exit costs an evaluation like any other, and no
+row or token has more evaluations than the plan.
 
-Confident Adaptive Language Modeling (Schuster et al. 2022, arXiv 2207.07061) leaves the layers that are left out, and
-copies the state; here the field is asked once more, and the step is as long as the rest. That may be longer than any
-step in training: what it costs is in docs/inference.md ("Early exits").
+Confident Adaptive Language Modeling (Schuster et al. 2022, arXiv 2207.07061) skips the remaining layers and copies the
+state; here the field is evaluated once more, with a step as long as the rest of the depth. That step may be longer than
+any in training: its cost is in docs/inference.md ("Early exits").
 """
 
 import dataclasses
@@ -33,19 +33,20 @@ from odelm.ode.solver import EULER
 
 MEASURES = ("state", "prediction")
 FEWEST_STEPS = 4
-"""Of a group's stretch, from which an exit can save any: two steps show a difference, and the last one is taken."""
+"""The fewest steps of a group's stretch of which an exit can save any: two steps show a difference, and the last one is
+always taken."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EarlyExit:
-    """When the rest of the depth is crossed in one step.
+    """The rule for when the rest of the depth is crossed in one step.
 
-    Raises InputError for a tolerance that is not above 0, and for another measure.
+    Raises InputError for a tolerance that is not above 0, and for an unknown measure.
     """
 
     tolerance: float | jax.Array
-    """Below which the state, or the prediction, counts as settled."""
+    """The value of the measure up to which the state, or the prediction, counts as settled."""
     measure: str = dataclasses.field(default="state", metadata=dict(static=True))
     """"state": the estimated error of the step, as a share of the state, both as root mean squares.
     "prediction": the total variation distance between the predictions before and after a step, from 0 to 1."""
@@ -63,7 +64,7 @@ class EarlyExit:
 class Walk:
     """B rows, or the L tokens of each, on their way across one block's stretch of depth time, all at the same step.
 
-    What is said of each is an array (B, 1) by row, (B, L) by token.
+    Arrays with a value for each row are (B, 1), those with a value for each token (B, L).
     """
 
     left: jax.Array
@@ -79,12 +80,12 @@ class Walk:
     done: jax.Array
     """bool: whether the end was reached."""
     evaluations: jax.Array
-    """int32."""
+    """int32, how often the field was evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Leaving:
-    """A block's field whose steps are as long as each row, or token, is to take them."""
+    """A block's field whose step size can differ between rows, or tokens."""
 
     field: BlockField
     model: SharedTransformer
@@ -92,14 +93,15 @@ class Leaving:
     real: jax.Array | None = None
     """bool (B, L), the tokens whose state counts; None is all."""
     fine: jax.Array | None = None
-    """bool, shaped as what is said of each: those that may not leave the fine steps; None is none."""
+    """bool, with a value for each row or token: those that may not leave the fine steps; None is none."""
 
     def step(
         self, condition: TimedCondition, h: jax.Array, dt: jax.Array, walk: Walk, slots: Any = None
     ) -> tuple[jax.Array, Walk, Any]:
-        """Returns the state after a step of `dt`, or of the rest where it is the last; what is done keeps its own.
+        """Returns the state after a step of `dt`, or across the rest where the step is the last; rows or tokens that
+        are done keep theirs.
 
-        `slots` is what attention reads and writes, and comes back updated.
+        `slots` has the keys and values that attention reads and writes, and is returned updated.
         """
         size = jnp.where(walk.last, walk.left, dt)
         moved, slots = self.field.block.step(
@@ -116,14 +118,14 @@ class Leaving:
         return moved, dataclasses.replace(after, last=walk.last | settled), slots
 
     def _score(self, before: Walk, after: Walk, h: jax.Array) -> jax.Array:
-        """Returns what is compared with the tolerance, shaped as what is said of each row or token; it means nothing
-        for those that take the step across the rest, or have taken it."""
+        """Returns the measure that is compared with the tolerance, for each row or token; it is meaningless for those
+        that take the step across the rest, or have taken it."""
         if before.predicted is not None and after.predicted is not None:
             return self._mean(jnp.abs(after.predicted - before.predicted).sum(-1) / 2, before)
         wide = at_least_float32(h.dtype)
         first, middle, newest = (x.astype(wide) for x in (before.previous, after.previous, h))
         size = jnp.where(before.size > 0, before.size, after.size)
-        # The slopes are those of the middles of two steps.
+        # The slopes are those at the midpoints of the two steps.
         second = ((newest - middle) / after.size - (middle - first) / size) / ((size + after.size) / 2)
         error = jnp.square(after.left**2 / 2 * second)
         over = tuple(range(2, h.ndim))
@@ -131,7 +133,7 @@ class Leaving:
         return jnp.sqrt(errors / states)
 
     def _mean(self, x: jax.Array, walk: Walk) -> jax.Array:
-        """Returns (B, L) as it is by token, and its mean over real tokens, (B, 1), by row."""
+        """Returns `x` (B, L) unchanged for a walk by token, and its mean over real tokens, (B, 1), for one by row."""
         if walk.done.shape == x.shape:
             return x
         if self.real is None or x.shape[1] == 1:
@@ -181,5 +183,5 @@ def check_exits(model: SharedTransformer, plan: DepthPlan, rule: EarlyExit) -> N
 
 
 def _beside(x: jax.Array, h: jax.Array) -> jax.Array:
-    """Returns (B, 1) or (B, L) with axes of size 1 behind, so that it spreads over a state."""
+    """Returns (B, 1) or (B, L) with trailing axes of size 1, so that it broadcasts over a state."""
     return x.reshape(*x.shape, *(1,) * (h.ndim - x.ndim))

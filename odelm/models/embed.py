@@ -23,15 +23,15 @@ def sinusoids(length: int, size: int) -> jax.Array:
 
 
 def sinusoid_table(length: int, size: int) -> jax.Array:
-    """Returns the features at the scale of newly initialised embeddings, as they are added to them."""
+    """Returns the features at the scale of newly initialised embeddings, to which they are added."""
     return sinusoids(length, size) / math.sqrt(size)
 
 
 class Embed(nnx.Module):
     """Sums token, position and type embeddings of size E, normalises them if asked, and projects to width D.
 
-    ALBERT's factorisation (Lan et al. 2019, arXiv 1909.11942, section 3.1) is `embed_dim < width`. Sinusoidal
-    positions are scaled to the embeddings' initial size; rotary ones live in the attention.
+    ALBERT's factorisation (Lan et al. 2019, arXiv 1909.11942, section 3.1) is `embed_dim < width`. Sinusoidal positions
+    are scaled to the embeddings' initial size; rotary ones are applied in the attention.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -74,7 +74,7 @@ class Embed(nnx.Module):
         return x if self.project is None else self.project(x)
 
     def rows(self, tokens: jax.Array) -> jax.Array:
-        """Returns the embeddings of tokens (B, L), float32 (B, L, E); NaN for one that has none."""
+        """Returns the embeddings of tokens (B, L), float32 (B, L, E); NaN for a token that has none."""
         return lookup(self.tokens[...], tokens)
 
     def _position_features(self, inputs: Inputs) -> jax.Array:
@@ -85,13 +85,13 @@ class Embed(nnx.Module):
             table = sinusoid_table(self.max_length, self.tokens.shape[1])
         if inputs.positions is not None:
             return lookup(table, jnp.asarray(inputs.positions))
-        # The gradient of a lookup is a scatter. That of a broadcast is a sum over the batch: for its sake XLA lays the
-        # whole state out with the batch last on a GPU, and copies it at every product.
+        # The gradient of a lookup is a scatter. The gradient of a broadcast is a sum over the batch, for which XLA on a
+        # GPU lays out the whole state with the batch last, and copies it at every product.
         return lookup(table, jnp.broadcast_to(jnp.arange(inputs.shape[1], dtype=jnp.int32), inputs.shape))
 
 
 class Readout(nnx.Module):
-    """The state (.., D) to logits (.., V), through the transposed embedding or a matrix of its own.
+    """Maps the state (.., D) to logits (.., V), through the transposed embedding or a matrix of its own.
 
     A decoder with a factorised embedding projects to E first. An encoder transforms first (dense, activation,
     norm) and adds a bias per token: the masked-language head of BERT and ALBERT.

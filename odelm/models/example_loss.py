@@ -1,4 +1,4 @@
-"""What a classifier is trained by: the cross-entropy of labelled examples, or the squared error of a regression."""
+"""The training loss of a classifier: the cross-entropy of labelled examples, or the squared error of a regression."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ def example_losses(
     z_loss: float = 0.0,
     teacher: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of what is minimised, float32 (), and the loss of each example, float32 (B, 1).
+    """Returns the weighted sum that is minimised, float32 (), and the loss of each example, float32 (B, 1).
 
-    The loss of an example is in nats, or of a regression the squared error. The options change the sum only, not the
-    losses of the examples.
+    The loss of an example is in nats; for a regression it is the squared error. The options change the sum only, not
+    the losses of the examples.
 
     Args:
         hidden: (B, L, D).
-        targets: int32 (B, 1), classes; of a regression float32 (B, 1).
+        targets: int32 (B, 1), classes; for a regression float32 (B, 1).
         weights: float32 (B, 1), 0 for rows of padding.
         key: turns the head's dropout on.
         z_loss: as in `odelm.models.cross_entropy.summed_cross_entropy`; a regression has none.

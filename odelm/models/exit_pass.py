@@ -1,7 +1,8 @@
-"""A pass over the depth with early exits: every row, or token, in step, until all have reached the end.
+"""A pass over the depth with early exits: all rows, or tokens, step together, until all have reached the end.
 
-What is done is held while others walk on, and its keys and values at the times that it left out are those that it had
-last. So there are as many steps as the slowest takes; `odelm.infer.narrowing` leaves out what is done.
+A row or token that is done keeps its state while others continue, and at the times that it skipped its keys and values
+are the last ones that it computed. So there are as many steps as the slowest takes; `odelm.infer.narrowing` removes
+rows that are done.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ class HeldSlot:
     done: jax.Array
 
     def exchanged(self, keys: jax.Array, values: jax.Array, start: Any, *, alone: bool) -> KeysAndSlot:
-        """Returns the keys and values with the new ones of tokens that are not done, and the slot with them."""
+        """Returns the keys and values, replaced by the new ones for tokens that are not done, and the slot with
+        them."""
         held = self.done[..., None, None]
         keys = jnp.where(held, self.keys, keys.astype(self.keys.dtype))
         values = jnp.where(held, self.values, values.astype(self.values.dtype))
@@ -45,8 +47,8 @@ class HeldSlot:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FillingSlot(Slot):
-    """A slot of a memory whose new keys and values, of one token a row, are those of all later steps too, until these
-    write their own; rows that are `done`, bool (B, 1), write none."""
+    """A slot of a memory that writes its new keys and values, of one token a row, to all later steps too, until those
+    steps write their own; rows that are `done`, bool (B, 1), write none."""
 
     done: jax.Array
 
@@ -71,14 +73,14 @@ def encode_with_exits(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns hidden states (B, L, D), and the block evaluations of each row, int32 (B,), or of each token (B, L).
 
-    A row leaves the fine steps as a whole, `by` "row", or each token by itself, "token": later tokens and steps then
-    read the keys and values that it had last.
+    With `by` "row" a row leaves the fine steps as a whole, with "token" each token does separately: later tokens and
+    steps then read the last keys and values that it computed.
 
     Args:
-        plan: of Euler's method, the steps that are taken where nothing settles.
-        fine: bool (B, L), tokens that may not leave them; None is none. Only by token.
+        plan: a plan of Euler's method, whose steps are taken where nothing settles.
+        fine: bool (B, L), tokens that may not leave the fine steps; None is none. Only with `by` "token".
 
-    Raises InputError for a plan of another method, and where predictions are measured that the model does not make.
+    Raises InputError for a plan of another method, and for a rule on predictions that the model does not make.
     """
     if by not in UNITS:
         raise InputError(f"early exits are by {by!r}; {nearest(by, UNITS)}")
@@ -107,11 +109,11 @@ def decode_with_exits(
     memory: Memory,
     done: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Memory]:
-    """Returns what `model.run` does for one new token of each row, which leaves the fine steps when it has settled: the
+    """Returns what `model.run` does for one new token of each row, which leaves the fine steps once it has settled: the
     hidden states (B, 1, D), the evaluations of each, int32 (B,), and the memory.
 
-    Rows that are `done`, bool (B,), keep no keys and hold no other row back. Raises InputError for what `model.run`
-    refuses, and for several tokens of a row.
+    Rows that are `done`, bool (B,), write no keys and delay no other row. Raises InputError for what `model.run`
+    rejects, and for several tokens of a row.
     """
     check_exits(model, plan, rule)
     inputs = inputs.checked(model.config)
@@ -157,7 +159,7 @@ def _run(
 
 
 def _cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any) -> tuple[jax.Array, Walk, Any]:
-    """Returns the state at the end of a stretch, how each got there, and its keys and values."""
+    """Returns the state at the end of a stretch, the walk that led there, and the keys and values."""
 
     def going(carry: tuple[jax.Array, jax.Array, Walk, Any]) -> jax.Array:
         number, _, walk, _ = carry
@@ -174,7 +176,7 @@ def _cross(leaving: Leaving, h: jax.Array, part: ode.Plan, walk: Walk, kept: Any
 
 
 def _slots(kept: Any, step: jax.Array, done: jax.Array) -> Any:
-    """Returns what one evaluation is given of the keys and values."""
+    """Returns the slots of the keys and values for one evaluation."""
 
     def slot(one: KeyValues | HeldSlot) -> Slot | HeldSlot:
         if isinstance(one, HeldSlot):
@@ -185,7 +187,7 @@ def _slots(kept: Any, step: jax.Array, done: jax.Array) -> Any:
 
 
 def _kept(slots: Any) -> Any:
-    """Returns the keys and values that `_slots` was given, as an evaluation left them."""
+    """Returns the keys and values that `_slots` was given, as an evaluation updated them."""
 
     def kept(slot: Slot | HeldSlot) -> KeyValues | HeldSlot:
         return slot.kept if isinstance(slot, Slot) else slot

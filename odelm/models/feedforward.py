@@ -34,11 +34,12 @@ class FeedForward(nnx.Module):
         *,
         hidden_scale: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns (.., D) of (.., D). The deltas are added to the two linear maps; hidden units take `hidden_scale`."""
+        """Returns (.., D) for `x` (.., D). The deltas are added to the two linear maps; hidden units are multiplied by
+        `hidden_scale`."""
         up = self.up(x)
         if up_delta is not None:
             up = up + up_delta(x.astype(up.dtype))
-        # For the gradient `up` is kept alone. On a GPU XLA then computes a GELU in the product before it.
+        # Only `up` is kept for the gradient. On a GPU XLA then computes a GELU in the product before it.
         inner = jax.checkpoint(lambda x, scale: scaled(activate(x, self.activation), scale))(up, hidden_scale)
         down = self.down(inner)
         return down if down_delta is None else down + down_delta(inner)

@@ -21,13 +21,13 @@ TimedCondition = tuple[Any, jax.Array | None]
 
 @dataclass(frozen=True, eq=False)
 class BlockField:
-    """`f(t, h)` of one block: an `odelm.ode.RememberingField`, and so conditioned and stepping.
+    """`f(t, h)` of one block: an `odelm.ode.RememberingField`, and so also a conditioned and a stepping field.
 
     Dropout is a function of `t`: its key is folded with the time, so that the field stays a function of (t, h) and
-    every integration of it sees the same one. Stages of the same time drop the same; one that another integration
-    reaches by other roundings is the same time (`key_at`).
+    every integration of it sees the same field. Stages at the same time drop the same units, also where another
+    integration reaches that time with a different rounding (`key_at`).
 
-    Called by itself it computes keys and values at every time, also of a model with `kv_span`, which shares them along
+    Called directly it computes keys and values at every time, even for a model with `kv_span`, which shares them along
     the plans that the model makes.
     """
 
@@ -35,7 +35,7 @@ class BlockField:
     view: View | None = None
     key: jax.Array | None = None
     sharing: Sharing | None = None
-    """Which evaluations of a plan share keys and values; None is each its own."""
+    """Which evaluations of a plan share keys and values; None: each has its own."""
 
     def condition(self, t: jax.Array) -> TimedCondition:
         return self.block.condition(t), None if self.key is None else key_at(self.key, t)
@@ -69,10 +69,10 @@ class BlockField:
 
 
 def key_at(key: jax.Array, t: jax.Array) -> jax.Array:
-    """Returns the key of dropout at a time, a scalar: one for every 256th part of a unit of depth.
+    """Returns the dropout key at a scalar time: one key for every 256th part of a unit of depth.
 
-    The parts are shifted so that times which solvers visit, such as halves, thirds and tenths, do not lie on an edge
-    between two of them, where a rounding would decide.
+    The parts are shifted so that times which solvers visit, such as halves, thirds and tenths, are not on an edge
+    between two parts, where rounding would decide.
     """
     part = jnp.floor(t.astype(jnp.float32) * 256 + 0.381966).astype(jnp.int32)
     return jax.random.fold_in(key, part)

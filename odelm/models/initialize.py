@@ -15,11 +15,11 @@ Embeddings (V, E) start as N(0, 1/E), so that a tied readout of a normalised sta
 GPT-2's 0.02 is far below the increments at small widths, and trains markedly slower there: width 128, depth
 12, 120 updates at three steps, held-out loss 5.02 with it at 0.1 and 5.49 at 0.02, all else equal.
 
-A post-norm block renormalises its state after each branch, so nothing grows, but what a branch adds takes the place
-of what was there: of branches of unit scale each leaves `1/sqrt(2)` of the state, and after `2 L` of them all tokens
-look the same. The same scale keeps the state, for the same reason. Without it a masked model stays on the
-plateau of token frequencies: width 64, depth 12, unit steps, 800 updates of 32 x 64 tokens of the standard library,
-training loss 5.31 without it and 4.75 with it, all else equal.
+A post-norm block renormalises its state after each branch, so nothing grows, but what a branch adds replaces a part of
+the state: each branch of unit scale leaves `1/sqrt(2)` of it, and after `2 L` such branches all tokens look the same.
+The scale above preserves the state, for the same reason. Without it a masked model stays on the plateau of token
+frequencies: width 64, depth 12, unit steps, 800 updates of 32 x 64 tokens of the standard library, training loss 5.31
+without it and 4.75 with it, all else equal.
 """
 
 import dataclasses
@@ -38,10 +38,11 @@ embedding: Initializer = jax.nn.initializers.variance_scaling(
 
 
 def branch_factor(config: ModelConfig) -> float:
-    """Returns what each branch's output is multiplied by, 1 at the config's `reference_depth`.
+    """Returns the factor on each branch's output, 1 at the config's `reference_depth`.
 
-    In a deeper model the block does less at every step and its last matrices start as large, so that a learning rate
-    changes what the whole depth does by as much ("On the Residual Scaling of Looped Transformers", arXiv 2606.18524).
+    In a deeper model the block adds less at every step while its last matrices start equally large, so that a learning
+    rate changes the result of the whole depth by the same amount ("On the Residual Scaling of Looped Transformers",
+    arXiv 2606.18524).
     """
     if config.reference_depth is None:
         return 1.0
@@ -62,11 +63,11 @@ def branch_output(config: ModelConfig) -> Initializer:
 
 
 def embedding_factor(config: ModelConfig) -> float:
-    """Returns what embeddings are multiplied by where they enter the state, and the readout is divided by.
+    """Returns the factor by which embeddings are multiplied where they enter the state, and the readout is divided.
 
-    1 at the config's `reference_width`. Embeddings (V, E) are of size `1/sqrt(E)`, and a state that is read is of unit
-    scale: the factor keeps the state's beginning as large, and what a learning rate does to the logits, at every width
-    (Yang et al. 2022, arXiv 2203.03466, table 8, for tied matrices).
+    It is 1 at the config's `reference_width`. Embeddings (V, E) are of size `1/sqrt(E)`, and a state that is read is of
+    unit scale: the factor keeps the size of the initial state, and the effect of a learning rate on the logits, the
+    same at every width (Yang et al. 2022, arXiv 2203.03466, table 8, for tied matrices).
     """
     if config.reference_width is None or config.embed_dim is not None:
         return 1.0

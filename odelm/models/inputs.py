@@ -1,4 +1,4 @@
-"""What a call is given, as one value: tokens or embeddings, and what is known of each."""
+"""The inputs of a call as one value: tokens or embeddings, and what is known about each of them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Inputs:
     tokens: Array | None = None
     """int32 (B, L), from 0 to below the vocabulary's size."""
     embeddings: Array | None = None
-    """float (B, L, E) in place of tokens, E the embedding's size (the width, unless it is factorised). They enter
-    before positions and the embedding's norm, so that data other than tokens can cross the same depth."""
+    """float (B, L, E) in place of tokens, E the embedding's size (the width, unless it is factorised). Positions and
+    the embedding's norm are applied to them as to tokens, so that data other than tokens can cross the same depth."""
     positions: Array | None = None
-    """int32 (B, L); None counts from 0, in each segment anew, and after a memory from its length."""
+    """int32 (B, L); None counts from 0, anew in each segment, and after a memory continues from its length."""
     mask: Array | None = None
     """bool (B, L), True at real tokens; None is all."""
     token_types: Array | None = None
@@ -47,15 +47,16 @@ class Inputs:
 
     @property
     def real(self) -> jax.Array | None:
-        """bool (B, L), True at real tokens, however they are said; None is all."""
+        """bool (B, L), True at real tokens, whether a mask or lengths were given; None is all."""
         if self.lengths is None:
             return None if self.mask is None else jnp.asarray(self.mask, bool)
         return within(jnp.asarray(self.lengths), self.shape[1])
 
     def checked(self, config: ModelConfig) -> "Inputs":
-        """Returns them as arrays, the mask as bool; InputError for values that do not fit each other or the model.
+        """Returns the inputs as arrays, the mask as bool; InputError for values that do not fit each other or the
+        model.
 
-        Values are looked at where they are known, which they are not in traced code: an id there that has no embedding
+        Values are checked where they are known. In traced code they are unknown: there an id without an embedding
         becomes NaN.
         """
         if (self.tokens is None) == (self.embeddings is None):
@@ -109,7 +110,7 @@ def as_inputs(tokens: Array | Inputs, mask: Array | None, token_types: Array | N
 
 
 def within(lengths: jax.Array, places: int) -> jax.Array:
-    """Returns which of so many places stand before each row's length (B,), bool (B, L)."""
+    """Returns which of L = `places` positions are before each row's length (B,), bool (B, L)."""
     return jnp.arange(places, dtype=jnp.int32)[None] < lengths[:, None]
 
 
@@ -134,7 +135,7 @@ def as_array(name: str, value: Any) -> Array:
 
 
 def known(array: Array) -> np.ndarray | None:
-    """Returns the values of an array; None if it is traced, or lies on other processes."""
+    """Returns the values of an array; None if it is traced, or is on other processes."""
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array) if not isinstance(array, Tracer) and array.is_fully_addressable else None
@@ -150,7 +151,7 @@ def _check_tokens(tokens: Array, size: int) -> None:
 
 
 def _check_ids(name: str, ids: Array, size: int | None) -> None:
-    """Raises InputError for ids that are no whole numbers or, as far as they are known, not from 0 to `size` - 1."""
+    """Raises InputError for ids that are not whole numbers or, as far as they are known, not from 0 to `size` - 1."""
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"the {name} are {ids.dtype}, expected whole numbers: give them as int32")
     values = None if size is None else known(ids)
@@ -165,7 +166,7 @@ def _check_ids(name: str, ids: Array, size: int | None) -> None:
 
 
 def _as_mask(mask: Array) -> Array:
-    """Returns a mask of 0 and 1 as bool; InputError for one that says something else."""
+    """Returns a mask of 0 and 1 as bool; InputError for a mask with other values."""
     if mask.dtype == bool:
         return mask
     values = known(mask) if jnp.issubdtype(mask.dtype, jnp.integer) else np.full((), 2)

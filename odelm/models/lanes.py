@@ -1,13 +1,13 @@
 """Several lanes of state around a shared block, which reads a mix of them and writes to each.
 
-With one state all that the depth has done is one sum. With n lanes of it the block reads `x = sum_i read_i h_i`, and
-`dh_i/dt = write_i f(t, x) + sum_j mix_ij h_j`: what is to stay for later need not stand in the way of what is to be
-read next. Hyper-connections (Zhu et al. 2024, arXiv 2409.19606) are worth more around a looped block than around a
-stack (Schwethelm et al. 2026, arXiv 2604.21106: a block looped r times is worth r^0.65 blocks with them, r^0.46
-without). As a field, with weights that are functions of time, this is ours: at unit steps it is their static form.
+A single state is one sum of all that the depth has added. With n lanes of state the block reads `x = sum_i read_i h_i`,
+and `dh_i/dt = write_i f(t, x) + sum_j mix_ij h_j`: information kept for later need not interfere with what is read
+next. Hyper-connections (Zhu et al. 2024, arXiv 2409.19606) help more around a looped block than around a stack
+(Schwethelm et al. 2026, arXiv 2604.21106: a block looped r times is worth r^0.65 blocks with them, r^0.46 without). The
+formulation as a field, with weights that are functions of time, is ours: at unit steps it is their static form.
 
-All lanes start as the state. The first is read, all are written and none is mixed, so that a new model is the model of
-one lane.
+All lanes start as copies of the state. At initialisation the first is read, all are written and none is mixed, so that
+a new model equals the model with one lane.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class LaneCondition:
 
 
 class LaneBlock(nnx.Module):
-    """A pre-norm block on a state of n lanes (B, L, n, D), called as a `SharedBlock` is."""
+    """A pre-norm block on a state of n lanes (B, L, n, D), with the interface of a `SharedBlock`."""
 
     field_class = "odelm.models.BlockField(block)"
 
@@ -52,7 +52,7 @@ class LaneBlock(nnx.Module):
         self.by_time = nnx.Param(jnp.zeros((features, n * (2 + n)), jnp.float32)) if config.time_modulation else None
 
     def condition(self, t: jax.Array) -> LaneCondition:
-        """Returns what the block and its lanes need to know of the time `t`, a float32 scalar."""
+        """Returns the condition of the block and its lanes at the time `t`, a float32 scalar."""
         weights, n = self.weights[...], self.lanes
         if self.by_time is not None:
             weights = weights + time_features((self.first + t) / self.depth) @ self.by_time[...]
@@ -93,7 +93,7 @@ class LaneBlock(nnx.Module):
 
 
 def split(h: jax.Array, lanes: int) -> jax.Array:
-    """Returns the state (B, L, D) as so many equal lanes (B, L, n, D)."""
+    """Returns `lanes` copies of the state (B, L, D) as its lanes (B, L, n, D)."""
     return jnp.stack([h] * lanes, axis=2)
 
 

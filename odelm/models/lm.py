@@ -1,4 +1,4 @@
-"""The models people hold: causal and masked language models, and a classifier on the encoder."""
+"""The models that users create: causal and masked language models, and a classifier on the encoder."""
 
 import dataclasses
 
@@ -47,13 +47,13 @@ class MaskedLM(SharedTransformer):
 
 
 HEAD_KEY = 2**30
-"""What a classifier's key is folded with for the dropout of its head: larger than any number of a block."""
+"""The number folded into a classifier's key for the dropout of its head: larger than any block's number."""
 
 
 class Classifier(SharedTransformer):
     """Reads `outputs` numbers off the first position of an encoder: class logits, or with 1 a regression.
 
-    Its config has them as `model.outputs`. The head is BERT's: `tanh(W h_0 + b)`, dropout, and a linear map.
+    The config option is `model.outputs`. The head is BERT's: `tanh(W h_0 + b)`, dropout, and a linear map.
     """
 
     def __init__(self, config: ModelConfig, *, outputs: int, rngs: nnx.Rngs):
@@ -93,7 +93,7 @@ class Encoder(SharedTransformer):
         self.pool = pooler(self.config, rngs=rngs) if pooled else None
 
     def readout(self, hidden: jax.Array) -> jax.Array:
-        """Returns what a call gives, of hidden states (B, L, D)."""
+        """Returns the output of a call, given hidden states (B, L, D)."""
         return hidden if self.pool is None else pool(self.pool, hidden)
 
 

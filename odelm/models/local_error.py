@@ -1,4 +1,4 @@
-"""What a single large step costs, at every place of the depth: the error that it adds to full depth's trajectory."""
+"""The error that a single large step adds to full depth's trajectory, at every place of the depth."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from odelm.models.view import see
 def local_errors(model: SharedTransformer, inputs: Inputs) -> jax.Array:
     """Returns the local error of one Euler step from each whole time i of the core to each later one j.
 
-    It starts from the state that full depth has at i, and is compared with the one that full depth has at j: the mean
-    square of the difference over that of the state, float32 (C, C + 1); 0 for a unit step, and inf where there is no
-    such step: back, or across a boundary between groups.
-    With `model.kv_span` they are those of steps that compute keys and values of their own.
+    The step starts from full depth's state at i, and its result is compared with full depth's state at j: the error is
+    the mean square of the difference over the mean square of the state, float32 (C, C + 1); 0 for a unit step, and inf
+    where there is no such step: backwards, or across a boundary between groups. With `model.kv_span` the errors are
+    those of steps that compute keys and values of their own.
     """
     config = model.config
     inputs, view, _ = see(inputs.checked(config), config, None)
@@ -49,7 +49,7 @@ def _trajectory(field: BlockField, h: jax.Array, start: int, steps: int) -> jax.
 
 
 def _of_group(field: BlockField, states: jax.Array, start: int) -> jax.Array:
-    """Returns the errors of the steps within a group, float32 (steps, steps + 1), of its states (steps + 1, ...)."""
+    """Returns the errors of the steps within a group, float32 (steps, steps + 1), given its states (steps + 1, ...)."""
     steps = len(states) - 1
     pairs = np.argwhere(np.triu(np.ones((steps, steps + 1), bool), 1))
 

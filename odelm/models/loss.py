@@ -29,7 +29,7 @@ def real_tokens(batch: Batch) -> jax.Array:
 class LossSums:
     """float32 scalars: nats summed over predicted tokens, and how many there were; the same for sentence order.
 
-    Of a classifier each example counts as one token, and the squared errors of a regression as nats.
+    For a classifier each example counts as one token, and for a regression the squared errors count as nats.
     """
 
     nats: jax.Array
@@ -37,13 +37,14 @@ class LossSums:
     order_nats: jax.Array
     orders: jax.Array
     squares: jax.Array
-    """float32 (4,), summed over rows with n tokens and x nats: x², x n, n² and 1; what a standard error takes."""
+    """float32 (4,), summed over rows with n tokens and x nats: x², x n, n² and 1, from which a standard error is
+    computed."""
     penalty: jax.Array
-    """What is minimised beside the nats, summed (`z_loss`), or in place of a share of them (`taught_by`)."""
+    """The summed terms that are minimised beside the nats (`z_loss`), or in place of a share of them (`taught_by`)."""
 
     @property
     def loss(self) -> jax.Array:
-        """Mean nats a predicted token."""
+        """Mean nats per predicted token."""
         return self.nats / jnp.maximum(self.tokens, 1)
 
     @property
@@ -52,14 +53,16 @@ class LossSums:
         return self.share(self.tokens, self.orders)
 
     def share(self, tokens: jax.Array, orders: jax.Array) -> jax.Array:
-        """Returns what these sums add to the objective of a batch that predicts so many tokens and orders in all."""
+        """Returns the contribution of these sums to the objective of a batch that predicts `tokens` tokens and `orders`
+        orders in all."""
         nats = self.nats + self.penalty
         return nats / jnp.maximum(tokens, 1) + self.order_nats / jnp.maximum(orders, 1)
 
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """Nats a predicted token over some rows of text, and the standard error of that as a sample of all such rows."""
+    """Nats per predicted token over some rows of text, and its standard error, the rows being a sample of all such
+    rows."""
 
     loss: float
     stderr: float
@@ -108,7 +111,8 @@ def loss_sums(
 
 
 def scored_examples(model: Classifier, batch: Batch, *, plan: DepthPlan) -> tuple[LossSums, jax.Array]:
-    """Returns the summed loss of a batch of examples, and what the model gives for each, float32 (B, outputs)."""
+    """Returns the summed loss of a batch of examples, and the model's outputs for each example, float32 (B,
+    outputs)."""
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), plan)
     return sums_from_hidden(model, hidden, data), model.readout(hidden)
@@ -117,8 +121,8 @@ def scored_examples(model: Classifier, batch: Batch, *, plan: DepthPlan) -> tupl
 def row_losses(
     model: CausalLM | MaskedLM | Classifier, batch: Batch, *, plan: DepthPlan
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the nats of each row of a batch, summed over its predicted tokens, and how many these are, float32 (B,)
-    each."""
+    """Returns the nats of each row of a batch, summed over its predicted tokens, and the number of those tokens,
+    float32 (B,) each."""
     data = {name: jnp.asarray(array) for name, array in batch.items()}
     hidden, _ = model.run(inputs_of(data), plan)
     _, nats = _losses(model, hidden, data)
@@ -128,7 +132,7 @@ def row_losses(
 def readout_of(
     model: CausalLM | MaskedLM, states: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns what the logits of the places to predict are made of, given the states (B, L, D) of a batch."""
+    """Returns the `Readout.parts` of the logits at the positions to predict, given the states (B, L, D) of a batch."""
     if "positions" in batch:
         states = pick(states, jnp.asarray(batch["positions"]))
     return model.head.parts(states, model.embed.tokens[...])
@@ -140,7 +144,8 @@ def _squares(nats: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def inputs_of(batch: Batch) -> Inputs:
-    """Returns what a batch gives to a model. Its `mask`, bool (B, L), is True up to where a row's padding begins."""
+    """Returns the model's inputs from a batch. The batch's `mask`, bool (B, L), is True up to where a row's padding
+    begins."""
     mask = batch.get("mask")
     lengths = None if mask is None else mask.sum(axis=1, dtype=np.int32)
     named = {name: batch.get(name) for name in ("token_types", "segments")}
@@ -158,13 +163,13 @@ def sums_from_hidden(
 ) -> LossSums:
     """Returns the summed loss given the hidden states (B, L, D) of the batch.
 
-    `key` turns the dropout of a classifier's head on.
-    `taught_by` has the hidden states (B, L, D) whose predictions are learned in place of a share of the text; with a
-    readout of its own, what `readout_of` returns of these.
+    `key` turns the dropout of a classifier's head on. `taught_by` has the hidden states (B, L, D) whose predictions are
+    learned in place of a share of the text; with a readout of its own, it has what `readout_of` returns for those
+    states.
     """
     weights = jnp.asarray(batch["weights"])
     total, nats = _losses(model, hidden, batch, key=key, z_loss=z_loss, taught_by=taught_by)
-    # The nats have no gradient of their own: with a penalty, that of both is the penalty's.
+    # The nats have no gradient of their own: with a penalty, its gradient is that of the whole sum.
     penalty = jnp.zeros(()) if not z_loss and taught_by is None else total - nats.sum()
     zero = jnp.zeros(())
     order_nats, orders = zero, zero
@@ -186,7 +191,7 @@ def _losses(
     z_loss: float = 0.0,
     taught_by: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the sum of what is minimised, and the nats of each prediction, float32 (B, P), without a gradient."""
+    """Returns the sum that is minimised, and the nats of each prediction, float32 (B, P), without a gradient."""
     targets, weights = jnp.asarray(batch["targets"]), jnp.asarray(batch["weights"])
     if isinstance(model, Classifier):
         total, nats = example_losses(model, hidden, targets, weights, key=key, z_loss=z_loss, teacher=taught_by)

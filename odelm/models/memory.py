@@ -1,7 +1,7 @@
-"""Keys and values that attention computed for earlier positions, kept for later ones.
+"""The key-value cache: keys and values that attention computed for earlier positions, kept for later ones.
 
-A memory belongs to a plan: block by block it holds what each (step, stage) computed, so that the positions that come
-later find, at every time of the depth, what a pass over the whole sequence would have computed there.
+A memory belongs to a plan: for each block it holds the keys and values of each (step, stage), so that later positions
+find, at every time of the depth, those that a pass over the whole sequence would have computed there.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ KeysAndSlot = tuple[jax.Array, jax.Array, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeyValues:
-    """Of all evaluations of a plan, N steps of R stages, with J heads of keys and values."""
+    """The keys and values of all evaluations of a plan, N steps of R stages, with J key-value heads."""
 
     keys: jax.Array
-    """(N, R, B, S, J, K), normalised and turned by their positions, in the dtype of matrix products."""
+    """(N, R, B, S, J, K), normalised and rotated by their positions, in the dtype of matrix products."""
     values: jax.Array
     """(N, R, B, S, J, K)."""
 
@@ -59,10 +59,10 @@ class Slot:
         return dataclasses.replace(self, kept=kept)
 
     def exchanged(self, keys: jax.Array, values: jax.Array, start: Array | None, *, alone: bool) -> KeysAndSlot:
-        """Returns the keys and values that L new ones (B, L, J, K) are to be attended with, and the slot with them.
+        """Returns the keys and values to attend to, given L new ones (B, L, J, K), and the slot with the new ones
+        written.
 
-        `alone` says that they are to see each other only, and none of earlier positions. Without a memory, `start` is
-        None.
+        With `alone` the new positions see only each other, and no earlier positions. Without a memory, `start` is None.
         """
         assert start is not None
         slot = self.written(keys, values, start)
@@ -85,10 +85,11 @@ class SharedSlot(Slot):
     fresh: jax.Array
 
     def exchanged(self, keys: jax.Array, values: jax.Array, start: Array | None, *, alone: bool) -> KeysAndSlot:
-        """Returns what `Slot.exchanged` does, with what stands in the slot in place of keys that are not fresh."""
+        """Returns the same as `Slot.exchanged`, but with the slot's keys and values in place of those that are not
+        fresh."""
         length = keys.shape[1]
         slot = self.written(keys, values, np.int32(0) if start is None else start)
-        # Positions that are alone are the first of a memory.
+        # With `alone` the positions are the first of a memory.
         return (slot.keys[:, :length], slot.values[:, :length], slot) if alone else (slot.keys, slot.values, slot)
 
     def _written(self, array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
@@ -101,7 +102,7 @@ class SharedSlot(Slot):
 
 
 def slots_of(memory: Any, place: tuple[jax.Array, int] | None, sharing: Sharing | None = None) -> Any:
-    """Returns what one evaluation of a block is given of its memory; None without one."""
+    """Returns the slots of a block's memory for one evaluation; None without a memory."""
     if place is None:
         return None
     step, stage = place
@@ -115,7 +116,7 @@ def slots_of(memory: Any, place: tuple[jax.Array, int] | None, sharing: Sharing 
 
 
 def kept_in(slots: Any) -> Any:
-    """Returns the memory that `slots_of` was given, as an evaluation left it."""
+    """Returns the memory that `slots_of` was given, as an evaluation updated it."""
     return jax.tree.map(lambda slot: slot.kept, slots, is_leaf=lambda x: isinstance(x, Slot))
 
 
@@ -124,12 +125,12 @@ def kept_in(slots: Any) -> Any:
 class Memory:
     """Room for S positions of B rows, of which the first `length` are filled.
 
-    Positions are taken back by a smaller length: what stands after it is seen by none, and written over.
+    A smaller length removes positions: entries after it are not attended to, and are overwritten.
     """
 
     blocks: tuple[Any, ...]
-    """For each part of a model's plan what its evaluations keep: `KeyValues` with leading axes (N, R), or for a
-    `BlockChain` a tuple of them."""
+    """For each part of a model's plan the keys and values that its evaluations keep: `KeyValues` with leading axes (N,
+    R), or for a `BlockChain` a tuple of them."""
     length: Array
     """int32 (), or (B,) where the rows differ."""
     real: jax.Array
@@ -139,7 +140,7 @@ class Memory:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is known to hold nothing."""
+        """Whether the memory is known to be empty."""
         return not isinstance(self.length, Tracer) and not np.asarray(self.length).any()
 
     @property
@@ -162,7 +163,7 @@ class Memory:
             )
 
     def widened(self, more: int) -> "Memory":
-        """Returns a copy with room for so many more positions."""
+        """Returns a copy with room for `more` additional positions."""
 
         def widen(array: jax.Array, axis: int) -> jax.Array:
             return jnp.pad(array, [(0, more if i == axis else 0) for i in range(array.ndim)])
@@ -175,7 +176,7 @@ class Memory:
         )
 
     def part(self, start: jax.Array, count: int) -> "Memory":
-        """Returns a memory of `count` positions alone, those from `start` (B,) on in each row."""
+        """Returns a memory of only `count` positions, those from `start` (B,) on in each row."""
         rows, places = places_of(start, count)
 
         def read(leaf: jax.Array) -> jax.Array:
@@ -207,7 +208,8 @@ def placed(array: jax.Array, new: jax.Array, start: Array) -> jax.Array:
 
 
 def places_of(start: Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the rows, int32 (B, 1), and in each `count` places from its `start` (B,) on, int32 (B, L)."""
+    """Returns the rows' indices, int32 (B, 1), and for each row `count` places from its `start` (B,) on, int32 (B,
+    L)."""
     start = jnp.asarray(start)
     rows = jnp.arange(len(start), dtype=jnp.int32)[:, None]
     return rows, start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
@@ -229,6 +231,6 @@ def carried_keys(config: ModelConfig, h: jax.Array) -> Any:
 def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int]) -> Memory:
     """Returns a memory of `rows` (B, S) with nothing in it.
 
-    Its length is a number of NumPy's, so that traced code that makes a memory knows that it is empty.
+    Its length is a NumPy number, so that traced code that makes a memory knows that it is empty.
     """
     return Memory(blocks, np.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))

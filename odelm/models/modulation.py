@@ -1,16 +1,16 @@
-"""What the block knows of its depth time.
+"""Time modulation: how the block depends on its depth time.
 
-One block used at every depth has to do what different layers would; telling it the time `t` gives most of
-that back. A small network maps a few features of `t / depth` to a scale and a shift for each of the block's
-norms and a gate for each of its branches, after the adaptive norm of diffusion transformers (Peebles and Xie
-2022, arXiv 2212.09748). Two things matter here:
+One block used at every depth has to do what different layers would; conditioning it on the time `t` recovers most of
+what sharing loses. A small network maps a few features of `t / depth` to a scale and a shift for each of the block's
+norms and a gate for each of its branches, after the adaptive norm of diffusion transformers (Peebles and Xie 2022,
+arXiv 2212.09748). Two things matter here:
 
 - the features are *low* frequencies. With high ones the block is only right at the times it was trained on,
   and a grid between them breaks it; with low ones it is a smooth field that any grid may sample;
 - it depends on `t` only, so it is computed for a whole grid before the first step (`odelm.ode.make_plan`).
 
-With `wide_modulation` it also scales queries, keys, values and hidden units, so that what the block computes is
-another mixture at every time; such scales fold into the columns of the matrices before them.
+With `wide_modulation` it also scales queries, keys, values and hidden units, so that the block computes a different
+mixture at every time; these scales fold into the columns of the matrices before them.
 
 The last layer starts at zero, so a modulated block starts as the plain block.
 """
@@ -38,7 +38,7 @@ def time_features(tau: jax.Array) -> jax.Array:
 class Modulation(nnx.Module):
     """Maps a time to `rows` vectors of size D, all zero at initialisation; float32 throughout.
 
-    `first` is the unit of depth at which the block's time 0 lies: the features are those of `(first + t) / depth`.
+    `first` is the unit of depth that is the block's time 0: the features are those of `(first + t) / depth`.
     """
 
     def __init__(self, config: ModelConfig, rows: int, *, first: int = 0, rngs: nnx.Rngs):
@@ -56,9 +56,10 @@ class Modulation(nnx.Module):
         return self.out(self._features(t)).reshape(self.rows, -1)
 
     def scales(self, t: jax.Array) -> dict[str, jax.Array] | None:
-        """Returns the factors on what each input map of attention gives, by its name, and on the `hidden` units (F,).
+        """Returns the factors on the output of each input map of attention, by the map's name, and on the `hidden`
+        units (F,).
 
-        They are of the shapes of `odelm.models.heads.input_maps`; None if not `wide`.
+        Their shapes are those of `odelm.models.heads.input_maps`; None if not `wide`.
         """
         if self.wide is None:
             return None

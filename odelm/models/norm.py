@@ -18,7 +18,7 @@ _KEPT = jax.checkpoint_policies.save_only_these_names("mean", "rms")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Affine:
-    """What is applied after normalising: float32 `scale` (D,) and `shift` (D,) or None."""
+    """The map that is applied after normalising: float32 `scale` (D,) and `shift` (D,) or None."""
 
     scale: jax.Array
     shift: jax.Array | None
@@ -47,7 +47,7 @@ class Norm(nnx.Module):
     def __call__(self, x: jax.Array, affine: Affine | None = None) -> jax.Array:
         """Returns the normalised `x`, shape and dtype unchanged.
 
-        For the gradient it keeps `x`, its mean and its scale; left to itself JAX would keep the normalised `x` too, in
+        For the gradient it keeps `x`, its mean and its scale; by default JAX would keep the normalised `x` too, in
         float32, which takes longer to write and to read than to compute again.
         """
 

@@ -1,4 +1,4 @@
-"""Parameters by name, such as `blocks/0/attention/qkv/kernel`, and models made again around them."""
+"""Parameters by name, such as `blocks/0/attention/qkv/kernel`, and models rebuilt around them."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar

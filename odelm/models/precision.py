@@ -19,8 +19,8 @@ def state_dtype(config: ModelConfig) -> jnp.dtype:
 
 
 def upcast_float16_on_cpu(x: jax.Array) -> jax.Array:
-    """Returns a factor of a product whose sum is asked for in float32: float16 becomes float32 on CPU.
+    """Returns an operand of a product that is accumulated in float32: float16 becomes float32 on CPU.
 
-    XLA has no such product of float16 there, and raises an error.
+    There XLA lacks this product for float16, and raises an error.
     """
     return x.astype(jnp.float32) if x.dtype == jnp.float16 and jax.default_backend() == "cpu" else x

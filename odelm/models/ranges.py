@@ -1,4 +1,5 @@
-"""How large the inputs of a model's matrices are, at each time along the depth: what 8 bits have to hold."""
+"""How large the inputs of a model's matrices are, at each time along the depth: the ranges that 8 bits must
+represent."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,18 +22,19 @@ from odelm.ode.plan import Place
 
 Ranges = dict[str, jax.Array]
 """The largest magnitude of the inputs of each matrix, by its module's name, such as `blocks/0/attention/qkv`; float32
-(N, R) at the steps and stages of a plan for one in a block, and () for one of the readout, whose own is `head`."""
+(N, R) at the steps and stages of a plan, for a matrix in a block, and () for one of the readout, whose own matrix is
+named `head`."""
 
 
 def input_ranges(model: SharedTransformer, inputs: Inputs, plan: DepthPlan) -> Ranges:
     """Returns how large the inputs of the matrices are over all tokens, padding included.
 
-    These are the matrices that are computed in the dtype of the model's products: all of its blocks and of its readout.
-    Raises InputError for a plan that Diffrax integrates, which evaluates the blocks where it chooses to.
+    The matrices are those that are multiplied in the dtype of the model's products: all of its blocks and of its
+    readout. Raises InputError for a plan that Diffrax integrates, which evaluates the blocks where it chooses to.
     """
     if any(part.solver is not None for part in plan):
         raise InputError("ranges are measured along a plan of integrator='scan', and this one is of 'diffrax'")
-    # A copy, whose modules may be changed here also where the call is traced.
+    # A copy, so that its modules may be changed here even where the call is traced.
     model, seen = nnx.clone(model), _Seen({})
     names = _watch(model, seen)
     inputs, view, _ = see(inputs.checked(model.config), model.config, None)
@@ -63,7 +65,8 @@ class _Seen:
 
 @dataclass(frozen=True, eq=False)
 class _Watched(BlockField):
-    """A block's field whose memory takes the largest inputs of its matrices, float32 (N, R) each, beside its own."""
+    """A block's field whose memory holds, beside its usual contents, the largest inputs of its matrices, float32 (N, R)
+    each."""
 
     seen: _Seen = dataclasses.field(kw_only=True)
 

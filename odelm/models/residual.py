@@ -1,10 +1,10 @@
 """Per-layer low-rank corrections to a shared block, interpolated over depth time.
 
-A shared matrix `W` becomes `W + A(t) B(t)`, the product of low rank: at the whole times of the block's stretch it is
-the low-rank residual of the layer that stood there, and between two of them it is interpolated linearly, so that
-the field stays continuous. The vectors (biases, norms) keep their whole residual, which costs next to nothing.
-Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, section 2.3); as a function of time it
-is ours. It depends on `t` only, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
+A shared matrix `W` becomes `W + A(t) B(t)`, with a product of low rank: at each whole time of the block's stretch the
+product is the low-rank residual of the layer that was there, and between two such times it is interpolated linearly, so
+that the field stays continuous. The vectors (biases, norms) keep their whole residual, which costs next to nothing.
+Source: Bae et al. 2024, "Relaxed Recursive Transformers" (arXiv 2410.20672, section 2.3); as a function of time it is
+ours. It depends on `t` only, so `odelm.ode.make_plan` computes it for a whole grid ahead of the first step.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class BlockDelta:
     """What is added to each part of a block at one time."""
 
     inputs: dict[str, Delta]
-    """Of the input maps of attention, by their names."""
+    """The deltas of the input maps of attention, by the maps' names."""
     out: Delta
     up: Delta
     down: Delta
@@ -94,7 +94,8 @@ class NormTable(nnx.Module):
 
 
 class LayerDelta(nnx.Module):
-    """All residuals of a block whose stretch of time begins at `start`: a layer at every whole time of it."""
+    """All residuals of a block whose stretch of time begins at `start`: one layer at every whole time of the
+    stretch."""
 
     def __init__(self, config: ModelConfig, *, start: float, two_norms: bool, rngs: nnx.Rngs):
         D, F, rank, bias = config.width, config.feedforward_size, config.layer_rank, config.bias
@@ -113,7 +114,7 @@ class LayerDelta(nnx.Module):
         self.norm2 = NormTable(self.layers, D, bias=bias) if two_norms else None
 
     def __call__(self, t: jax.Array) -> BlockDelta:
-        """Returns the residuals at `t`; past the last layer's time they stay as they are there."""
+        """Returns the residuals at `t`; past the last layer's time they are constant."""
         local = jnp.clip(t - self.start, 0.0, self.layers - 1.0)
         first = jnp.floor(local).astype(jnp.int32)
         place = Place(first, jnp.minimum(first + 1, self.layers - 1), local - first.astype(local.dtype))

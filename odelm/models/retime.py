@@ -1,8 +1,8 @@
-"""A memory made on one way across the depth, read on another: keys and values are addressed by depth time.
+"""Converts a memory made with one plan for use with another: keys and values are addressed by depth time.
 
-A prompt may cross the depth in fine steps and the tokens after it in coarse ones, or the other way round. Where the
-times of the second plan are among those of the first its keys and values are taken as they are; between two times they
-are interpolated, and outside them the nearest are taken, which costs quality (docs/inference.md, "One memory, two
+A prompt may cross the depth in fine steps and the tokens after it in coarse ones, or the other way round. Where a time
+of the second plan is also one of the first, the keys and values are taken unchanged; between two times they are
+interpolated, and outside all times the nearest are taken, which costs quality (docs/inference.md, "One memory, two
 grids").
 """
 
@@ -24,9 +24,11 @@ def retimed(model: SharedTransformer, memory: Memory, source: DepthPlan, target:
 
 
 def _retimed(kept: Any, source: jax.Array, target: jax.Array, alike: bool) -> Any:
-    """Returns arrays with leading axes (N, R) of one block, made at times `source` (N, R), at times `target`.
+    """Returns one block's arrays with leading axes (N, R), made at times `source` (N, R), interpolated at times
+    `target`.
 
-    Stages are read from the same stages of a like method, else from first stages, which see the state itself.
+    If the methods are `alike` each stage is read from the same stage, else from the first one, which sees the state
+    itself.
     """
     stages = []
     for r in range(target.shape[1]):

@@ -1,7 +1,7 @@
-"""Attention on TPUs in blocks that stay on the chip: JAX's splash attention, laid out by the mesh that is set.
+"""Attention on TPUs in blocks that stay on the chip: JAX's splash attention, sharded by the mesh that is set.
 
-No matrix of scores is ever in memory, and neither is a mask: causality is worked into the order of the blocks, and
-padding and packed documents are numbers of segments, one for each token.
+Neither a matrix of scores nor a mask is ever in memory: causality is built into the order of the blocks, and padding
+and packed documents are given by each token's segment number.
 """
 
 import functools
@@ -21,10 +21,11 @@ LARGEST_BLOCK = 512
 def splash_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.Array | None, causal: bool
 ) -> jax.Array:
-    """Returns the values (B, L, J, K) averaged for each query (B, L, H, K), in their dtype; J divides H.
+    """Returns the attention-weighted mean of the values (B, L, J, K) for each query (B, L, H, K), in their dtype; J
+    divides H.
 
     A token attends to those of its own segment, int32 (B, L); None is one segment. L is a multiple of 128. Off a TPU
-    the kernel is interpreted, which is slow, and right.
+    the kernel is interpreted, which is slow but correct.
     """
     if segments is None:
         segments = jnp.zeros(q.shape[:2], jnp.int32)
@@ -47,7 +48,7 @@ def _attend(
     one = (masks.CausalMask if causal else masks.FullMask)((length, length))
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
              "block_q_dq", "block_kv_dq")  # fmt: skip
-    # With fewer heads of keys and values: one of them a call, with all the queries that share it.
+    # With fewer key-value heads each call takes one of them, with all the queries that share it.
     grouped = shared < heads
     make = kernels.make_splash_mqa if grouped else kernels.make_splash_mha
     kernel = make(

@@ -26,21 +26,21 @@ class Crossing(Protocol):
 
 
 def evaluations_of(plan: Iterable[Plan]) -> int:
-    """Returns how often following the plans of all blocks evaluates them."""
+    """Returns how many block evaluations it takes to follow the plans of all blocks."""
     return sum(part.evaluations for part in plan)
 
 
 def stretches(config: ModelConfig, steps: int | None, grid: Grid | None) -> list[Grid]:
-    """Returns the times of every block in turn, for so many equal steps over the core or a grid over it.
+    """Returns the times of every block in turn, for `steps` equal steps over the core or a `grid` over it.
 
-    Raises InputError for both, for steps that do not spread evenly over the groups, and for a grid that is none of
-    this core. A traced grid is cut into equal shares.
+    Raises InputError if both are given, for steps that do not spread evenly over the groups, and for a grid that is
+    invalid for this core. A traced grid is cut into equal shares.
     """
     return with_ends(config, _over_core(config, steps, grid))
 
 
 def with_ends(config: ModelConfig, core: Sequence[Grid]) -> list[Grid]:
-    """Returns the stretches of the core between those of prelude and coda, a unit step each."""
+    """Returns the core's stretches between those of prelude and coda, which are a unit step each."""
     unit = np.array([0, 1], np.float32)
     return [*[unit] * config.prelude, *core, *[unit] * config.coda]
 

@@ -42,7 +42,7 @@ class SharedTransformer(nnx.Module):
         self.config = config = dataclasses.replace(config.validate())
         # The cheapest crossing that keeps a promise about the loss, if `odelm.load` has found one.
         self.profile: Crossing | None = None
-        # What `odelm.quantize` has made of its matrices.
+        # How `odelm.quantize` has quantised its matrices, if it has.
         self.quantization: str | None = None
         self.embed = Embed(config, rngs=rngs)
         block = SharedBlock if config.inner_blocks == 1 else BlockChain
@@ -98,8 +98,8 @@ class SharedTransformer(nnx.Module):
                 a row packs several. A token attends only to its own document, and positions start at 0 in each.
             steps, grid, solver: as in `plan`.
             key: a JAX key that turns dropout on.
-            plan: the result of `self.plan(...)`, in place of steps, grid and solver: what depends on time
-                only, computed once and kept from call to call.
+            plan: the result of `self.plan(...)`, in place of steps, grid and solver: everything that depends on time
+                only, computed once and reused.
         """
         plan = self._plan(steps, grid, solver) if plan is None else plan
         return self._run(as_inputs(tokens, mask, token_types, segments), plan, key)[0]
@@ -110,11 +110,11 @@ class SharedTransformer(nnx.Module):
         """Returns the last hidden states (B, L, D) and the memory with these positions added.
 
         With a `memory` of this plan (`self.memory`) the inputs are the positions after those that it holds. In traced
-        code its length is unknown, so it is for the caller to stop when its room is filled.
+        code its length is unknown, so the caller must stop when the memory is full.
         """
         return self._run(inputs, plan, key, memory)
 
-    # `run` and `plan` under private names, for a call of the model: `nnx.tabulate` shows all that goes in and out of
+    # A call of the model uses private versions of `run` and `plan`: `nnx.tabulate` shows the inputs and outputs of
     # public methods, and cannot show a tuple of dataclasses.
 
     def _run(
@@ -152,7 +152,7 @@ class SharedTransformer(nnx.Module):
         """Returns how the depth is crossed, with all that depends on time computed: a pytree for `encode` and `run`.
 
         Args:
-            steps: so many equal steps over the core (spread evenly over the groups); None is full depth, unit steps.
+            steps: the number of equal steps over the core (a multiple of the groups); None is full depth, unit steps.
             grid: or any increasing times from 0 to `config.core` that contain the group boundaries, (N + 1,). The
                 values of a traced grid are unknown, so it is cut into equal shares: each group gets N / groups steps.
             solver: a name in `odelm.ode.SOLVERS` or a Diffrax solver. For a post-norm model "euler" is the
@@ -199,7 +199,7 @@ class SharedTransformer(nnx.Module):
         solver: ode.Solver = "bosh3",
         max_steps: int = 256,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns hidden states (B, L, D) and the number of block evaluations; a tolerance chooses the core's steps."""
+        """Returns hidden states (B, L, D) and the number of block evaluations; `tolerance` sets the core's steps."""
         if self.config.kv_span > 1:
             raise InputError(f"model.kv_span is {self.config.kv_span}: it takes given steps, and none of a tolerance")
         inputs = as_inputs(tokens, mask, token_types, segments).checked(self.config)
@@ -274,7 +274,7 @@ class SharedTransformer(nnx.Module):
     def _on_plan(
         self, plan: DepthPlan, view: View | None = None, key: jax.Array | None = None, *, carried: bool = True
     ) -> list[BlockField]:
-        """Returns the fields of `_fields` as a plan shares keys and values, only the newest if they are `carried`."""
+        """Returns the fields of `_fields` with a plan's sharing of keys and values, only the newest if `carried`."""
         fields, span = self._fields(view, key), self.config.kv_span
         if span == 1:
             return fields

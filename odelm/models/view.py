@@ -1,7 +1,8 @@
 """The view that attention has of the tokens: their positions, and which of them a query may attend to.
 
-It is said once a call and used at every depth. Padding, causality and documents packed in one row are one mask, right
-also where the keys begin with those of a memory, so that there are fewer queries than keys.
+It is computed once per call and used at every depth. Padding, causality and documents packed in one row are combined
+into one mask, which is also correct where the keys begin with those of a memory, so that there are fewer queries than
+keys.
 """
 
 import dataclasses
@@ -26,18 +27,18 @@ class View:
     """The tokens as attention sees them, B rows of L queries and S keys."""
 
     angles: Angles | None = None
-    """Of the queries' rotary positions; None for a model with other positions."""
+    """The angles of the queries' rotary positions; None for a model with other positions."""
     real: jax.Array | None = None
     """bool (B, S), True at the keys that may be attended to; None is all."""
     lengths: jax.Array | None = None
-    """int32 (B,), where `real` is known to be the first so many keys of each row."""
+    """int32 (B,), given where `real` is known to be this many leading keys of each row."""
     segments: tuple[jax.Array, jax.Array] | None = None
     """int32 (B, L) and (B, S): the documents of queries and keys, each of which sees only itself."""
     start: Array | None = None
     """int32 () or (B,), the index of the first query among the keys of a memory; None is no memory: queries and keys
-    agree."""
+    have the same positions."""
     first: bool = dataclasses.field(default=False, metadata=dict(static=True))
-    """Whether the memory was empty before, so that queries and keys agree too."""
+    """Whether the memory was empty before, so that queries and keys have the same positions too."""
 
     @property
     def alone(self) -> bool:
@@ -68,9 +69,10 @@ class View:
         return allowed
 
     def segment_ids(self, shape: tuple[int, ...]) -> jax.Array | None:
-        """Returns the segment of each token, int32 (B, L), in place of `allowed` where there is no memory; None is one.
+        """Returns the segment of each token, int32 (B, L), in place of `allowed` where there is no memory; None is a
+        single segment.
 
-        Padding is a segment of its own: what attention computes there is another thing, of no use either.
+        Padding is a segment of its own: attention's result there differs from the one with a mask, and neither is used.
         """
         if self.real is None and self.segments is None:
             return None
@@ -81,7 +83,7 @@ class View:
 def see(inputs: Inputs, config: ModelConfig, memory: Memory | None) -> tuple[Inputs, View | None, Memory | None]:
     """Returns the inputs, the view that attention has of them, and the memory with their places marked.
 
-    The inputs have their positions where these are not 0 to L - 1. The view is None if there is nothing in it.
+    The returned inputs have positions where they are not 0 to L - 1. The view is None if it would be empty.
     """
     positions, lengths, segments = (
         None if array is None else jnp.asarray(array) for array in (inputs.positions, inputs.lengths, inputs.segments)
@@ -129,12 +131,12 @@ def _positions_after(memory: Memory, after: Memory, segments: jax.Array, length:
 
 
 def _places(start: Array, count: int) -> jax.Array:
-    """Returns so many places from `start` on, int32 (1, L), or (B, L) where the rows differ."""
+    """Returns `count` places from `start` on, int32 (1, L), or (B, L) where the rows differ."""
     return jnp.asarray(start).reshape(-1, 1) + jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float) -> Angles:
-    """Returns the cosines and sines by which positions (.., L) turn, float32 (.., L, K/2) each, K the `size`.
+    """Returns the cosines and sines of the rotations at positions (.., L), float32 (.., L, K/2) each, K the `size`.
 
     Source: Su et al. 2021, arXiv 2104.09864, section 3.2.
     """

@@ -31,7 +31,7 @@ def integrate_adaptive(
     Args:
         tolerance: bounds the estimated error of a step, relative and absolute alike.
         first_step: the size tried first; None is a tenth of the interval.
-        max_steps: of attempts, rejected ones included.
+        max_steps: the most steps attempted, rejected ones included.
 
     Returns the state and the number of evaluations of the field, an int32 scalar that counts those of rejected
     steps too. Raises InputError for a solver without an error estimate, and a RuntimeError (under `jax.jit` its
@@ -83,8 +83,8 @@ def _evaluations(solution: diffrax.Solution, tableau: diffrax.ButcherTableau) ->
 class _CountingController(diffrax.PIDController):
     """A PID controller that counts the attempts at the first step.
 
-    "First same as last" methods take a step's first stage from the step before it. Where none was accepted
-    yet there is nothing to take, so each attempt at the first step costs one evaluation more than later ones.
+    "First same as last" methods take a step's first stage from the step before it. Before a step is accepted there is
+    no stage to take, so each attempt at the first step costs one evaluation more than later ones.
     """
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):  # pyright: ignore

@@ -1,6 +1,7 @@
-"""Diffrax's own integration of a fixed grid: the independent reference of the scan, and the way to any other solver.
+"""Diffrax's own integration of a fixed grid: the independent reference for the scan, and the way to use any other
+solver.
 
-It compiles slower and keeps no memory, but takes every solver that Diffrax has, implicit ones too.
+It compiles more slowly and supports no memory, but takes every solver that Diffrax has, implicit ones too.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class PortableSolver:
 def make_diffrax_plan(field: Field, grid: Grid, *, solver: Solver = "euler") -> Plan:
     """Returns the plan by which `diffeqsolve` walks a grid, for `follow_diffrax`; the arguments are `make_plan`'s.
 
-    Its conditions are empty, and its times those at which steps start: Diffrax asks the field where it chooses to.
+    Its conditions are empty, and its times are those at which steps start: Diffrax evaluates the field where it chooses
+    to.
     """
     check_field(field)
     solver = get_solver(solver)

@@ -1,4 +1,4 @@
-"""Which dtype a sum is taken in, said by us and not by JAX's promotion, which its user may have forbidden."""
+"""Which dtype a sum is taken in, chosen here and not by JAX's promotion, which the user may have disabled."""
 
 from typing import Any
 

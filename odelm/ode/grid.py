@@ -15,7 +15,7 @@ from odelm.errors import InputError
 
 Times = Sequence[float] | np.ndarray
 MAX_STEPS = 1 << 22
-"""Of more equal steps some are 0 in float32."""
+"""The most equal steps: if there are more, some are 0 in float32."""
 
 
 def equal(depth: float, steps: int) -> np.ndarray:

@@ -4,8 +4,8 @@
 residual network `h <- h + f(t, h)`, bit for bit if compiled alike (a rolled scan against an unrolled loop may
 differ by rounding); with fewer, larger steps it is the same model, cheaper.
 
-A field is any callable `field(t, h)` that returns the derivative of `h`, a pytree of the same structure. It may
-offer more, and is then asked for it:
+A field is any callable `field(t, h)` that returns the derivative of `h`, a pytree of the same structure. It may offer
+more, which is then used:
 
 - a `ConditionedField` separates what depends on `t` only, which is computed for the whole grid ahead of the scan
   (`make_plan`) and can be kept from one call to the next;
@@ -60,7 +60,7 @@ class RememberingField(SteppingField, Protocol):
     """A field whose evaluations read a memory and return it updated; every (step, stage) has a part of its own.
 
     An evaluation is given the whole memory and the place of its part, and changes that part only: so the compiler
-    writes to the memory where it lies, and copies no other part.
+    updates the memory in place, and copies no other part.
     """
 
     def increment_remembering(
@@ -75,10 +75,11 @@ class RememberingField(SteppingField, Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Plan:
-    """One run along a stretch of depth time, all that depends on time computed: a pytree, made once and used often.
+    """One run along a stretch of depth time, with everything that depends on time computed: a pytree, made once and
+    used often.
 
-    N steps of R stages. It says where the field is evaluated, so it is also what a memory of those evaluations
-    belongs to.
+    N steps of R stages. The plan says where the field is evaluated, so a memory of those evaluations belongs to one
+    plan.
     """
 
     sizes: jax.Array
@@ -97,7 +98,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """How often following the plan evaluates the field; of an implicit solver, its number of steps."""
+        """How often following the plan evaluates the field; for an implicit solver, the number of steps."""
         return self.times.shape[-2] * self.times.shape[-1]
 
 
@@ -107,7 +108,7 @@ def make_plan(
     """Computes everything that does not depend on the state, for `follow`.
 
     Args:
-        grid: increasing times, float (N + 1,); InputError for another one, as far as its values are known.
+        grid: increasing times, float (N + 1,); InputError for any other grid, as far as its values are known.
         solver: "euler" is the field's own step where it has one; InputError for one that is not an explicit
             Runge-Kutta method.
         unroll: that of `lax.scan`; True unrolls all steps.
@@ -157,8 +158,8 @@ def integrate(
     """Integrates `dh/dt = field(t, h)` over a fixed grid of times, and returns `h` at the last.
 
     Args:
-        field: any callable `field(t, h)`; `t` is a float32 scalar, `h` any pytree of arrays. A block of a model is a
-            field with what it sees beside the state: `odelm.models.BlockField(block)`.
+        field: any callable `field(t, h)`; `t` is a float32 scalar, `h` any pytree of arrays. A block of a model becomes
+            a field together with what it sees beside the state: `odelm.models.BlockField(block)`.
         h0: the state at `grid[0]`; numbers in it become arrays, and whole numbers floats.
         grid: increasing times, (N + 1,), InputError for others; made float32, because bfloat16 times lose steps.
         solver: a name in `odelm.ode.SOLVERS`, or any explicit Runge-Kutta instance of Diffrax.
@@ -181,7 +182,7 @@ def as_times(grid: Grid) -> jax.Array:
 
 
 def as_state(h0: Any) -> Any:
-    """Returns a state whose leaves are arrays of floats, as they are while it is integrated."""
+    """Returns a state whose leaves are arrays of floats, as the integration needs them."""
 
     def as_floats(leaf: Any) -> jax.Array:
         array = jnp.asarray(leaf)
@@ -191,7 +192,7 @@ def as_state(h0: Any) -> Any:
 
 
 def check_field(field: Any) -> None:
-    """Raises InputError for what is no field, but knows which field it belongs to (`field_class`)."""
+    """Raises InputError for an object that is not a field but names the field to use instead (`field_class`)."""
     made = getattr(field, "field_class", None)
     if made is not None:
         raise InputError(

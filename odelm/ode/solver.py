@@ -4,8 +4,8 @@ An explicit Runge-Kutta step from `h` at `t` with size `dt` is
 
     k_r = f(t + c_r dt, h + dt * sum_{q < r} a_rq k_q),      h' = h + dt * sum_r b_r k_r.
 
-Diffrax carries the tableau (a, b, c) of its own solvers; it has none for Euler, and no classical
-fourth-order method, so both are given here. `OwnStep` is Euler's method by a field's own rule.
+Diffrax carries the tableau (a, b, c) of its own solvers; it lacks one for Euler, and the classical fourth-order method,
+so both are given here. `OwnStep` is Euler's method by a field's own rule.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,8 @@ class RK4(diffrax.AbstractERK):
 
 
 class OwnStep(diffrax.AbstractSolver):
-    """Euler's method by the field's own rule, `h' = step(condition(t), h, dt)`; by the ordinary one if it has none.
+    """Euler's method by the field's own rule, `h' = step(condition(t), h, dt)`; by the ordinary rule if the field has
+    none.
 
     A post-norm model keeps its state normalised. Its residual `Block(h) - h` contains `-h`, which explicit
     Euler amplifies for steps above 2; scaling the branches inside the norms, `N(h + dt * branch(h))`,
@@ -129,7 +130,7 @@ def is_own_step(solver: diffrax.AbstractSolver) -> bool:
 
 
 def get_tableau(solver: diffrax.AbstractSolver) -> Tableau:
-    """Returns the explicit tableau; InputError if the solver is no explicit Runge-Kutta method.
+    """Returns the explicit tableau; InputError if the solver is not an explicit Runge-Kutta method.
 
     A trailing stage of weight zero ("first same as last" methods evaluate one for their error estimate) is
     left out: a fixed grid has no use for it.
@@ -154,7 +155,7 @@ def evaluations(solver: Solver, steps: int) -> int:
 
 
 def stages_of(solver: diffrax.AbstractSolver) -> int:
-    """Returns the evaluations of one step; of a method without an explicit tableau, 1."""
+    """Returns the evaluations of one step; 1 for a method without an explicit tableau."""
     explicit = isinstance(solver, diffrax.Euler | OwnStep | diffrax.AbstractERK)
     return get_tableau(solver).stages if explicit else 1
 

@@ -1,4 +1,4 @@
-"""What the processes of a run decide together: that it stops, after the same update in each."""
+"""What the processes of a run decide together: to stop, all after the same update."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from odelm.train.prefetch import MAX_IN_FLIGHT
 
 
 class Agreement:
-    """The largest of a number that each process has, such as the signal that it got.
+    """The maximum over all processes of a number that each one has, such as the signal that it received.
 
-    One process hears its own at once. Several tell it at every call of `tell`, and hear the largest some calls later,
-    so that nobody waits for it, but all at the same call.
+    A single process sees its own number at once. Several processes send theirs at every call of `tell`, and receive the
+    maximum some calls later, so that none waits for it, but all at the same call.
     """
 
     def __init__(self, mesh: Mesh, own: Callable[[], int]):
@@ -27,11 +27,11 @@ class Agreement:
 
     @property
     def number(self) -> int:
-        """The largest number that was heard of, 0 before any."""
+        """The largest number received so far, 0 before any."""
         return self._own() if self._alone else self._heard
 
     def tell(self) -> None:
-        """Tells the others this process's number; to be called by all of them after the same update."""
+        """Sends this process's number to the others; all processes must call it after the same update."""
         if self._alone:
             return
         own = np.full(len(self._mesh.local_devices), self._own(), np.int32)
@@ -41,7 +41,7 @@ class Agreement:
             self._hear()
 
     def close(self) -> int:
-        """Returns the largest number that was told."""
+        """Returns the largest number that was sent, once all have been received."""
         while self._told:
             self._hear()
         return self.number

@@ -4,7 +4,7 @@ from odelm.train.window import Record
 
 
 class Behaviour:
-    """What the records of this process say together."""
+    """The totals of this process's records."""
 
     def __init__(self) -> None:
         self._updates, self._tokens, self._seconds, self._waited, self._skipped, self._jumps = 0, 0, 0.0, 0.0, 0, 0
@@ -12,7 +12,7 @@ class Behaviour:
         self._last: float | None = None
 
     def add(self, record: Record, *, updates: int, tokens: int, jumped: bool) -> None:
-        """Adds a record of so many updates and tokens without padding."""
+        """Adds a record of `updates` updates and `tokens` tokens, padding excluded."""
         seconds = tokens / record["tokens_per_s"]
         self._updates, self._tokens = self._updates + updates, self._tokens + tokens
         self._seconds, self._waited = self._seconds + seconds, self._waited + record["data_wait"] * seconds

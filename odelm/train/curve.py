@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 
 def draw_curve(evaluations: Mapping[int, Mapping[int, float]], *, shown: int = 8) -> Figure:
-    """Returns the figure of losses by steps, by the update after which they were measured: the last `shown` of them,
-    the newest in black."""
+    """Returns the figure of losses by steps, given by the update after which they were measured: a line for each of the
+    last `shown` updates, the newest in black."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     newest = sorted(evaluations)[-shown:]

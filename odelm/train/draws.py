@@ -20,7 +20,7 @@ def draw_grid(config: Config, update: int) -> np.ndarray:
 
 
 def _allowed_counts(config: Config, update: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Returns the counts available at an update, and their weights: all of them where no curriculum holds."""
+    """Returns the counts available at an update, and their weights: all of them where no curriculum applies."""
     counts, weights = config.step_counts, config.step_sampling.weights
     anneal, few = (
         share * config.train.updates for share in (config.step_sampling.anneal, config.step_sampling.few_first)

@@ -74,7 +74,7 @@ class HeldOut:
         return {"state": np.asarray(states).tolist(), "field": np.asarray(fields).tolist()}
 
     def _by_component(self, params: Any) -> dict[str, float]:
-        """Returns the loss at full depth of each component of the corpus, {} if there is but one."""
+        """Returns the loss at full depth of each component of the corpus, {} if there is only one."""
         if len(self._components) < 2:
             return {}
         times = grid.equal(self._config.model.core, self._config.model.core)
@@ -92,7 +92,8 @@ class HeldOut:
 
     @cached_property
     def _components(self) -> dict[str, list[Batch]]:
-        """The batches of each component that has tokens to predict, as many of each as the evaluation has in all."""
+        """The batches of each component that has tokens to predict, as many for each component as the evaluation has in
+        all."""
         found = {}
         assert isinstance(self._prepared, Prepared)
         for name, stream in self._prepared.validation.items():
@@ -140,7 +141,7 @@ def evaluate(loss: LossFunction, params: Any, batches: Sequence[Batch], config: 
     grids = {steps: grid.equal(config.model.core, steps) for steps in config.eval_steps}
     # The first call at each count compiles.
     firsts = side_by_side(lambda times: jax.block_until_ready(loss(params, batches[0], times)), grids.values())
-    # With several processes one at a time: programs in flight that wait for other processes could wait for each other.
+    # With several processes, one program at a time: programs in flight that wait for other processes could deadlock.
     ready = jax.device_get if jax.process_count() > 1 else lambda sums: sums
     return {
         steps: mean_loss([first, *(ready(loss(params, batch, times)) for batch in batches[1:])])

@@ -1,4 +1,4 @@
-"""The operations that training needs for a token, and the share of a card's peak that they are."""
+"""The operations that training needs per token, and the share of a device's peak that they use."""
 
 import jax
 import numpy as np
@@ -10,15 +10,16 @@ PEAKS = {
     "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12, "TPU v6": 918e12,
 }  # fmt: skip
-"""Published operations a second in bfloat16, dense, by the first name that is part of a device's (NVIDIA's and Google's
-data sheets)."""
+"""Published dense bfloat16 operations a second, by name; the first name that is part of the device's name applies
+(NVIDIA's and Google's data sheets)."""
 
 
 def training_flops(model: ModelConfig, *, steps: float, length: int, predicted: float = 1.0) -> float:
-    """Returns the operations an update needs for each token at so many steps of one evaluation over the core.
+    """Returns the operations that an update needs per token at `steps` steps, of one evaluation each, over the core.
 
-    Forward and twice that back: 2 for each weight of a matrix, those of attention (half of them where it is causal),
-    and those of the readout for the share of tokens that is predicted. Nothing for what is computed again to save room.
+    They are those of the forward pass, and twice as many for the backward pass: 2 for each weight of a matrix, those of
+    attention (half of them where it is causal), and those of the readout for the share of tokens that is predicted.
+    Recomputation that saves memory is not counted.
     """
     D, F, E = model.width, model.feedforward_size, model.embed_size
     up = 2 * F if model.activation == "swiglu" else F
@@ -38,7 +39,7 @@ def predicted_share(config: Config) -> float:
 
 
 def cost_of(config: Config, updates: int) -> str:
-    """Returns a sentence: what the steps that were drawn cost against full depth."""
+    """Returns a sentence that compares the cost of the steps that were drawn with that of full depth."""
     drawn = np.mean([len(draw_grid(config, update)) - 1 for update in range(0, updates, max(updates // 1000, 1))])
     model, length = config.model, config.train.length
     random, full = (training_flops(model, steps=float(n), length=length) for n in (drawn, model.core))

@@ -1,4 +1,5 @@
-"""The gradient of a batch: in parts if it is asked for, and on each device by itself where each has the whole model."""
+"""The gradient of a batch: accumulated over parts if asked for, and computed on each device separately where each has
+the whole model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,8 +39,8 @@ def make_gradient(config: Config, graph: nnx.GraphDef) -> Gradient:
             summed = partial(jax.lax.psum, axis_name="data")
             return _gradient(config, graph, params, rows, grid, step, teacher, None, summed)
 
-        # Left to itself the compiler sums the gradient of a shared block over the devices at each of its uses, in the
-        # 16 bits of its products. Here it is summed on the device first, and over the devices once, in float32.
+        # By default the compiler sums the gradient of a shared block over the devices at each of its uses, in the 16
+        # bits of its products. Here it is summed on the device first, and over the devices once, in float32.
         whole, rows = PartitionSpec(), PartitionSpec("data")
         return jax.shard_map(
             on_one, mesh=mesh, in_specs=(whole, rows, whole, whole, whole), out_specs=whole, check_vma=False
@@ -64,7 +65,8 @@ def _gradient(
     key: jax.Array | None,
     over_devices: Callable[[Any], Any],
 ) -> tuple[Any, jax.Array]:
-    """Returns the gradient of the objective and the loss; `over_devices` sums what each device has of its rows."""
+    """Returns the gradient of the objective and the loss; `over_devices` sums over devices what each one has computed
+    from its rows."""
     batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
     zero = jnp.zeros(())
     orders = batch["order_weights"].sum() if "order_weights" in batch else zero
@@ -98,8 +100,8 @@ def _gradient(
 def _own_teaching(
     config: Config, graph: nnx.GraphDef, params: Any, batch: Batch, *, steps: int, step: jax.Array
 ) -> Teacher | None:
-    """Returns what the model makes of a batch at full depth, for an update of fewer steps to learn, if it is asked
-    for."""
+    """Returns the model's own states on a batch at full depth, as the teacher of an update of fewer steps; None if not
+    asked for or at full depth."""
     if not config.train.distill or steps == config.model.core:
         return None
     model: CausalLM | MaskedLM | Classifier = nnx.merge(graph, jax.lax.stop_gradient(params))
@@ -107,7 +109,7 @@ def _own_teaching(
 
 
 def _teaching(config: Config, model: CausalLM | MaskedLM, batch: Batch, step: jax.Array) -> Teacher:
-    """Returns what another model makes of a batch at its full depth, with its own readout."""
+    """Returns another model's states on a batch at its full depth, with its own readout, as the teacher."""
     hidden, share = _states(config, model, batch, step)
     x, matrix, bias = readout_of(model, hidden, batch)
     return Teacher(x, share, matrix, bias)
@@ -116,8 +118,8 @@ def _teaching(config: Config, model: CausalLM | MaskedLM, batch: Batch, step: ja
 def _states(
     config: Config, model: CausalLM | MaskedLM | Classifier, batch: Batch, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the states (B, L, D) at full depth of a model that teaches, and the share of what is learned; before its
-    time they are not computed, and it is 0."""
+    """Returns a teaching model's states (B, L, D) at full depth, and its share of what is learned; before
+    `distill_from` the states are not computed, and the share is 0."""
     inputs, plan = inputs_of(batch), model.plan(unroll=config.train.unroll)
     shape = jax.eval_shape(lambda: model.run(inputs, plan)[0])
     begun = step >= round(config.train.distill_from * config.train.updates)
@@ -126,5 +128,5 @@ def _states(
 
 
 def _cut(rows: jax.Array, parts: int) -> jax.Array:
-    """Returns rows (B, ..) as (parts, B / parts, ..), each part with its share of what every device holds."""
+    """Returns rows (B, ..) as (parts, B / parts, ..), each part with an equal share of every device's rows."""
     return jnp.swapaxes(rows.reshape(-1, parts, *rows.shape[1:]), 0, 1)

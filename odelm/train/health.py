@@ -1,4 +1,5 @@
-"""Signs that a run goes wrong, reported while it can still be stopped: a loss that jumps, and one that says nothing."""
+"""Signs that a run goes wrong, reported while it can still be stopped: a loss that jumps, and one no better than token
+frequencies."""
 
 import math
 from collections import deque
@@ -10,13 +11,14 @@ from odelm.data.examples import TaskData
 from odelm.data.tokens import Prepared
 
 RECORDS = 10
-"""With how many of the last records a loss is compared."""
+"""How many of the last records a loss is compared with."""
 SPIKE = 0.3
-"""Nats a token above the worst of them that are called a jump; records of tens of updates scatter by less."""
+"""A loss this many nats per token above the worst of those records is called a jump; records of tens of updates scatter
+by less."""
 COLLAPSE = 0.02
-"""The share of the entropy of token frequencies within which a loss is called no better."""
+"""A loss within this share of the entropy of token frequencies is called no better than the frequencies."""
 SAMPLE = 1_000_000
-"""Tokens that the frequencies are counted on."""
+"""The number of tokens on which the frequencies are counted."""
 
 
 class Losses:
@@ -31,7 +33,7 @@ class Losses:
         return list(self._recent)
 
     def jumped(self, loss: float | None) -> str | None:
-        """Returns what to report of the next record's loss, None if nothing."""
+        """Returns a warning about the next record's loss, None if there is nothing to report."""
         if loss is None:
             return None
         worst = max(self._recent) if len(self._recent) == RECORDS else math.inf
@@ -42,7 +44,7 @@ class Losses:
 
 
 def collapsed(losses: Mapping[int, float], entropy: float) -> str | None:
-    """Returns what to report of held-out losses by steps: that all are those of token frequencies, whose entropy is
+    """Returns a warning if all held-out losses, by steps, are those of predicting token frequencies, whose entropy is
     `entropy` nats; None otherwise."""
     if not losses or any(abs(loss / entropy - 1) > COLLAPSE for loss in losses.values()):
         return None

@@ -122,8 +122,8 @@ class Log:
     ) -> None:
         """Records held-out losses by number of depth steps, over so many batches (0: the whole split).
 
-        What `train.watch` asks for goes with them: `norms` along the depth, the losses of `components`, and an image of
-        the losses over steps. `scores` are the metrics of a task.
+        The values that `train.watch` asks for are recorded with them: `norms` along the depth, the losses of
+        `components`, and an image of the losses over steps. `scores` are the metrics of a task.
         """
         full, norms, components = next(iter(losses.values())), norms or {}, components or {}
         shown = "  ".join(f"{steps} steps {mean.loss:.4f}" for steps, mean in losses.items())
@@ -206,7 +206,8 @@ def evaluated(workdir: Path, batches: int) -> dict[int, dict[int, float]]:
 
 
 def _by_count(losses: Any) -> dict[int, float]:
-    """Returns recorded losses by number of depth steps; {} for what somebody else has changed, or is no number."""
+    """Returns recorded losses by number of depth steps; {} if somebody else has changed them, or if they are not
+    numbers."""
     if not isinstance(losses, dict) or not all(isinstance(loss, float | int) for loss in losses.values()):
         return {}
     try:
@@ -222,7 +223,7 @@ def check_wandb() -> None:
 
 
 def _wandb_run(project: str, workdir: Path, options: Mapping[str, Any]) -> Any:
-    """Returns the run of a workdir in a project: a new one, or the one that it was before."""
+    """Returns the run of a workdir in a project: a new one, or the workdir's earlier one."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     name = str(workdir.absolute())
@@ -261,12 +262,13 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Returns the lines of a file; bytes that are no text leave a line that is no record."""
+    """Returns the lines of a file; bytes that are not text leave a line that is not a record."""
     return path.read_bytes().decode(errors="replace").split("\n") if path.exists() else []
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a record; a line that is none, such as one cut short by a kill, counts as later than any."""
+    """Returns the step of a record; a line that is not a record, such as one cut short by a kill, counts as later than
+    any record."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

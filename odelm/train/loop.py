@@ -41,7 +41,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Loop:
-    """What the loop calls at its cadence."""
+    """The training loop, with everything that it calls at its cadence."""
 
     config: Config
     mesh: Mesh
@@ -51,20 +51,20 @@ class Loop:
     checkpoints: Checkpoints
     log: Log
     unrecorded: Sequence[dict[str, float]]
-    """The metrics of the updates since the last record, if the run starts from a checkpoint between two."""
+    """The metrics of the updates since the last record, if the run starts from a checkpoint between two records."""
     read: int
     """How many tokens the run had read by the last record, without padding."""
     recent: Losses
     """The losses of the last records."""
     facts: Meta
-    """What every checkpoint is to say of the run."""
+    """The facts about the run that every checkpoint stores."""
     entropy: float
-    """Of token frequencies, in nats a token."""
+    """The entropy of token frequencies, in nats per token."""
     profile: Profile
     behaviour: Behaviour = field(default_factory=Behaviour)
 
     def __call__(self, state: TrainState) -> Result:
-        """Trains from `state`, which is donated, and returns how that ended."""
+        """Trains from `state`, which is donated, and returns how the run ended."""
         start, updates = int(state.step), self.config.train.updates
         recorded = self.held_out.recorded(start)
         if start >= updates and recorded:
@@ -87,8 +87,8 @@ class Loop:
         return Result(step, losses)
 
     def _train(self, state: TrainState) -> tuple[TrainState, dict[int, float], int]:
-        """Returns the state after the last update, or after the one that a signal to any process lets finish, which is
-        saved; the last held-out losses on the way; and that signal, or 0."""
+        """Returns the state, which is saved, after the last update or after the update that a signal to any process
+        lets finish; the last held-out losses on the way; and that signal, or 0."""
         options, step = self.config.train, int(state.step)
         losses = self._missed_evaluation(state)
         batch = self.batches.next()
@@ -109,7 +109,7 @@ class Loop:
                 signal.tell()
                 unread.append(metrics)
                 if len(unread) > MAX_IN_FLIGHT:
-                    # It is finished, so that reading it does not hold up those that are running.
+                    # This update is finished, so reading its metrics does not delay those that are running.
                     self._check_skipped(unread.popleft())
                 if step % options.log_every == 0 or step == options.updates:
                     self._record(step, window, len(grid) - 1)
@@ -118,7 +118,8 @@ class Loop:
                     paused = time.perf_counter()
                     losses = evaluated = self._evaluate(step, state)
                     window.leave_out(time.perf_counter() - paused)
-                # Not while updates are being skipped: the run may be about to end, and to be looked into from before.
+                # Not while updates are being skipped: the run may be about to end, and is then examined from an earlier
+                # state.
                 if step % options.checkpoint_every == 0 and not int(state.skipped):
                     self._save(step, state, window, evaluated)
             if traced := self.profile.close():

@@ -31,7 +31,7 @@ MUON_MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
 
 
 def schedule(config: OptimizerConfig, updates: int, *, peak: float | None = None) -> optax.Schedule:
-    """Returns the learning rate as a function of the update; `peak` takes the place of the config's."""
+    """Returns the learning rate as a function of the update; `peak` replaces the config's peak."""
     peak = config.learning_rate if peak is None else peak
     final = peak * config.final_fraction
     warmup = min(config.warmup, updates)
@@ -51,7 +51,7 @@ def schedule(config: OptimizerConfig, updates: int, *, peak: float | None = None
 
 
 def schedule_change(before: int, now: int, config: OptimizerConfig, step: int) -> str | None:
-    """Returns what becomes of the learning rate if a run of `before` updates is continued to `now`; None if nothing."""
+    """Returns how the learning rate changes if a run of `before` updates is continued to `now`; None if it does not."""
     old, new = (jnp.asarray(schedule(config, updates)(step)).item() for updates in (before, now))
     if before == now or math.isclose(old, new, rel_tol=1e-3):
         return None
@@ -63,7 +63,8 @@ def schedule_change(before: int, now: int, config: OptimizerConfig, step: int) -
 
 def make_optimizer(config: OptimizerConfig, updates: int, model: ModelConfig) -> optax.GradientTransformation:
     """Returns the whole chain. A shared block's gradient is the sum over its uses; clipping sees that sum."""
-    # This is `optax.adamw` with a place for rates of their own: decay takes the same share of every matrix.
+    # This is `optax.adamw` with per-matrix rates applied before weight decay, so that decay takes the same share of
+    # every matrix.
     own_rates = [] if model.reference_width is None else [optax.stateless(functools.partial(_scaled_by_width, model))]
     adamw = optax.chain(
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
@@ -96,8 +97,8 @@ def muon_dimensions(name: str) -> MuonDimensionNumbers | None:
 
 
 def _scaled_by_shape(updates: Any, _: Any) -> Any:
-    """Returns each matrix times `sqrt(max(1, outputs / inputs))`: what it makes of an input then changes alike whatever
-    its shape."""
+    """Returns each matrix times `sqrt(max(1, outputs / inputs))`: the change in its output is then of the same size
+    whatever its shape."""
 
     def scaled(path: tuple, update: jax.Array) -> jax.Array:
         axes = muon_dimensions(name_of(path))
@@ -116,13 +117,13 @@ WIDTH_POWERS = (
     (r".*/(attention/(qkv|query|key_value|out)|feedforward/(up|down))/kernel|head/project/kernel", -1.0),
     (r"(embed|head)/tokens|embed/(learned|types)", -0.5),
 )
-"""The powers of `width / reference_width` that the updates of AdamW are multiplied by: of matrices that sum over the
-width or the hidden units, and of embeddings, which are as small as `1/sqrt(width)`; none of the others."""
+"""The powers of `width / reference_width` by which AdamW's updates are multiplied: for matrices that sum over the width
+or the hidden units, and for embeddings, which are as small as `1/sqrt(width)`; other updates are not scaled."""
 
 
 def _scaled_by_width(model: ModelConfig, updates: Any, _: Any) -> Any:
-    """Returns the updates that do as much here as they would at the config's `reference_width` (Yang et al. 2022, arXiv
-    2203.03466, table 8)."""
+    """Returns the updates scaled to have the same effect here as at the config's `reference_width` (Yang et al. 2022,
+    arXiv 2203.03466, table 8)."""
     assert model.reference_width is not None
     ratio = model.width / model.reference_width
 
@@ -144,7 +145,7 @@ def _dimensions(params: Any) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Returns a tree of bools: True for matrices and embeddings, False for biases, norm scales and weights of lanes."""
+    """Returns a tree of bools: True for matrices and embeddings, False for biases, norm scales and lane weights."""
 
     def is_decayed(path: tuple, _: jax.Array) -> bool:
         return not any(getattr(key, "key", None) in ("bias", "scale", "weights") for key in path)

@@ -13,7 +13,7 @@ from odelm import sharding
 from odelm.models.loss import Batch
 
 MAX_IN_FLIGHT = 2
-"""Updates that may be dispatched and unfinished while the next batch is fetched."""
+"""The most updates that may be dispatched and unfinished while the next batch is fetched."""
 
 
 class Prefetch:
@@ -30,7 +30,8 @@ class Prefetch:
         self._in_flight: deque[Any] = deque(maxlen=MAX_IN_FLIGHT)
 
     def next_after(self, metrics: Any) -> Batch:
-        """Returns the next batch once at most `MAX_IN_FLIGHT` updates are unfinished; `metrics` are of the last one.
+        """Returns the next batch once at most `MAX_IN_FLIGHT` updates are unfinished; `metrics` are those of the last
+        update.
 
         A loop that runs ahead of the device would wait for batches that the device does not need yet.
         """

@@ -41,12 +41,14 @@ from odelm.version import __version__
 
 
 def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str = "") -> Result:
-    """Trains in `workdir`, from its newest checkpoint if it has one, and returns how that ended.
+    """Trains in `workdir`, from its newest checkpoint if it has one, and returns how the run ended.
 
     A workdir that is a URL is trained in a directory of this machine and copied there (`odelm.remote`). With `profile`
-    so many updates are traced into `profile/` in it; with `wandb`, a project of Weights & Biases, metrics go there too.
+    that many updates are traced into the workdir's `profile/`; with `wandb`, the name of a Weights & Biases project,
+    metrics go there too.
 
-    Raises InputError, before anything is written there, for an invalid config or a workdir that holds another run.
+    Raises InputError, before anything is written to the workdir, for an invalid config or a workdir that holds another
+    run.
     """
     config.init.validate()
     if wandb:
@@ -57,7 +59,7 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
         remote = _opened(url, workdir)
     directory = RunDirectory(workdir)
     with contextlib.ExitStack() as held:
-        start = find_start(config, directory)  # of a run it reads a checkpoint, for which processes wait together
+        start = find_start(config, directory)  # reads the checkpoint of a run, where processes wait for each other
         with together("getting ready"):
             config = _with_updates_made(start.config, directory)
             check_trainable(config.model)
@@ -86,8 +88,8 @@ def train(config: Config, workdir: str | Path, *, profile: int = 0, wandb: str =
 
 
 def _with_updates_made(config: Config, directory: RunDirectory) -> Config:
-    """Returns the config with the updates that the run has made, if it asks for fewer: none is undone, and what
-    `config.json` and reports say of the run stays true."""
+    """Returns the config with the number of updates that the run has made, if it asks for fewer: no update is undone,
+    and `config.json` and reports stay true of the run."""
     if max(CheckpointFiles(directory.path).steps(), default=0) <= config.train.updates:
         return config
     return replace(config, {"train.updates": max(newest_whole(directory.path), config.train.updates)})
@@ -189,7 +191,7 @@ def _print_new_schedule(log: Log, config: Config, saved: Config | None, step: in
 
 
 def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, Meta]:
-    """Returns the state of the newest checkpoint that is whole, and what it says; `state` if there is none."""
+    """Returns the state of the newest intact checkpoint, and its metadata; `state` if there is none."""
     found = checkpoints.restore_newest(state.params, state.optimizer, average=state.average)
     if found is None:
         return state, {}
@@ -206,8 +208,8 @@ def _restored(state: TrainState, checkpoints: Checkpoints) -> tuple[TrainState, 
 
 def _records(config: Config, meta: Meta, step: int) -> dict[str, Any]:
     """Returns what a run that starts from a checkpoint knows of its records: the updates since the last one, the tokens
-    read by then, and the losses of the last ones. Checkpoints before 0.2 have no number of tokens: they are taken to be
-    without padding."""
+    read by then, and the losses of the last records. Checkpoints before 0.2 lack the number of tokens: their batches
+    are taken to be without padding."""
     padded = config.train.batch_size * config.train.length
     unrecorded = [{"tokens": padded} | metrics for metrics in meta.get("window", ())]
     read = meta.get("read", (step - len(unrecorded)) * padded)
@@ -215,7 +217,7 @@ def _records(config: Config, meta: Meta, step: int) -> dict[str, Any]:
 
 
 def _facts(prepared: Prepared | TaskData) -> Meta:
-    """Returns what each checkpoint says of what made it."""
+    """Returns the facts that each checkpoint stores about how it was made."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")}
     tokenizer = hashlib.sha256(prepared.tokenizer.to_str().encode()).hexdigest()
     return {"versions": {"odelm": __version__} | versions, "tokenizer_sha256": tokenizer, "tokens": prepared.digest}

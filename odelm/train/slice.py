@@ -1,4 +1,4 @@
-"""What a slice of TPUs would need for a recipe: the real update compiled for it, on a machine that has none.
+"""What a recipe would need of a slice of TPUs: the real update compiled for the slice, on a machine without TPUs.
 
 `libtpu` (the extra `slice`) compiles for a topology by its name. The figures of a chip are those that Google publishes
 (cloud.google.com/tpu/docs/v5e, v5p and v6e).
@@ -61,7 +61,7 @@ class Need:
     """Bytes that come out of each kind of collective."""
 
     def seconds(self, chip: Chip) -> dict[str, float]:
-        """Returns how long the chip's figures say that each part takes at least."""
+        """Returns the least time of each part by the chip's figures."""
         sent = sum((self.collectives or {}).values()) / chip.links
         return {"compute": self.flops / chip.flops, "memory": self.traffic / chip.bandwidth, "links": sent}
 
@@ -93,7 +93,7 @@ def compiled_updates(config: Config, topology: str) -> Iterator[tuple[int, jax.s
 
 
 def lowered_updates(config: Config, devices: Sequence[Any]) -> Iterator[tuple[int, jax.stages.Lowered]]:
-    """Yields each count of steps of a recipe, and its update lowered for devices that need not be there.
+    """Yields each count of steps of a recipe, and its update lowered for devices that need not be present.
 
     Raises InputError for a recipe of a task, whose examples have lengths that only its files know.
     """
@@ -175,8 +175,8 @@ def _shown(collectives: dict[str, int] | None) -> str:
 def collective_bytes(program: str) -> dict[str, int]:
     """Returns the bytes that come out of each kind of collective of a compiled program on one device.
 
-    Those in a loop count as often as it runs. On a TPU one that runs beside other work is written into each of the
-    fusions that it runs beside, always with the same channel: it counts once.
+    A collective in a loop counts as often as the loop runs. On a TPU a collective that overlaps other work is written
+    into each of the fusions that it overlaps, always with the same channel: it counts once.
     """
     bodies = _computations(program)
     entry = next((name for name in bodies if name.startswith("ENTRY ")), None)
@@ -195,7 +195,7 @@ def collective_bytes(program: str) -> dict[str, int]:
             if kind in COLLECTIVES and within_fusion:
                 fused.add(_channel(line))
             if operation in ("async-update", "async-done"):
-                continue  # of what its start has called
+                continue  # its start has called the same computation
             repeated = times * _trips(line, bodies) if operation == "while" else times
             for called in re.findall(r"(?:body|to_apply|calls|called_computations)=\{?%?([\w.\-]+)", line):
                 if called in bodies and operation not in ("reduce", "all-reduce", "reduce-scatter"):
@@ -225,10 +225,10 @@ def _computations(program: str) -> dict[str, list[str]]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Returns how often a loop runs: as it says, or else as its condition does; 1 where neither can be read.
+    """Returns how often a loop runs: by its annotated count, or else by its condition; 1 where neither can be read.
 
-    XLA says it of the loops of a program. Those that it makes itself, to gather a matrix while it is multiplied, it
-    leaves without: their counter begins at 0, is raised by a constant and compared with another.
+    XLA annotates the loops of a program, but not those that it makes itself, to gather a matrix while it is multiplied:
+    their counter begins at 0, is raised by a constant and compared with another.
     """
     if found := re.search(r'known_trip_count":?\{"n":"(\d+)"', line):
         return int(found[1])
@@ -254,10 +254,10 @@ def _constant(name: str, body: str) -> int | None:
 
 
 def _has_operands(kind: str, shape: str) -> bool:
-    """Whether a collective that is only started has its operands before its results.
+    """Whether the shape of a collective that is only started has its operands before its results.
 
-    XLA has an instruction of its own for an all-reduce that is started, of its results only, and the one that can start
-    anything, which has both, the operands as a tuple. It writes the name `all-reduce-start` for either.
+    XLA starts an all-reduce by a dedicated instruction, whose shape has the results only, or by the general one, whose
+    shape has both, the operands as a tuple. It writes the name `all-reduce-start` for either.
     """
     return kind != "all-reduce" or shape.startswith("((")
 
@@ -265,7 +265,7 @@ def _has_operands(kind: str, shape: str) -> bool:
 def bytes_of(shape: str, *, with_operands: bool = False) -> int:
     """Returns the bytes of the results in a shape as HLO writes it, where the operands may come first.
 
-    The scalars that follow the results of a collective-permute are no part of them.
+    The scalars that follow the results of a collective-permute are not counted.
     """
     if with_operands:
         shape = re.sub(r"(, [su]32\[\](\{[^}]*\})?)+\)$", ")", shape)
@@ -282,7 +282,7 @@ def _devices(topology: str) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    # libtpu lets one process have the chips of a machine. None is used here, so several may compile at once.
+    # libtpu lets only one process use the chips of a machine. None is used here, so several may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
@@ -294,7 +294,7 @@ def _devices(topology: str) -> list[Any]:
 
 
 def _as_on_tpu(model: ModelConfig, length: int) -> ModelConfig:
-    """Returns a model's config with what `auto` is on a TPU."""
+    """Returns a model's config with `auto` replaced by what it is on a TPU."""
     dtype = "bfloat16" if model.dtype == "auto" else model.dtype
     attention = "splash" if model.attention == "auto" and splash_pays(length) else model.attention
     return dataclasses.replace(model, dtype=dtype, attention=attention)

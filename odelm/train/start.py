@@ -24,16 +24,16 @@ class Pretrained:
 
     model: CausalLM | MaskedLM | Classifier
     tokenizer: Path | None
-    """The tokenizer.json beside it."""
+    """The tokenizer.json beside the model."""
     end_token: str
-    """What its folder says ends a text; empty for the usual names."""
+    """The token that ends a text by the model's folder; empty for the usual names."""
     summary: str
     """One sentence: the model's source, its shape, and how its layers were shared."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A validated config whose `model` is the model that is trained, and where that starts from."""
+    """A validated config whose `model` is the model that is trained, and where its parameters come from."""
 
     config: Config
     pretrained: Pretrained | None = None
@@ -75,7 +75,7 @@ def _for_task(config: Config) -> Config:
         return config
     config.data.validate()
     if config.model.kind != "encoder" or config.model.outputs:
-        return config  # What is wrong with it, `Config.validate` says, if the model is not another one.
+        return config  # `Config.validate` reports what is wrong with it, if no other model replaces it.
     model = dataclasses.replace(config.model, outputs=TASKS[config.data.task].outputs, sentence_order=False)
     return dataclasses.replace(config, model=model)
 
@@ -111,7 +111,7 @@ def init_from_pretrained(config: Config) -> Pretrained:
 
     Newly added parameters (time modulation) are initialised so that the logits are the source's until the model is
     trained. For a task its head becomes that of a classifier. Raises InputError for a source that cannot be read, is
-    not a language model, or is no encoder although there is a task.
+    not a language model, or is not an encoder although there is a task.
     """
     init = config.init
     source, described, _ = pretrained.load(init.from_pretrained, with_profile=False)
@@ -156,8 +156,8 @@ def _check_source(source: Model, config: Config) -> None:
 
 
 def _as_trained(model: Model, config: Config, rngs: nnx.Rngs) -> CausalLM | MaskedLM | Classifier:
-    """Returns the model with the head that is trained: for a task that of a classifier, newly initialised but for the
-    pooler, if it has one."""
+    """Returns the model with the head that is trained: for a task that of a classifier, newly initialised except for
+    the pooler, if it has one."""
     if config.data.task:
         return Classifier.from_encoder(model, outputs=TASKS[config.data.task].outputs, rngs=rngs)
     assert isinstance(model, CausalLM | MaskedLM)
@@ -165,7 +165,7 @@ def _as_trained(model: Model, config: Config, rngs: nnx.Rngs) -> CausalLM | Mask
 
 
 def _with_length(arrays: dict[str, jax.Array], length: int) -> dict[str, jax.Array]:
-    """Returns the parameters of a model with so many learned positions, repeated or cut off, if it has any."""
+    """Returns the parameters of a model with `length` learned positions, repeated or cut off, if it has any."""
     learned = arrays.get("embed/learned")
     if learned is None or len(learned) == length:
         return arrays

@@ -34,7 +34,7 @@ class TrainState:
     """A training run between two updates."""
 
     step: jax.Array
-    """int32 (), the updates that were made."""
+    """int32 (), the number of updates applied."""
     params: Any
     optimizer: optax.OptState
     skipped: jax.Array
@@ -42,7 +42,7 @@ class TrainState:
     average: Any = None
     """The running mean of the parameters, None if the config asks for none."""
     teacher: FrozenModel | None = None
-    """What `train.teacher` is; no update changes it, and no checkpoint has it."""
+    """The model of `train.teacher`; no update changes it, and no checkpoint stores it."""
 
     @property
     def evaluated(self) -> Any:
@@ -76,7 +76,7 @@ def _init(config: Config, optimizer: optax.GradientTransformation) -> Callable[[
     def init() -> TrainState:
         model = create(config.model, rngs=nnx.Rngs(rng.key(config.train.seed, "init")))
         params = nnx.state(model, nnx.Param)
-        # A copy: the state is donated, and no array twice.
+        # A copy: the state is donated, and no array may be donated twice.
         average = jax.tree.map(jnp.copy, params) if config.optimizer.average else None
         return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), average)
 
@@ -94,8 +94,8 @@ def make_update(config: Config, graph: nnx.GraphDef, optimizer: optax.GradientTr
     """Returns `update(state, batch, grid) -> (state, metrics)`, pure; dropout's key comes from the step.
 
     An update whose loss, gradients or parameters are not finite is skipped: it counts as a step, and changes nothing
-    else. Metrics are the loss, the norms of gradients, of the change of the parameters and of these, how many updates
-    in a row were `skipped`, and the `tokens` of the batch without padding.
+    else. Metrics are the loss, the norms of the gradients, of the parameters' change and of the parameters, how many
+    updates in a row were `skipped`, and the `tokens` of the batch without padding.
     """
 
     gradient = make_gradient(config, graph)
@@ -160,5 +160,6 @@ def jit_update(update: Update, state: TrainState, mesh: Mesh) -> jax.stages.Wrap
 
 
 def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles an update; on a GPU with cuBLASLt for all products, which computes an activation on the way out."""
+    """Compiles an update; on a GPU with cuBLASLt for all products, which applies an activation as it writes the
+    result."""
     return lowered.compile(ON_GPU if jax.default_backend() == "gpu" else None)

@@ -39,7 +39,7 @@ class HeldOutTask(HeldOut):
         side_by_side(lambda times: jax.block_until_ready(self._scored(params, self._batches[0], times)), grids.values())
         losses, by_steps = {}, {}
         for steps, times in grids.items():
-            # One at a time: several programs in flight that wait for other processes could wait for each other.
+            # One at a time: several programs in flight that wait for other processes could deadlock.
             found = [jax.device_get(self._scored(params, batch, times)) for batch in self._batches]
             losses[steps] = mean_loss(sums for sums, _ in found)
             by_steps[steps] = self._rows.scores(np.concatenate([outputs for _, outputs in found]))

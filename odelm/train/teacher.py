@@ -19,14 +19,15 @@ from odelm.models import CausalLM, MaskedLM
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that is not trained, as a pytree: what goes into a program, and what it is compiled for."""
+    """A model that is not trained, as a pytree: parameters that go into a program, and the structure that it is
+    compiled for."""
 
     params: Any
     graph: nnx.GraphDef = dataclasses.field(metadata=dict(static=True))
 
     @property
     def model(self) -> Any:
-        """The model; no gradient goes into it."""
+        """The model; no gradient flows into it."""
         return nnx.merge(self.graph, jax.lax.stop_gradient(self.params))
 
 

@@ -15,15 +15,15 @@ class Window:
     """Metrics of updates, some of which may still be running on the devices, and the time that they took."""
 
     def __init__(self, before: Sequence[dict[str, float]] = (), read: int = 0):
-        """`before` is what `unrecorded` returned when the run was saved, and `read` what it was then."""
+        """`before` is what `unrecorded` returned when the run was saved, and `read` the value that it had then."""
         self.read = read
         """How many tokens the run had read by the last record, without padding."""
         self._metrics: list[dict[str, Any]] = list(before)
         self._own = 0
         self.closed = 0
-        """How many updates of this process the last record is of."""
+        """How many updates of this process the last record covers."""
         self.closed_tokens = 0
-        """How many tokens they had, without padding."""
+        """How many tokens those updates had, without padding."""
         self._since = time.perf_counter()
 
     def add(self, metrics: dict[str, Any], steps: int) -> None:
@@ -36,7 +36,7 @@ class Window:
         self._since += seconds
 
     def unrecorded(self) -> list[dict[str, float]]:
-        """Returns the metrics that the next record will be of, as numbers: waits for the updates."""
+        """Returns the metrics that the next record will cover, as numbers: waits for the updates."""
         self._metrics = [
             {name: float(np.asarray(value)) for name, value in metrics.items()}
             for metrics in jax.device_get(self._metrics)
@@ -44,7 +44,7 @@ class Window:
         return list(self._metrics)
 
     def close(self, *, waited: float) -> Record:
-        """Returns what the log records of the updates, and starts again.
+        """Returns the log's record of the updates, and starts a new one.
 
         `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps,
         `mean_steps` the mean of these numbers, `tokens` how many the run has read by then, without padding, and
