@@ -1,4 +1,4 @@
-"""Two models at equal latency: what each loses at the time that the other takes."""
+"""Compares two models at equal latency: the loss of each at the time that the other takes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from odelm.config import default_steps
 from odelm.errors import InputError
-from odelm.evals.compare import Comparison, Loaded, batches_of, length_of, text_of
+from odelm.evals.compare import Comparison, Loaded, batches_of, length_of, profile_of, text_of, trained_counts
 from odelm.evals.report import is_finite, make_report, print_table, publish
 from odelm.evals.sweep import (
     Measured,
@@ -35,17 +35,19 @@ def compare_with_baseline(
     source: Path,
     step: int | None,
     name: str,
-    trained: Sequence[int],
+    baseline_source: Path,
+    baseline_step: int | None,
     out: Path | None = None,
 ) -> Path:
     """Measures two models side by side on the text of the first, prints the tables, and returns the report's directory.
 
     Args:
         loaded: the model, as `odelm.load` returns it, from `source`; measured at `steps`.
-        baseline: the other, called `name`; measured at its default steps, of which it was trained with `trained`.
-        step, out: as in `odelm.evals.compare.compare`.
+        baseline: the other, called `name`, as `odelm.load` returns it, from `baseline_source`; measured at its default
+            steps.
+        step, baseline_step, out: as `step` and `out` in `odelm.evals.compare.compare`.
 
-    Raises InputError if their losses cannot be compared, and if there is no text to measure them on.
+    Raises InputError if the models' losses cannot be compared, and if there is no text to measure them on.
     """
     _check_comparable(loaded, baseline, name)
     length = length_of(loaded[1], options, run=step is not None)
@@ -61,12 +63,17 @@ def compare_with_baseline(
         runner = Runner.of(model)
         solver = options.solver if config is loaded[1] else "euler"
         models[config is baseline[1]] = runner, settings(runner, counts, solver=solver)
+    profile = profile_of(loaded)
+    models[False][1].extend([profile] if profile is not None and profile not in models[False][1] else [])
     measured = _measured(models, options, length, batches)
+    for setting, row in zip(models[False][1], measured[False], strict=True):
+        row["chosen"] = setting == profile
     own, other = (_at_equal_latency(measured[flag], measured[not flag]) for flag in (False, True))
     text = text_of(rows, batches, loaded[1], options)
-    own_trained = (loaded[1].model.core,) if step is None else loaded[1].trained_counts
-    report = make_report(loaded[1].model, own, step=step, text=text, trained=own_trained)
-    others = make_report(baseline[1].model, other, trained=trained)
+    trained = trained_counts(loaded[1], source, step)
+    report = make_report(loaded[1].model, own, step=step, text=text, trained=trained)
+    trained = trained_counts(baseline[1], baseline_source, baseline_step)
+    others = make_report(baseline[1].model, other, step=baseline_step, trained=trained)
     report |= {"baseline": name, "baseline_model": others["model"], "baseline_rows": others["rows"]}
     out = source / "infer" if out is None else out
     return publish(report, out, name="baseline", draw=plot, show=print_both, width=120)
@@ -108,9 +115,9 @@ def _measured(
 
 
 def _at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Returns the rows with `other_loss`, what the other model loses at the same latency.
+    """Returns the rows with `other_loss`, the other model's loss at the same latency.
 
-    It is interpolated between the other's points; None at a latency that it does not reach.
+    The loss is interpolated between the other model's points; None at a latency outside their range.
     """
     points = sorted((row["latency_ms"]["median"], row["loss"]) for row in others if is_finite(row["loss"]))
     if not points:

@@ -22,7 +22,7 @@ from odelm.evals.examples import add_scores
 from odelm.evals.generation import compare_ways, ways
 from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.evals.report import make_report, publish
-from odelm.evals.sweep import settings, sweep
+from odelm.evals.sweep import Setting, settings, sweep
 from odelm.infer.prompts import some_tokens
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, Classifier, MaskedLM
@@ -31,10 +31,10 @@ from odelm.models.loss import Batch
 from odelm.run_directory import TOKENIZER, read_config
 
 EVAL_SEQUENCES, EVAL_TOKENS = 32, 4096
-"""Sequences in a batch of `Comparison.eval_batches`, whatever the batch of training, so that losses of a folder and of
-runs can be compared; and the tokens that are in memory at once, which changes no loss."""
+"""Sequences in a batch of `Comparison.eval_batches`, independent of the training batch, so that losses of a folder and
+of runs can be compared; and the tokens that are in memory at once, which does not affect losses."""
 LENGTH, EVAL_BATCHES = 128, 8
-"""Of a comparison that is no run's own."""
+"""Defaults of a comparison that does not use a run's own settings."""
 
 Loaded = tuple[Any, Config, Tokenizer | None]
 
@@ -48,7 +48,8 @@ class Comparison:
     tolerance: float | None = None
     """Also lets the solver choose its steps, to this tolerance."""
     early_exits: tuple[EarlyExit, ...] = ()
-    """Also leaves each number of steps where a row, or a generated token, has settled by one of these."""
+    """Also measures each number of steps with early exits: a row, or a generated token, leaves once settled by one of
+    these."""
     kv_spans: tuple[int, ...] = ()
     """Also generates with keys and values shared over so many units of depth."""
     kernel: str = "auto"
@@ -83,7 +84,7 @@ def compare(
         adjust: applied to the config of the model that the run was adapted from.
 
     Raises InputError for options that the model cannot take, for a text that cannot be read, and for a report that
-    cannot be written, whose table is then printed.
+    cannot be written (the table is still printed).
     """
     model, config, tokenizer = loaded
     length = length_of(config, options, run=step is not None)
@@ -92,7 +93,7 @@ def compare(
         runner, steps, solver=options.solver, tolerance=options.tolerance, integrator=options.integrator,
         early_exits=options.early_exits,
     )  # fmt: skip
-    own = model.profile and crossing(config.model, model.profile.solver, model.profile.grid)
+    own = profile_of(loaded)
     chosen += [own] if own is not None and own not in chosen else []
     rows, batches = batches_of(loaded, options, source=source, step=step)
     baseline = _adapted_from(config, adjust) if batches else None
@@ -111,15 +112,21 @@ def compare(
         add_scores(runner, chosen, measured, rows, batches)
     out = source / "infer" if out is None else out
     text = None if rows is None else text_of(rows, batches, config, options)
-    trained = _trained_counts(config, source, step)
+    trained = trained_counts(config, source, step)
     return publish(make_report(config.model, measured, step=step, text=text, trained=trained), out)
 
 
-def _trained_counts(config: Config, source: Path, step: int | None) -> tuple[int, ...]:
-    """Returns the counts of steps that a model was trained with: none with another span of keys and values."""
+def trained_counts(config: Config, source: Path, step: int | None) -> tuple[int, ...]:
+    """Returns the counts of steps that a model was trained with: none if its `kv_span` differs from that of the run."""
     if step is None:
         return (config.model.core,)
     return config.trained_counts if config.model.kv_span == read_config(source).model.kv_span else ()
+
+
+def profile_of(loaded: Loaded) -> Setting | None:
+    """Returns the way to cross the depth that the model's profile has, None without one."""
+    model, config, _ = loaded
+    return model.profile and crossing(config.model, model.profile.solver, model.profile.grid)
 
 
 def compare_generation(
@@ -165,7 +172,7 @@ def compare_generation(
 def batches_of(
     loaded: Loaded, options: Comparison, *, source: Path, step: int | None
 ) -> tuple[HeldOutRows | HeldOutExamples | None, list[Batch]]:
-    """Returns the rows to measure losses on, and their batches: None and none if there is no text."""
+    """Returns the rows to measure losses on, and their batches: None and an empty list if there is no text."""
     length = length_of(loaded[1], options, run=step is not None)
     rows = _held_out_or_why(loaded, options, None if step is None else source / TOKENIZER)
     return rows, [] if rows is None else list(rows.batches(batch_size(len(rows), length)))
@@ -182,7 +189,7 @@ def length_of(config: Config, options: Comparison, *, run: bool) -> int:
 
 
 def batch_size(rows: int, length: int) -> int:
-    """Returns how many sequences to compute at once: as many as fit, and no padding if that can be."""
+    """Returns how many sequences to compute at once: as many as fit, and without padding if possible."""
     sizes = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * length <= EVAL_TOKENS]
     return next((size for size in sizes if rows % size == 0 and size * 4 > sizes[0]), sizes[0])
 
@@ -190,7 +197,7 @@ def batch_size(rows: int, length: int) -> int:
 def text_of(
     rows: HeldOutRows | HeldOutExamples, batches: Sequence[Batch], config: Config, options: Comparison
 ) -> dict[str, Any]:
-    """Returns what is said of the text in a report."""
+    """Returns the description of the text for a report."""
     source = options.text or config.data.valid_source or config.data.source or config.data.corpus
     tokens = int(sum(batch["weights"].sum() for batch in batches))
     said = {"source": source, "tokens": tokens, "documents": rows.documents}
@@ -200,14 +207,14 @@ def text_of(
 
 
 class NoText(InputError):
-    """There is no text to measure losses on, or the model has none."""
+    """There is no text to measure losses on, or the model has no loss."""
 
 
 def _held_out_or_why(
     loaded: Loaded, options: Comparison, tokenizer_file: Path | None
 ) -> HeldOutRows | HeldOutExamples | None:
-    """Returns what `held_out` does, or the held-out examples of a classifier; None, and a line on standard error says
-    why, if there is nothing."""
+    """Returns the result of `held_out`, or the held-out examples of a classifier; if there is nothing, returns None and
+    prints the reason on standard error."""
     if options.eval_batches == 0:
         return None
     try:
@@ -247,7 +254,7 @@ def held_out(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None
 def held_out_examples(loaded: Loaded, options: Comparison, *, tokenizer_file: Path | None) -> HeldOutExamples:
     """Returns the examples to measure a classifier on: those of the task of a run whose tokenizer is given.
 
-    Raises NoText for a classifier that is no run, for a text, and for a task whose files cannot be read.
+    Raises NoText for a classifier that is not a run, for a text, and for a task whose files cannot be read.
     """
     _, config, _ = loaded
     if not config.data.task or tokenizer_file is None or options.text is not None:
@@ -267,7 +274,7 @@ def _limit(config: Config, options: Comparison) -> int:
 
 
 def _adapted_from(config: Config, adjust: Callable[[Config], Config] | None) -> CausalLM | MaskedLM | None:
-    """Returns the model that a run was adapted from; None if there was none, or it is not where it was."""
+    """Returns the model that a run was adapted from; None if there was none, or if it can no longer be loaded."""
     if not config.init.from_pretrained or config.data.task:
         return None
     try:

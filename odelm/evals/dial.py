@@ -1,7 +1,7 @@
 """The quality dial: the cheapest way to cross the depth that keeps a limit on the loss, with a confidence of 95 %.
 
-Candidates are searched on one half of the held-out text. The other half, of other documents, tests the best of each
-number of evaluations (`odelm.evals.confidence`). What is chosen is kept as an `odelm.profile.Profile`.
+Candidates are searched on one half of the held-out text. The other half, with other documents, tests the best candidate
+for each number of evaluations (`odelm.evals.confidence`). The choice is stored as an `odelm.profile.Profile`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from odelm import profile as profiles
 from odelm.config import Config, ModelConfig
 from odelm.errors import InputError
 from odelm.evals.candidates import evaluations_of, times_of
-from odelm.evals.compare import Comparison, Loaded, batch_size, held_out, length_of, text_of
+from odelm.evals.compare import Comparison, Loaded, batch_size, held_out, length_of, text_of, trained_counts
 from odelm.evals.confidence import CONFIDENCE
 from odelm.evals.halves import halves
 from odelm.evals.report import make_report, percent, publish
@@ -44,10 +44,10 @@ def find_profile(
         limit: the increase of the loss that is allowed, relative to full depth: 0.005 is half a per cent.
         options: the text, the length of its rows, and what is timed; its solver and integrator are not used.
         step: the run's checkpoint; None for a Hugging Face folder.
-        out: the directory of profile and report; the source, and `infer` in it, if it is None.
+        out: the directory of profile and report; if None, the profile is in the source, and the report in its `infer`.
 
-    Raises InputError if no candidate keeps the limit and if there is no text, and has then written nothing; and if the
-    files cannot be written.
+    Raises InputError, before anything is written, if no candidate keeps the limit or there is no text; and if the files
+    cannot be written.
     """
     model, config, _ = loaded
     if options.eval_batches is None:
@@ -63,7 +63,7 @@ def find_profile(
     if choice.chosen is None:
         raise InputError(_unreachable(config.model, choice, limit))
     text, searched = (_text(half, config, options) for half in (unseen, search))
-    trained = (config.model.core,) if step is None else config.trained_counts
+    trained = trained_counts(config, source, step)
     report = make_report(
         config.model, _rows(runner, choice, unseen, options, length), step=step, text=text, trained=trained
     )
@@ -83,7 +83,7 @@ def find_profile(
 
 
 def _text(half: Half, config: Config, options: Comparison) -> dict[str, Any]:
-    """Returns what is said of a half in the report."""
+    """Returns the description of a half for the report."""
     text = text_of(half.part.rows, half.batches, config, options)
     return text | ({"documents": half.part.documents} if half.part.documents else {})
 
@@ -121,7 +121,7 @@ def _profile(loaded: Loaded, choice: Choice, limit: float, text: Mapping[str, An
 
 
 def _told(profile: Profile) -> str:
-    """Returns what was chosen, in a sentence."""
+    """Returns a sentence about what was chosen."""
     units = f"{profile.documents} documents not searched" if profile.documents else "rows not searched"
     return (
         f"chosen: {profile.steps} steps of {profile.solver}, {profile.evaluations} evaluations; on {units} "

@@ -7,7 +7,7 @@ from typing import Any
 from odelm.data.loader import train_batches
 from odelm.data.prepare import prepare
 from odelm.errors import InputError
-from odelm.evals.compare import Comparison, Loaded, batches_of, held_out, length_of, text_of
+from odelm.evals.compare import Comparison, Loaded, batches_of, held_out, length_of, text_of, trained_counts
 from odelm.evals.report import make_report, publish
 from odelm.evals.sweep import (
     Measured,
@@ -29,7 +29,7 @@ from odelm.models.transformer import DepthPlan
 from odelm.run_directory import TOKENIZER
 
 CALIBRATION_TOKENS = 8192
-"""Tokens of the text on which inputs are calibrated, about: the largest of them is what counts."""
+"""About how many tokens of the text inputs are calibrated on; only the largest input counts."""
 
 
 def compare_quantized(
@@ -45,8 +45,9 @@ def compare_quantized(
     """Measures a model and its quantised copies at each step count, prints the table, and returns the directory of the
     written report.
 
-    The rows are those of `odelm.evals.compare.compare`, with `quantize`, a kind or None, and `bytes`, what the
-    parameters take. Each is compared with full depth, not quantised. Other arguments and errors are those of `compare`.
+    The rows are those of `odelm.evals.compare.compare`, with `quantize`, a kind or None, and `bytes`, the size of the
+    parameters. Each is compared with the unquantised model at full depth. Other arguments and errors are those of
+    `compare`.
 
     Args:
         kinds: names in `odelm.infer.quantized.KINDS`.
@@ -63,7 +64,7 @@ def compare_quantized(
     measured = _measured(runners, chosen, options, length, batches)
     out = source / "infer" if out is None else out
     text = None if rows is None else text_of(rows, batches, config, options)
-    trained = (config.model.core,) if step is None else config.trained_counts
+    trained = trained_counts(config, source, step)
     return publish(make_report(config.model, measured, step=step, text=text, trained=trained), out, width=120)
 
 
@@ -87,7 +88,7 @@ def quantized(
 
 
 def _calibration(loaded: Loaded, kind: str, options: Comparison, source: Path, step: int | None) -> Inputs:
-    """Returns rows of text, whole ones as far as they are."""
+    """Returns whole rows of text, up to about `CALIBRATION_TOKENS` tokens."""
     _, config, _ = loaded
     if options.text is not None:
         rows = held_out(loaded, options, tokenizer_file=None)

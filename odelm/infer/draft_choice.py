@@ -1,10 +1,11 @@
-"""Which coarse steps draft, and how many tokens: tried on the user's own prompts, the fastest taken.
+"""Chooses the coarse steps that draft and the draft length: the fastest of those tried on the user's own prompts.
 
-The grid of each number of steps is chosen by acceptance, the tokens that a pass at full depth gives: grids of as many
-steps cost the same and share a compiled program. Which number of steps and which length is fastest also depends on what
-a draft costs, so these are timed.
+For each number of steps, the grid is chosen by acceptance, the number of tokens that a pass at full depth gives: grids
+with equally many steps cost the same and share a compiled program. The fastest number of steps and the fastest length
+also depend on the cost of a draft, so these are timed.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from odelm import ode
 from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.infer.drafts import DraftCounts, Drafting, make_drafting
-from odelm.infer.generator import Generator
+from odelm.infer.generator import NO_END, Generator
 from odelm.infer.latency import measure
 from odelm.infer.prompts import Prompts
+from odelm.ode.grid import whole
 
 LENGTHS = ((3, 0.0), (6, 0.0), (8, 0.2))
-"""Of drafts, each with the confidence below which one ends: long ones only where they go on being sure."""
+"""Draft lengths, each with the confidence below which a draft ends: long drafts only continue while they are
+confident."""
 MOST_GRIDS = 24
-"""Grids of one number of steps of which the acceptance is measured."""
+"""The most grids whose acceptance is measured for one number of steps."""
 
 Grid = tuple[float, ...]
 
@@ -34,7 +37,7 @@ class Trial:
     """The times that a draft visits, (steps + 1,); None is no draft."""
     drafting: Drafting | None
     milliseconds: float
-    """Of one continuation of all prompts; the median."""
+    """The median time of one continuation of all prompts."""
     counts: DraftCounts | None
 
 
@@ -42,36 +45,53 @@ def with_fastest_drafts(generator: Generator, prompts: Prompts, **options: Any) 
     """Returns a generator of the same text, with the drafts that are fastest on these prompts; the given one if it is
     fastest without. Takes the arguments of `try_drafts` and raises what that does."""
     best = try_drafts(generator, prompts, **options)[0]
-    return generator if best.drafting is None else _drafting_with(generator, best.drafting)
+    return generator if best.drafting is None else _drafting_with(generator, best.drafting, end=generator.end)
 
 
 def try_drafts(
     generator: Generator,
     prompts: Prompts,
     *,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     new_tokens: int = 48,
     repeats: int = 3,
-    **sampling: Any,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
 ) -> list[Trial]:
     """Returns the trials of ways of drafting for a generator without drafts, the fastest first, taking turns.
 
     Args:
-        steps: counts of coarse steps to try; the model's default ones by default. Those whose steps are not fewer than
-            the generator's are left out.
-        new_tokens: how many tokens each trial adds to each prompt; of too few for a draft there is only the trial of
-            none.
-        sampling: as in `Generator.stream`: fewer drafts are accepted at a higher temperature.
+        steps: counts of coarse steps to try, or one; the model's default ones by default. Counts that take no fewer
+            evaluations than the generator are left out.
+        new_tokens: how many tokens each trial adds to each prompt, end tokens or not, so that all do the same work.
+            With too few for a draft there is only the trial without one.
+        repeats: timed calls of each way.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `Generator.stream`; at a higher temperature
+            fewer drafts are accepted.
 
     Raises InputError for a generator that cannot draft: with two grids, with early exits, or with drafts already.
     """
     if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
         raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
-    options = dict(new_tokens=new_tokens) | sampling
-    generators: list[tuple[Grid | None, Generator]] = [(None, generator)]
-    for grid in _chosen_grids(generator, prompts, steps, options) if new_tokens > LENGTHS[0][0] else ():
+    new_tokens, repeats = whole("new_tokens", new_tokens), whole("repeats", repeats)
+    counts = default_steps(generator.runner.model.config) if steps is None else steps
+    counts = [counts] if isinstance(counts, int) else list(counts)
+    options: dict[str, Any] = dict(
+        new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed,
+    )  # fmt: skip
+    limit = generator.runner.model.config.max_length
+    lengths = [one for one in LENGTHS if new_tokens > LENGTHS[0][0] and one[0] < limit]
+    plain = copy.copy(generator)
+    plain.end = NO_END
+    generators: list[tuple[Grid | None, Generator]] = [(None, plain)]
+    for grid in _chosen_grids(generator, prompts, counts, lengths[-1], options) if lengths else ():
         coarse = generator.runner.model.plan(grid=grid)
-        generators += [(grid, _drafting_with(generator, make_drafting(coarse, *length))) for length in LENGTHS]
+        generators += [(grid, _drafting_with(generator, make_drafting(coarse, *length))) for length in lengths]
     calls = {i: lambda one=one: one(prompts, **options) for i, (_, one) in enumerate(generators)}
     latencies = measure(calls, repeats=repeats, warmup=1)
     trials = [
@@ -80,26 +100,30 @@ def try_drafts(
     return sorted(trials, key=lambda trial: trial.milliseconds)
 
 
-def _drafting_with(generator: Generator, drafting: Drafting) -> Generator:
+def _drafting_with(generator: Generator, drafting: Drafting, *, end: int = NO_END) -> Generator:
     other = Generator.of(generator.runner, generator.tokenizer, generator.plan, drafting=drafting)
-    other.end = generator.end
+    other.end = end
     return other
 
 
 def _chosen_grids(
-    generator: Generator, prompts: Prompts, steps: Sequence[int] | None, options: dict[str, Any]
+    generator: Generator,
+    prompts: Prompts,
+    counts: Sequence[int],
+    length: tuple[int, float],
+    options: dict[str, Any],
 ) -> Iterator[Grid]:
-    """Yields for each number of steps the grid whose drafts are accepted most."""
+    """Yields for each number of steps the grid whose drafts of a length, with a confidence, are accepted most."""
     model = generator.runner.model
     evaluations = sum(part.evaluations for part in generator.plan)
 
     def tokens_a_pass(grid: Grid) -> float:
-        one = _drafting_with(generator, make_drafting(model.plan(grid=grid), *LENGTHS[-1]))
+        one = _drafting_with(generator, make_drafting(model.plan(grid=grid), *length))
         one(prompts, **options)
         assert one.draft_counts is not None
         return one.draft_counts.tokens_per_round
 
-    for count in default_steps(model.config) if steps is None else steps:
+    for count in counts:
         equal = tuple(ode.grid.equal(model.config.core, count).tolist())
         if sum(part.evaluations for part in model.plan(grid=equal)) < evaluations:
             fixed = ode.grid.boundaries(model.config.core, model.config.groups).tolist()
@@ -107,9 +131,9 @@ def _chosen_grids(
 
 
 def best_grid(start: Grid, fixed: Sequence[float], score: Callable[[Grid], float]) -> Grid:
-    """Returns the grid with the highest score found by moving one time by whole units of depth, repeatedly.
+    """Returns the grid with the highest score, found by repeatedly moving one time by whole units of depth.
 
-    `start` is kept where nothing is better, `fixed` times stay, and at most `MOST_GRIDS` grids are tried.
+    `start` is returned if no grid is better, `fixed` times are not moved, and at most `MOST_GRIDS` grids are tried.
     """
     scores = {start: score(start)}
     best, before = start, None
@@ -123,7 +147,7 @@ def best_grid(start: Grid, fixed: Sequence[float], score: Callable[[Grid], float
 
 
 def _neighbours(grid: Grid, fixed: Sequence[float]) -> Iterator[Grid]:
-    """Yields the grids in which one time has moved between the two beside it, the nearest moves first."""
+    """Yields the grids in which one time is moved but stays between its two neighbours, the smallest moves first."""
     moves = []
     for i in range(1, len(grid) - 1):
         reach = math.ceil(grid[i + 1] - grid[i - 1])
@@ -134,7 +158,7 @@ def _neighbours(grid: Grid, fixed: Sequence[float]) -> Iterator[Grid]:
 
 
 def describe(trials: Sequence[Trial]) -> str:
-    """Returns one line about the fastest of the trials, against no draft."""
+    """Returns one line that compares the fastest trial with decoding without drafts."""
     best, plain = trials[0], next(trial for trial in trials if trial.grid is None)
     if best.grid is None or best.drafting is None or best.counts is None:
         return "no draft was faster on this prompt"

@@ -23,7 +23,7 @@ from absl import flags
 from odelm.config import Config, default_steps
 from odelm.errors import InputError
 from odelm.files import is_url
-from odelm.programs import command_line
+from odelm.programs import command_line, sources
 
 FLAGS = command_line.new_flags()
 _string, _integer, _list = (
@@ -88,16 +88,11 @@ def _evaluate() -> int:
 
 def _load() -> tuple[Any, int | None]:
     """Returns what `odelm.load` does, and for how many updates the model was trained, if that is known."""
-    from odelm import bundle, checkpoint, checkpoint_files, interop, pretrained, remote, shipped
-    from odelm.run_directory import read_config
+    from odelm import bundle, pretrained
 
-    source = remote.fetched(FLAGS.model, checkpoint.to_stderr) if is_url(FLAGS.model) else shipped.found(FLAGS.model)
-    step = updates = None
-    if bundle.is_bundle(source):
-        updates = bundle.updates(source)
-    elif not interop.is_folder(source) and source.is_dir():
-        read_config(source)  # its errors come before those of the checkpoints
-        step = updates = checkpoint_files.newest_whole(source)
+    source = sources.found(FLAGS.model)
+    updates = sources.updates_of(source)
+    step = None if bundle.is_bundle(source) else updates
     return pretrained.load(source, step=step, adjust=_with_dtype, with_profile=False), updates
 
 

@@ -38,8 +38,7 @@ from absl import flags
 
 from odelm.config import Config, MeshConfig, default_steps
 from odelm.errors import InputError
-from odelm.files import is_url
-from odelm.programs import command_line, dial, export, generation, quantization
+from odelm.programs import command_line, dial, export, generation, quantization, sources
 
 if TYPE_CHECKING:
     from odelm.evals.compare import Comparison
@@ -156,25 +155,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _infer() -> int:
-    from odelm import bundle, checkpoint_files, interop, pretrained
-    from odelm.run_directory import read_config
+    from odelm import bundle, pretrained
 
     limit = dial.max_loss_increase(FLAGS)
     source, target = _source(), export.target(FLAGS)
     bundled = bundle.is_bundle(source)
-    step = None
-    if not bundled and not interop.is_folder(source):
-        read_config(source)  # its errors come before those of the checkpoints
-        step = checkpoint_files.newest_whole(source)
+    step = None if bundled else sources.updates_of(source)
     generation.check(FLAGS)
     quantization.check(FLAGS)
     others = (FLAGS.steps, limit, target, FLAGS.quantize, FLAGS.early_exit, FLAGS.kv_span)
     uses_profile = all(other is None for other in others)
     loaded = pretrained.load(
-        source, step=step, adjust=None if target else _with_dtype, mesh=_mesh(), with_profile=uses_profile
+        source, step=step, adjust=None if target else _with_options, mesh=_mesh(), with_profile=uses_profile
     )
-    if bundled:
-        step = bundle.updates(source)
+    step = sources.updates_of(source) if bundled else step
     if quantization.one_kind(FLAGS):
         loaded = quantization.quantized(loaded, FLAGS, _options(source), _steps, source=source, step=step)
     if limit is not None:
@@ -198,27 +192,25 @@ def _mesh() -> Any:
 
 
 def _source() -> Path:
-    from odelm import checkpoint, remote, shipped
-
     given = [value for value in (FLAGS.workdir, FLAGS.model) if value is not None]
     if len(given) != 1:
         raise InputError("give one of --workdir and --model: a training run, a bundle or a Hugging Face folder")
-    if is_url(given[0]):
-        return remote.fetched(given[0], checkpoint.to_stderr)
-    source = shipped.found(given[0])
-    if not source.is_dir():
-        raise InputError(
-            f"{source} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the models "
-            f"that come with odelm, {', '.join(shipped.names())}"
-        )
-    return source
+    return sources.found(given[0])
 
 
 def _with_dtype(config: Config) -> Config:
-    model = dataclasses.replace(config.model, dtype=FLAGS.dtype, residual_dtype="auto")
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, dtype=FLAGS.dtype, residual_dtype="auto")
+    )
+
+
+def _with_options(config: Config) -> Config:
+    config = _with_dtype(config)
     if FLAGS.kv_span is not None and not FLAGS.generate:
-        model = dataclasses.replace(model, kv_span=generation.one_span(FLAGS))
-    return dataclasses.replace(config, model=model)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, kv_span=generation.one_span(FLAGS))
+        )
+    return config
 
 
 def _steps(config: Config) -> tuple[int, ...]:
@@ -268,7 +260,7 @@ def _out(source: Path) -> Path | None:
 
 
 def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> None:
-    from odelm import interop, pretrained, shipped
+    from odelm import pretrained
     from odelm.evals.baseline import compare_with_baseline
     from odelm.evals.compare import compare, compare_generation
     from odelm.evals.quantization import compare_quantized
@@ -283,12 +275,11 @@ def _compare(loaded, steps: tuple[int, ...], source: Path, step: int | None) -> 
         kinds = list(dict.fromkeys(FLAGS.quantize))
         written = compare_quantized(loaded, kinds, steps, options, source=source, step=step, out=out)
     elif FLAGS.baseline is not None:
-        other = pretrained.load(FLAGS.baseline, adjust=_with_dtype, with_profile=False)
-        of_folder = interop.is_folder(shipped.found(FLAGS.baseline))
-        trained = (other[1].model.core,) if of_folder else other[1].trained_counts
+        other = sources.found(FLAGS.baseline)
         written = compare_with_baseline(
-            loaded, other, steps, options, source=source, step=step, name=FLAGS.baseline, trained=trained, out=out
-        )
+            loaded, pretrained.load(other, adjust=_with_dtype, with_profile=False), steps, options, source=source,
+            step=step, name=FLAGS.baseline, baseline_source=other, baseline_step=sources.updates_of(other), out=out,
+        )  # fmt: skip
     else:
-        written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_dtype)
+        written = compare(loaded, steps, options, source=source, step=step, out=out, adjust=_with_options)
     print(f"written to {written}")

@@ -228,6 +228,35 @@ def test_another_run_is_compared_at_equal_latency(decoder, encoder, call, tmp_pa
 
 
 @pytest.mark.thorough
+def test_a_baseline_is_what_it_is_by_itself(decoder, call, tmp_path):
+    """A bundle was trained as its run was, options of the model are not the baseline's, and a profile has a row."""
+    run, out = shutil.copytree(decoder, tmp_path / "run"), tmp_path / "out"
+    timed = ["--length=16", "--repeats=1", "--eval_batches=1"]
+    assert call("infer.py", f"--workdir={run}", f"--export={tmp_path / 'bundle'}", "--steps=none").returncode == 0
+    found = {}
+    for name in ("run", "bundle"):
+        done = call(
+            "infer.py", f"--workdir={run}", f"--baseline={tmp_path / name}", f"--out={out}", "--steps=4", *timed
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads((out / "baseline.json").read_text())
+        found[name] = [(row["steps"], row["trained"], row["loss"]) for row in report["baseline_rows"]]
+    assert found["bundle"] == found["run"] and found["run"][0][1]
+
+    arguments = [f"--workdir={run}", f"--baseline={run}", f"--out={out}", *timed]
+    assert call("infer.py", *arguments, "--steps=4", "--kv_span=2").returncode == 0
+    report = json.loads((out / "baseline.json").read_text())
+    assert (report["model"]["kv_span"], report["baseline_model"]["kv_span"]) == (2, 1)
+    assert not any(row["trained"] for row in report["rows"]) and report["baseline_rows"][0]["trained"]
+
+    assert call("infer.py", f"--workdir={run}", "--max_loss_increase=90%", *timed).returncode == 0
+    profile = json.loads((run / "profile.json").read_text())
+    assert call("infer.py", *arguments).returncode == 0
+    (row,) = [row for row in json.loads((out / "baseline.json").read_text())["rows"] if row["chosen"]]
+    assert row["steps"] == len(profile["grid"]) - 1
+
+
+@pytest.mark.thorough
 def test_drafts_leave_the_text_as_it_is(decoder, call, tmp_path):
     (tmp_path / "prompt.txt").write_text("word1 and", encoding="utf-8-sig")
     arguments = [
@@ -418,7 +447,7 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt=a", "--text=missing"], ["--prompt", "--text"]),
         (["--generate", "--baseline=a"], ["--generate", "--baseline", "give one"]),
         (["--prompt=a", "--baseline=a"], ["--prompt", "--baseline", "give one"]),
-        (["--baseline=missing"], ["missing"]),
+        (["--baseline=missing"], ["missing is not a directory", "a bundle, a Hugging Face folder"]),
         (["--baseline=a", "--integrator=diffrax"], ["--integrator"]),
         (["--generate", "--new_tokens=1"], ["new_tokens", "at least 2"]),
     ],

@@ -90,6 +90,38 @@ def test_sampled_text_has_its_own_trials(generator):
     assert greedy != sampled
 
 
+def test_texts_that_end_early_are_not_faster(generator, monkeypatch):
+    """Every trial adds as many tokens, whatever is drawn; what is chosen still ends its texts."""
+    lengths = {}
+
+    def measured(calls, **options):
+        lengths.update({name: [len(text) for text in call()] for name, call in calls.items()})
+        return {name: Latency(float(len(calls) - name), 9.0) for name in calls}
+
+    ending = Generator.of(generator.runner, None, generator.plan)
+    ending.end = ending(PROMPTS, new_tokens=1)[0][0]
+    assert ending(PROMPTS, new_tokens=16)[0] == []
+    monkeypatch.setattr(draft_choice, "measure", measured)
+    chosen = with_fastest_drafts(ending, PROMPTS, steps=2, new_tokens=16)
+    assert lengths == {name: [16] * len(PROMPTS) for name in range(1 + len(LENGTHS))}
+    assert chosen.drafting is not None and chosen.end == ending.end
+    assert chosen(PROMPTS, new_tokens=16) == ending(PROMPTS, new_tokens=16)
+
+
+def test_drafts_that_a_short_model_has_no_room_for_are_left_out(make_config):
+    short = Generator(odelm.create(make_config(max_length=8), rngs=nnx.Rngs(0)))
+    trials = try_drafts(short, [[1]], steps=2, new_tokens=5, repeats=1)
+    assert sorted(trial.drafting.length for trial in trials if trial.drafting) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    "options, words", [(dict(repeats=0), "repeats is 0"), (dict(new_tokens="x"), "new_tokens is x")]
+)
+def test_mistakes_are_told(options, words, generator):
+    with pytest.raises(InputError, match=words):
+        try_drafts(generator, PROMPTS, **options)
+
+
 @pytest.mark.parametrize("options", [dict(draft_steps=2), dict(prefill_steps=2), dict(early_exit=odelm.EarlyExit(0.1))])
 def test_a_generator_that_cannot_draft_is_refused(options, generator):
     with pytest.raises(InputError, match="of one grid, without drafts and early exits"):
