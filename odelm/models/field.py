@@ -16,7 +16,8 @@ from odelm.models.view import View
 from odelm.ode.plan import Place
 
 TimedCondition = tuple[Any, jax.Array | None]
-"""What the block needs of its time, a `Condition` or a tuple of them, and the key of its dropout."""
+"""The block's condition at a time (a `Condition`, a dict of them by inner block, or a `LaneCondition`), and the key of
+its dropout."""
 
 
 @dataclass(frozen=True, eq=False)

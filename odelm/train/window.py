@@ -46,10 +46,11 @@ class Window:
     def close(self, *, waited: float) -> Record:
         """Returns the log's record of the updates, and starts a new one.
 
-        `loss` is the mean of the updates that were not skipped, `loss_by_steps` that of each number of steps,
-        `mean_steps` the mean of these numbers, `tokens` how many the run has read by then, without padding, and
-        `tokens_per_s` the rate of these. The norms are those of the last update, and `data_wait` is the share of the
-        time that was spent waiting for data. A number that is not finite is None.
+        `loss` is the mean over the updates that were not skipped, `loss_by_steps` the same for each number of steps,
+        `mean_steps` the mean number of steps over all updates, `tokens` the tokens that the run has read by then,
+        without padding, and `tokens_per_s` the rate in this process since its last record. The norms are those of the
+        last update, and `data_wait` is the share of the time that was spent waiting for data. A number that is not
+        finite is None.
         """
         updates = self.unrecorded()
         tokens = [int(update["tokens"]) for update in updates]
