@@ -12,12 +12,12 @@ from odelm.evals.sweep import Setting
 
 SOLVERS = ("euler", "midpoint", "heun")
 FEW_STEPS = 3
-"""Up to so many steps, beyond the one that each group needs at least, all grids of whole times are tried, unless there
-are more than `MANY_GRIDS`; of more steps the one with the smallest sum of local errors."""
+"""With fewer than so many steps beyond the one that each group needs, all grids of whole times are tried, unless there
+are more than `MANY_GRIDS`; with more steps, the grid with the smallest sum of local errors."""
 MANY_GRIDS = 300
 
 Times = tuple[float, ...]
-"""Of a grid over the core, (steps + 1,)."""
+"""The times of a grid over the core, (steps + 1,)."""
 
 
 def solvers_for(config: ModelConfig) -> tuple[str, ...]:
@@ -26,12 +26,12 @@ def solvers_for(config: ModelConfig) -> tuple[str, ...]:
 
 
 def full_depth(config: ModelConfig) -> Setting:
-    """Returns the crossing that others are compared with."""
+    """Returns the crossing that all others are compared with."""
     return Setting("euler", config.core)
 
 
 def crossing(config: ModelConfig, solver: str, grid: Times) -> Setting:
-    """Returns a grid over the core as a setting: as a number of steps if they are equal."""
+    """Returns a grid over the core as a setting, which has only a number of steps if these are equal."""
     steps = len(grid) - 1
     equal = steps % config.groups == 0 and grid == times_of(config, Setting(solver, steps))
     return Setting(solver, steps, grid=None if equal else grid)
@@ -55,14 +55,16 @@ def is_cheaper(config: ModelConfig, setting: Setting) -> bool:
 
 
 def equal_steps(config: ModelConfig) -> list[Setting]:
-    """Returns every number of equal steps that spreads over the groups, with every solver, below full depth's cost."""
+    """Returns every number of equal steps that is a multiple of the groups, with every solver, if cheaper than full
+    depth."""
     counts = range(config.groups, config.core, config.groups)
     found = [Setting(solver, count) for solver in solvers_for(config) for count in counts]
     return [setting for setting in found if is_cheaper(config, setting)]
 
 
 def searched_grids(config: ModelConfig, errors: np.ndarray) -> list[Setting]:
-    """Returns grids of whole times for Euler's method: all of few steps, of more the best by `best_grids`."""
+    """Returns grids of whole times for Euler's method: all grids of few steps, and for more steps the best one by
+    `best_grids`."""
     core, groups, found = config.core, config.groups, []
     for steps, grid in best_grids(errors).items():
         if steps >= core:
@@ -92,8 +94,8 @@ def best_grids(errors: np.ndarray) -> dict[int, Times]:
     Args:
         errors: float (C, C + 1), what a step from time i to j costs, inf where there is no such step.
 
-    By dynamic programming: the best grid of n steps to time j ends with a step from some i, and is the best grid of
-    n - 1 steps to i before. Numbers of steps that cross no such grid are left out.
+    By dynamic programming: the best grid of n steps to time j ends with a step from some time i, and up to i it is the
+    best grid of n - 1 steps. Numbers of steps without such a grid are left out.
     """
     core = len(errors)
     cost, found = np.full(core + 1, np.inf), {}

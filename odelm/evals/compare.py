@@ -213,8 +213,10 @@ class NoText(InputError):
 def _held_out_or_why(
     loaded: Loaded, options: Comparison, tokenizer_file: Path | None
 ) -> HeldOutRows | HeldOutExamples | None:
-    """Returns the result of `held_out`, or the held-out examples of a classifier; if there is nothing, returns None and
-    prints the reason on standard error."""
+    """Returns the result of `held_out`, or the held-out examples of a classifier.
+
+    Returns None if no losses are asked for, and if there is no text, with the reason on standard error.
+    """
     if options.eval_batches == 0:
         return None
     try:

@@ -18,7 +18,7 @@ from odelm.models.loss import Batch
 def add_scores(
     runner: Runner, chosen: Sequence[Setting], rows: Sequence[Row], examples: HeldOutExamples, batches: Sequence[Batch]
 ) -> None:
-    """Adds `metrics`, by name, to the row of each setting, and removes its perplexity, which a class does not have."""
+    """Adds `metrics`, by name, to the row of each setting, and removes its perplexity, which classes do not have."""
     for setting, row in zip(chosen, rows, strict=True):
         plan = None if setting.steps is None else setting.plan(runner)
         adaptive = setting if plan is None else None
@@ -31,6 +31,6 @@ def add_scores(
 def _outputs(
     graph: nnx.GraphDef, adaptive: Setting | None, params: Any, plan: Any, rule: EarlyExit | None, data: Batch
 ) -> jax.Array:
-    """Returns what the model gives for each row, float32 (B, outputs)."""
+    """Returns the model's outputs for each row, float32 (B, outputs)."""
     model = nnx.merge(graph, params)
     return model.readout(hidden_of(model, adaptive, plan, rule, data)[0])

@@ -34,15 +34,15 @@ class Way:
     """One way to generate."""
 
     steps: int
-    """Of the core, for each new token; with a draft, of the pass that verifies it."""
+    """Steps over the core for each new token; with a draft, those of the pass that verifies it."""
     prefill_steps: int | None = None
-    """Of the prompt, if other."""
+    """Steps of the prompt, if different."""
     draft_steps: int | None = None
     draft_length: int = 4
     early_exit: EarlyExit | None = None
-    """When a token leaves the steps."""
+    """When a token leaves the steps early."""
     kv_span: int | None = None
-    """Units of depth that share keys and values, if other than the model's own."""
+    """Units of depth that share keys and values, if different from the model's own."""
 
     @property
     def label(self) -> str:
@@ -68,11 +68,11 @@ def ways(
     """Returns what to measure, full depth first; InputError for what the model cannot take.
 
     Args:
-        prefill_steps: also how prompts cross the depth before tokens do in each of `steps`.
-        drafts: counts of coarse steps, and the lengths of drafts that they make for full depth.
-        early_exits: when tokens also leave full depth and each of `steps`, where that can save some.
-        kv_spans: units of depth that also share keys and values, at the steps where that shares other ones than the
-            model's own `kv_span`.
+        prefill_steps: also measures prompts in this number of steps, with new tokens in each of `steps`.
+        drafts: pairs of a count of coarse steps and the length of the drafts that they make, which full depth verifies.
+        early_exits: also measures full depth and each of `steps` with these early exits, where an exit can save steps.
+        kv_spans: also measures keys and values shared over these units of depth, at the steps where the sharing differs
+            from that of the model's own `kv_span`.
     """
     full = runner.model.config.core
     found = [Way(full), *(Way(count) for count in sorted(set(steps), reverse=True) if count != full)]
@@ -91,7 +91,7 @@ def ways(
 
 
 def make_generator(runner: Runner, way: Way, solver: str = "euler", kernel: str = "auto") -> Generator:
-    """Returns the generator of a way, which ignores end tokens; by a kernel where one can decode that way."""
+    """Returns the generator of a way, which ignores end tokens and uses a kernel where one supports that way."""
     if way.kv_span is not None:
         runner = Runner.of(with_options(runner.model, kv_span=way.kv_span))
     plan = runner.plan(way.steps, solver if way.draft_steps is None else "euler")
@@ -118,11 +118,11 @@ def compare_ways(
 ) -> list[Row]:
     """Returns a row for each way; the first is the one that the others are compared with.
 
-    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. `token_ms`, and what follows from
-    it, is None where a text took no longer than its prompt. `compile_s` is what the first call took more than a
-    later one: ways of one structure share programs, so that only the first of them has it. Losses are of the second
-    half of each held-out sequence after its first half, as prompts and new tokens cross the depth; `held_out` may
-    be empty.
+    Every way continues the prompts `given` (token ids) greedily by `new_tokens`. `token_ms`, and any value derived from
+    it, is None where a text took no longer than its prompt. `compile_s` is how much longer the first call took than a
+    later one: ways of one structure share programs, so that only the first of these ways includes compilation. Losses
+    are of the second half of each held-out sequence: the first half crosses the depth as a prompt does, the second as
+    new tokens do. `held_out` may be empty.
     """
     if new_tokens < 2:
         raise InputError(f"new_tokens is {new_tokens}, expected at least 2: the first comes with the prompt")
@@ -155,13 +155,13 @@ def compare_ways(
 
 
 def _start(generator: Generator, given: list[list[int]], new_tokens: int) -> Any:
-    """Returns the state after the prompts, ready."""
+    """Returns the state after the prompts, once it is computed."""
     return jax.block_until_ready(generator.begin(given, new_tokens, Sampling(), rng.key(0, "sample")))
 
 
 def token_ms(text: float, prompt: float, new_tokens: int) -> float | None:
-    """Returns the milliseconds of a token but the first, which comes with the prompt, of what a text and its prompt
-    take; None where the text took no longer, so that the difference says nothing."""
+    """Returns the milliseconds of each token except the first, which comes with the prompt, given the milliseconds of a
+    text and of its prompt; None if the text took no longer, so that the difference is meaningless."""
     return (text - prompt) / (new_tokens - 1) if text > prompt else None
 
 
@@ -196,7 +196,7 @@ def _row(
 
 
 def _loss(generator: Generator, held_out: Sequence[Batch]) -> Row:
-    """Returns the loss of second halves after first halves over the held-out batches, and its standard error."""
+    """Returns the loss of second halves given first halves over the held-out batches, and its standard error."""
     if not held_out:
         return {"loss": None, "loss_stderr": None, "loss_tokens": 0, "evaluations": None}
     runner, plan = generator.runner, generator.plan

@@ -1,4 +1,4 @@
-"""Ways to generate compared on a run's own text: prompts, table, `generation.json` and `generation.png`."""
+"""Compares ways to generate on a run's own text: prompts, table, `generation.json` and `generation.png`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +81,7 @@ def plot_generation(report: dict[str, Any], path: Path) -> None:
     """Draws loss against the time of a token, where both are known, each point labelled by its steps."""
     rows = [row for row in report["rows"] if is_finite(row["loss"]) and row["token_ms"] is not None]
     if not rows:
-        path.unlink(missing_ok=True)  # that of an earlier report would be taken for this one's
+        path.unlink(missing_ok=True)  # an earlier report's figure would be taken for this one's
         return
     import matplotlib
 
@@ -111,7 +111,7 @@ def plot_generation(report: dict[str, Any], path: Path) -> None:
 
 
 def _decoders(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Returns what decoded, and the labels of its rows."""
+    """Returns the labels of the rows by the program that decoded them."""
     found: dict[str, list[str]] = {}
     for row in rows:
         said = f"{row['kernel']} ({row['kernel_reason']})" if row["kernel_reason"] else row["kernel"]
@@ -120,7 +120,7 @@ def _decoders(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _kinds(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns the rows by the kind of way that they are."""
+    """Returns the rows by their kind of way."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(_kind(row), []).append(row)
@@ -138,7 +138,7 @@ def _kind(row: Row) -> str:
 
 
 def _drafts(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the name in a row and the format of each of the columns about drafts."""
+    """Returns the name in a row, and the format, of each column about drafts."""
     named = {
         "per pass": ("tokens_per_round", ".2f"),
         "accepted": ("accepted", ".0%"),

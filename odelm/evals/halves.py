@@ -9,9 +9,9 @@ from odelm.data.loader import HeldOutRows, NextTokenRows
 from odelm.errors import InputError
 
 LEAST_KEPT = 0.75
-"""Documents are kept apart if so many of the rows are then of one half."""
+"""Documents are kept apart if at least this share of the rows is then of only one half."""
 LEAST_DOCUMENTS = 5
-"""Documents are kept apart if each half has so many: fewer say little of others."""
+"""Documents are kept apart if each half has at least this many: fewer say little about others."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Part:
 
 
 def halves(rows: HeldOutRows) -> tuple[Part, Part]:
-    """Returns two parts of about equally many tokens, which have no document in common where that can be.
+    """Returns two parts with about equally many tokens, and without a common document if that is possible.
 
-    A row with documents of both is then left out. Where too many would be, as with a few long documents, or short ones
-    packed together, every other row goes to each half. Raises InputError if there are fewer than four rows.
+    A row with documents of both parts is then left out. If too many rows would be left out, as with a few long
+    documents, or short ones packed together, the parts take alternate rows instead. Raises InputError if there are
+    fewer than four rows.
     """
     if len(rows) < 4:
         raise InputError(
@@ -37,7 +38,7 @@ def halves(rows: HeldOutRows) -> tuple[Part, Part]:
             "test on the other: give more text, or a shorter --length"
         )
     first, last = _documents(rows)
-    # How many documents up to each belong to the second half.
+    # How many of the documents before each one belong to the second half.
     second = np.concatenate([[0], np.cumsum(_side_of_documents(rows, first))])
     of_second = second[last + 1] - second[first]
     one, other = (_part(rows, kept, first) for kept in (of_second == 0, of_second == last - first + 1))
@@ -67,7 +68,8 @@ def _documents(rows: HeldOutRows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _side_of_documents(rows: HeldOutRows, first: np.ndarray) -> np.ndarray:
-    """Returns the half of each document, int64 (documents,): the longest first, each to the half that has less."""
+    """Returns the half of each document, int64 (documents,): assigned from the longest on, each to the half with fewer
+    tokens so far."""
     starts, stops = rows.windows.spans(rows.order)
     sizes = np.bincount(first, weights=stops - starts, minlength=len(rows.ends))
     side, filled = np.zeros(len(sizes), np.int64), np.zeros(2)

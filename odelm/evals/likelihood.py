@@ -28,33 +28,33 @@ from odelm.tokenizer import end_id, needed, special_id
 
 Model = CausalLM | MaskedLM | Classifier | Encoder
 Pair = tuple[str, str]
-"""A context, which may be empty, and the text after it, whose likelihood is asked for."""
+"""A context, which may be empty, and the text after it, whose likelihood is computed."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of a text given its context."""
+    """The likelihood of a text given its context."""
 
     log: float
-    """The natural logarithm of its probability; of an encoder, of its pseudo-likelihood."""
+    """The natural logarithm of its probability; for an encoder, of its pseudo-likelihood."""
     greedy: bool
     """Whether each of its tokens is the likeliest one at its place."""
     tokens: int
-    """How many were predicted."""
+    """How many tokens were predicted."""
 
 
 class Scorer:
     """Reports how likely texts are to a language model, at each of some step counts.
 
-    To a decoder the likelihood of a text is that of its tokens given those before, as `encode_pair` and `windows` make
-    them; to an encoder it is the pseudo-likelihood, each token masked in turn, and there is no context.
+    For a decoder, the likelihood of a text is that of its tokens given those before, as `encode_pair` and `windows`
+    make them. For an encoder it is the pseudo-likelihood, with each token masked in turn and without a context.
 
     Args:
         steps: numbers of equal steps over the core; a plan is made of each, once.
         batch_size: rows in a batch.
         end_token: the name of the token that ends a text, if it is none of the usual ones.
 
-    Raises InputError for a model that is no language model or has no tokenizer, and for steps that it cannot take.
+    Raises InputError for a model that is not a language model or has no tokenizer, and for steps that it cannot take.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Scorer:
     def __call__(self, pairs: Sequence[Pair]) -> dict[int, list[Likelihood]]:
         """Returns the likelihood of each text by the step count, in the order given.
 
-        Raises InputError for a text without tokens; to an encoder also for one that is longer than its positions.
+        Raises InputError for a text without tokens; for an encoder, also for one that is longer than its positions.
         """
         predictions = [self.predictions(pair) for pair in pairs]
         rows = [row for of_pair in predictions for row in of_pair]
@@ -110,7 +110,7 @@ class Scorer:
         }
 
     def predictions(self, pair: Pair) -> list[Prediction]:
-        """Returns the rows that the likelihood of a text is made of."""
+        """Returns the rows that the likelihood of a text is computed from."""
         context, text = pair
         limit = self.runner.model.config.max_length
         if not self.masked:
@@ -133,7 +133,7 @@ class Scorer:
         return self._predicted(self.plans[steps], (tokens, np.full(B, L, np.int32), places, places))[0]
 
     def context(self, text: str) -> list[int]:
-        """Returns the token ids of a text that a decoder is to continue: of an empty one the end-of-text token."""
+        """Returns the token ids of a text that a decoder is to continue; for an empty text, the end-of-text token."""
         return self._encode(text) or [self._start]
 
     def _encode(self, text: str) -> list[int]:
@@ -142,7 +142,7 @@ class Scorer:
     def _scored(self, plan: DepthPlan, batches: Sequence[tuple], rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the log-probability of each row, float64 (rows,), and whether it is greedy, bool (rows,)."""
         log, greedy = np.zeros(rows), np.zeros(rows, bool)
-        # Results are small and are fetched last, so that a batch is sent before the one before is done.
+        # Results are small and are fetched last, so that a batch is sent before the previous one is done.
         sent = [(members, real, self._predicted(plan, data)) for members, real, data in batches]
         for members, real, (logs, hits) in sent:
             used = slice(len(members))
@@ -161,12 +161,12 @@ class Scorer:
 
     def _batches(self, rows: Sequence[Prediction]) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]]:
         """Yields the indices of the rows of a batch, which of its predictions are real, bool (B, P), and its arrays:
-        tokens (B, L), their numbers (B,), places and targets (B, P), int32."""
-        # The longest first: the last batch may be padded with rows, which cost least there.
+        tokens (B, L), their lengths (B,), places and targets (B, P), int32."""
+        # The longest first: the last batch may need rows of padding, which cost least if its texts are the shortest.
         order = sorted(range(len(rows)), key=lambda row: (-len(rows[row].tokens), -len(rows[row].places)))
         for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
-            # A batch that is filled up costs less than a program of its own.
+            # Filling up a batch costs less than compiling another program for it.
             B = power_of_two(min(self.batch_size, len(rows)))
             L = self._length(len(rows[members[0]].tokens))
             P = self._width(max(len(rows[row].places) for row in members), L)
@@ -179,13 +179,13 @@ class Scorer:
             yield np.asarray(members), real, (tokens, lengths, places, targets)
 
     def _length(self, longest: int) -> int:
-        """Returns how long rows are padded: few lengths, so that few programs are compiled."""
+        """Returns the padded length of rows: few lengths, so that few programs are compiled."""
         config = self.runner.model.config
         smallest = SPLASH_BUCKET if config.attention == "splash" else SMALLEST_BUCKET
         return min(max(power_of_two(longest), smallest), config.max_length)
 
     def _width(self, most: int, length: int) -> int:
-        """Returns for how many predictions a row has room: 16, 64, 256, ... or one for each token; 1 to an encoder."""
+        """Returns how many predictions a row has room for: 16, 64, 256, ... or one for each token; 1 for an encoder."""
         if self.masked:
             return 1
         return next((width for width in (16, 64, 256, 1024) if most <= width < length), length)
@@ -204,7 +204,7 @@ def _predicted(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probability of each target at its place, float32 (B, P), and whether it is the likeliest token.
 
-    The logits of so many `rows` are held at once, which is a divisor of B.
+    The logits of `rows` rows, a divisor of B, are in memory at once.
     """
     model = nnx.merge(graph, params)
     hidden, _ = model.run(inputs, plan)

@@ -1,4 +1,4 @@
-"""Texts as what a model is asked to predict: rows of tokens, and the places in them where a token is predicted."""
+"""Converts texts into what a model is to predict: rows of tokens, and the places in them where a token is predicted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class Prediction:
     places: Sequence[int]
     """Where in `tokens` something is predicted."""
     targets: Sequence[int]
-    """The right token at each of the places: the next token to a decoder, the masked one to an encoder."""
+    """The right token at each of the places: the next token for a decoder, the masked one for an encoder."""
 
 
 def encode_pair(encode: Encode, context: str, continuation: str, start: int) -> tuple[list[int], list[int]]:
-    """Returns the token ids of a context and of what continues it, neither of them empty.
+    """Returns the token ids of a context and of its continuation, neither of them empty.
 
     Both are tokenised as one text, which is split where the tokens of the context end; spaces at the end of the context
-    are moved to the continuation, because most tokenizers join a space to the word after it. An empty context is the
-    token `start`, which ends the text before. All this is as in lm-eval (`TemplateLM.loglikelihood`, version 0.4.13).
-    Raises InputError for a continuation without tokens.
+    are moved to the continuation, because most tokenizers join a space to the word after it. An empty context becomes
+    the token `start`, which ends a preceding text. All this is as in lm-eval (`TemplateLM.loglikelihood`, version
+    0.4.13). Raises InputError for a continuation without tokens.
     """
     kept = context.rstrip()
     before, whole = (encode(kept) if kept else []), encode(context + continuation)

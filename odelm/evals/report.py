@@ -33,7 +33,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Returns the report as plain values: the device, the dtype, the model, the text, and the rows of a sweep.
 
-    `trained` are the counts of Euler steps that the model was trained with; rows of others say so.
+    `trained` are the counts of Euler steps that the model was trained with; rows of other counts are marked.
     """
     shape = {
         name: getattr(model, name)
@@ -125,10 +125,10 @@ def publish(
     width: int = 100,
     quality: str = "loss",
 ) -> Path:
-    """Writes a report and prints its table, also if it cannot be written; returns the directory.
+    """Writes a report and prints its table, even if the report cannot be written; returns the directory.
 
-    `draw` and `show` are those of another kind of report than that of a sweep, `width` the columns of a table that goes
-    elsewhere than to a terminal, and `quality` what rows have that is drawn. Raises InputError where it cannot be
+    `draw` and `show` are for another kind of report than that of a sweep, `width` is the columns of a table that is not
+    printed to a terminal, and `quality` the value of rows that is drawn. Raises InputError if the report cannot be
     written.
     """
     # Output that is not a terminal has no width of its own; a terminal's may cut the numbers short.
@@ -159,14 +159,14 @@ def write_report(
     draw: Draw | None = None,
     quality: str = "loss",
 ) -> None:
-    """Writes `report.json`, with null for what is not finite, and `report.png` if there are losses to draw, or what
-    else rows have as their `quality`; or files of another name, drawn by another function."""
+    """Writes `report.json`, with null for values that are not finite, and `report.png` if there are losses, or other
+    values of `quality`, to draw. `name` and `draw` set another file name and another function that draws."""
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / f"{name}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     if any(is_finite(row[quality]) for row in report["rows"]):
         (draw or plot)(report, directory / f"{name}.png")
     else:
-        # That of an earlier report would be taken for this one's.
+        # An earlier report's figure would be taken for this one's.
         (directory / f"{name}.png").unlink(missing_ok=True)
 
 
@@ -220,9 +220,9 @@ def _line(row: Row) -> str:
 
 
 def _label_points(axes: Any, rows: Sequence[Row]) -> None:
-    """Writes steps and speed-up at each point, as near to it as leaves the labels apart and inside.
+    """Writes steps and speed-up at each point, as near to it as possible without overlaps and within the axes.
 
-    Quantised models take the same steps as the model itself, whose points only are labelled then.
+    Quantised models take the same steps as the model itself, so then only the model's points are labelled.
     """
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -267,7 +267,7 @@ def _plain(value: Any) -> Any:
 
 
 def number(value: float | None, form: str) -> str:
-    """Returns a number as a table has it: a dash where there is none."""
+    """Returns a number as shown in a table: a dash if there is none."""
     return "-" if value is None else format(value, form)
 
 
@@ -277,13 +277,13 @@ def percent(share: float) -> str:
 
 
 def _against_other(row: Row) -> tuple[str, str]:
-    """Returns what another model loses at the latency of a row, and how much more the row loses."""
+    """Returns another model's loss at the latency of a row, and how much higher the row's loss is."""
     other = row["other_loss"]
     return number(other, ".4f"), number(None if other is None else row["loss"] - other, "+.4f")
 
 
 def _times(row: Row) -> str:
-    """Returns the times of a grid that is not of equal steps."""
+    """Returns the times of a grid of unequal steps."""
     return " ".join(f"{time:g}" for time in row["grid"] or ())
 
 

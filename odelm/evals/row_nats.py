@@ -1,4 +1,4 @@
-"""What crossings of the depth cost on each row of a half of the held-out text."""
+"""The nats of each row of a half of the held-out text, for several crossings of the depth."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ class Half:
 
     batches: Sequence[Batch]
     tokens: np.ndarray
-    """How many tokens each row predicts, float (rows,); padding is cut off."""
+    """How many tokens each row predicts, float (rows,); rows of padding are cut off."""
     part: Part
 
     @classmethod
@@ -39,14 +39,14 @@ class Half:
         return cls(batches, tokens[: len(part.rows)], part)
 
     def first(self, count: int) -> "Half":
-        """Returns the first batches of it."""
+        """Returns the first `count` batches of this half."""
         batches = self.batches[:count]
         rows = sum(len(batch["weights"]) for batch in batches)
         part = dataclasses.replace(self.part, units=self.part.units[:rows])
         return Half(batches, self.tokens[:rows], part)
 
     def by_unit(self, nats: np.ndarray) -> np.ndarray:
-        """Returns the sums over each unit, float (units,), of the nats of rows."""
+        """Returns the nats of rows, summed over each unit, float (units,)."""
         return np.asarray(np.bincount(self.part.units, weights=nats))
 
 

@@ -1,4 +1,4 @@
-"""The search for a cheap way to cross the depth on one half of a text, and the choice by the other half."""
+"""Searches one half of a text for cheap ways to cross the depth, and chooses one of them by the other half."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,22 +27,22 @@ from odelm.evals.sweep import Setting
 from odelm.infer.runner import Runner
 
 ERROR_BATCHES, SCREEN_BATCHES, FINALISTS = 2, 4, 2
-"""Batches on which local errors are measured, and all candidates; and how many of these, for each number of
-evaluations, are measured on all of the half."""
+"""Batches on which local errors are measured; batches on which all candidates are measured; and how many candidates,
+for each number of evaluations, are then measured on the whole half."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was seen on the half that was not searched."""
+    """The results on the half that was not searched."""
 
     nats: Nats
-    """Of full depth, and of the best candidate for each number of evaluations, the most expensive first."""
+    """The nats of full depth, and of the best candidate for each number of evaluations, the most expensive first."""
     increases: Mapping[Setting, Increase]
-    """Of each of them but full depth."""
+    """The increase of each of them except full depth."""
     chosen: Setting | None
     """None if no candidate keeps the limit."""
     closest: Setting | None
-    """The one that loses least where it was searched, and would be tested first; None if no loss is finite."""
+    """The candidate that loses least on the half that was searched, and is tested first; None if no loss is finite."""
     needed: float
     """The smallest limit at which the closest would have been chosen."""
 
@@ -60,18 +60,18 @@ def search_on(runner: Runner, half: Half) -> tuple[Nats, int]:
         more = dict.fromkeys(crossing(config, solver, grid) for solver in solvers for grid in grids)
         nats.update(losses_of(runner, [s for s in more if s not in nats and is_cheaper(config, s)], few))
 
-    # Local errors only stand for the loss: what is good in few steps is also tried with one more.
+    # Local errors only approximate the loss: a grid that is good in few steps is also tried with one more.
     for steps in range(config.groups + FEW_STEPS - 1, config.core // 2):
         of_count = [setting for setting in nats if (setting.solver, setting.steps) == ("euler", steps)]
         best = min(of_count, key=lambda setting: nats[setting].sum(), default=None)
         add(() if best is None else with_one_more(config.core, times_of(config, best)), SOLVERS[:1])
-    # And a grid that suits Euler's method is tried with the others.
+    # And a grid that suits Euler's method is also tried with the other solvers.
     add([times_of(config, setting) for setting in _best(config, nats)], SOLVERS)
     return losses_of(runner, [full, *_best(config, nats, FINALISTS)], half), len(nats) - 1
 
 
 def choose(runner: Runner, seen: Nats, search: Half, unseen: Half, limit: float) -> Choice:
-    """Returns the last candidate that keeps the limit, of the best for each number of evaluations.
+    """Tests the best candidate for each number of evaluations, and chooses the last one that keeps the limit.
 
     `seen` has the nats on the half that was searched.
     """
@@ -95,7 +95,7 @@ def choose(runner: Runner, seen: Nats, search: Half, unseen: Half, limit: float)
 
 
 def _best(config: ModelConfig, nats: Nats, count: int = 1) -> list[Setting]:
-    """Returns the candidates with the lowest losses, so many for each number of evaluations, the most evaluations
+    """Returns the candidates with the lowest losses, `count` for each number of evaluations, the most evaluations
     first."""
     full, best = full_depth(config), {}
     finite = [setting for setting in nats if setting != full and np.isfinite(nats[setting].sum())]

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed: mean and spread of what each recorded last, as a table, a file and a figure."""
+"""Runs that differ in their seed: mean and spread of their last evaluations, as a table, a file and a figure."""
 
 import json
 import math
@@ -127,8 +127,8 @@ def print_seeds(results: dict[str, Any], console: Console) -> None:
 
 
 def plot_seeds(results: dict[str, Any], path: Path) -> None:
-    """Draws each metric over the number of steps, with one standard deviation, and as a dotted line what the majority
-    scores."""
+    """Draws each metric over the number of steps, with one standard deviation, and the score of the majority as a
+    dotted line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -150,7 +150,7 @@ def plot_seeds(results: dict[str, Any], path: Path) -> None:
 
 
 def _values(record: dict[str, Any]) -> dict[tuple[str, int], float | None]:
-    """Returns what an evaluation recorded, by metric and step count, the loss last."""
+    """Returns the values that an evaluation recorded, by metric and step count, the loss last."""
     scores = record.get("eval_metrics", {})
     names = list(next(iter(scores.values()), {}))
     found = {(name, int(steps)): of_steps[name] for name in names for steps, of_steps in scores.items()}

@@ -42,7 +42,7 @@ class Setting:
     grid: tuple[float, ...] | None = None
     """The times over the core, (steps + 1,), if the steps are not equal."""
     early_exit: EarlyExit | None = None
-    """When a row leaves those steps."""
+    """When a row leaves those steps early."""
 
     def plan(self, runner: Runner) -> DepthPlan:
         """Returns the precomputed part of the integration; InputError for one that the model cannot take."""
@@ -70,9 +70,9 @@ def settings(
 ) -> list[Setting]:
     """Returns what to measure, full depth first; InputError for steps or a solver that the model cannot take.
 
-    `early_exits` are from full depth and from each of the steps that they can save some of. With
-    `integrator="diffrax"` each count is crossed by the scan and by Diffrax, or by Diffrax only if the solver is one
-    that the scan cannot follow.
+    `early_exits` are measured at full depth and at each of the steps where they can save some. With
+    `integrator="diffrax"` each count is crossed by the scan and by Diffrax, or only by Diffrax if the scan does not
+    support the solver.
     """
     full = Setting("euler", runner.model.config.core)
     integrators = [integrator] if integrator == "scan" or solver in ode.IMPLICIT_SOLVERS else ["scan", integrator]
@@ -108,10 +108,10 @@ def sweep(
 ) -> list[Row]:
     """Returns a row for each setting; the first is the one that the others are compared with.
 
-    Latency is of one forward pass from tokens (batch, length) to all logits, with early exits of tokens of the held-out
-    text, if there is some. `held_out` may be empty: then the losses are None. `before` is the model that this one was
-    adapted from: rows then have `loss_before` too, None for step counts that it cannot take. Raises InputError for a
-    tolerance that would take too many steps.
+    Latency is that of one forward pass from tokens (batch, length) to all logits, with early exits on tokens of the
+    held-out text, if there is one. `held_out` may be empty: then the losses are None. `before` is the model that this
+    one was adapted from: rows then have `loss_before` too, None for step counts that it cannot take. Raises InputError
+    for a tolerance that takes too many steps.
     """
     calls = make_calls(runner, chosen, batch=batch, length=length, held_out=held_out)
     with _within_budget():

@@ -18,7 +18,7 @@ class Continuation:
 
     tokens: list[int]
     logprobs: list[float]
-    """The log-probability of each token, as the model gave it before it was divided, filtered or penalised."""
+    """The log-probability of each token under the model, before temperature, filters and penalty."""
     text: str | None
     """None without a tokenizer."""
     evaluations: list[int] | None = None
@@ -28,7 +28,8 @@ class Continuation:
 def read_rows(
     tokens: jax.Array, logprobs: jax.Array, evaluations: jax.Array | None, counts: np.ndarray, *, end: int
 ) -> list[Continuation]:
-    """Returns the first `counts` (B,) tokens of each row of arrays (B, N), before the token `end`; without texts."""
+    """Returns continuations without texts: the first `counts` (B,) tokens of each row of arrays (B, N), up to but
+    without the token `end`."""
     found, all_tokens, all_logprobs = [], np.asarray(tokens), np.asarray(logprobs)
     spent = None if evaluations is None else np.asarray(evaluations)
     for row, count in enumerate(counts):
@@ -49,8 +50,9 @@ def with_texts(
     *,
     last: bool,
 ) -> tuple[list[Continuation], np.ndarray]:
-    """Returns continuations with their texts, and which have ended, bool (B,): those that had, and those with one of
-    the strings `stop`. A text that may go on lacks what a later token could take back, unless it is the `last`."""
+    """Returns continuations with their texts, and which have ended, bool (B,): those marked in `ended`, and those whose
+    text has one of the strings `stop`. A text that may continue omits what a later token could take back, unless this
+    call is the `last`."""
     whole, ended = [], ended.copy()
     for row, (one, prompt) in enumerate(zip(found, prompts, strict=True)):
         text, stopped = cut(decode_after(tokenizer, prompt, one.tokens), stop)

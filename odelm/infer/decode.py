@@ -1,7 +1,7 @@
-"""Decoding with a memory: the prompts in one pass, then a token at a time, all inside jitted functions.
+"""Decoding with a key-value cache: the prompts in one pass, then a token at a time, all inside jitted functions.
 
 Prompts of unequal lengths are padded at their ends and each row keeps its own positions, so that a row is computed as
-it would be alone. Everything here is pure and works under the caller's own `jax.jit`.
+it would be in a batch of its own. Everything here is pure and works under the caller's own `jax.jit`.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ class Decoding:
     logprobs: jax.Array
     """float32 (B, N), the log-probability that the model gave each of them."""
     count: jax.Array
-    """int32 (), how many there are."""
+    """int32 (), how many tokens each row has in `tokens`."""
     done: jax.Array
-    """bool (B,), whether a row has its end token."""
+    """bool (B,), whether a row has produced its end token."""
     seen: jax.Array | None
-    """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
+    """bool (B, V), which tokens occur in each row; None without a repetition penalty."""
     key: jax.Array
     evaluations: jax.Array | None = None
     """int32 (B, N), how often the blocks were evaluated for each of `tokens`; None without early exits."""
@@ -64,14 +64,14 @@ def prefill(
     """Returns the state after the prompts, with the first token of each row.
 
     Args:
-        plan: how the depth is crossed from here on.
+        plan: how new tokens cross the depth.
         prompts: int32 (B, P), padded at their ends with any token.
         lengths: int32 (B,), from 1 to P.
-        new_tokens: N, for how many there is to be room.
+        new_tokens: N, how many new tokens to reserve room for.
         end: the token that ends a row; -1 is none.
-        penalised: whether there is a repetition penalty, which takes a table of the vocabulary for each row.
+        penalised: whether there is a repetition penalty, which needs a table of the vocabulary for each row.
         prefill_plan: how the prompts cross the depth; None is `plan`.
-        early_exit: when new tokens leave the steps of `plan`, for a state that `advance` is given it with too.
+        early_exit: when new tokens leave the steps of `plan` early; pass the same to `advance` with the returned state.
     """
     B = prompts.shape[0]
     logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths)
@@ -88,8 +88,8 @@ def prefill(
 
 
 def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Memory]:
-    """Returns the logits after each prompt, float32 (B, V), and a memory of all P places, of which those after a row's
-    length cannot be attended to."""
+    """Returns the logits after each prompt, float32 (B, V), and a memory of all P places, in which attention ignores
+    the places after a row's length."""
     B, P = prompts.shape
     memory = model.memory(plan, batch=B, room=P)
     positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
@@ -100,7 +100,7 @@ def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: 
 
 
 def seen_in(prompts: jax.Array, lengths: jax.Array, vocabulary: int) -> jax.Array:
-    """Returns which tokens stand in each prompt, bool (B, V)."""
+    """Returns which tokens occur in each prompt, bool (B, V)."""
     B, P = prompts.shape
     return jnp.zeros((B, vocabulary), bool).at[jnp.arange(B)[:, None], prompts].max(within(lengths, P))
 
@@ -117,8 +117,8 @@ def advance(
 ) -> Decoding:
     """Returns the state with `until` tokens in each row, or fewer if all rows have ended.
 
-    With an `early_exit` a token crosses the rest of the depth at once when it has settled, and all wait for the last of
-    their batch.
+    With an `early_exit`, a token whose state has settled crosses the rest of the depth in one step, and all tokens wait
+    for the last of their batch.
     """
     model, plan = on_gpu.ready(model, plan, len(state.last))
     count = evaluations_of(plan)
@@ -141,8 +141,8 @@ def advance(
 
 
 def _append(state: Decoding, logits: jax.Array, sampling: Sampling, end: int, evaluations: jax.Array | int) -> Decoding:
-    """Returns the state with one more token of each row, drawn from logits (B, V), after so many `evaluations`, int32
-    () or (B,); a row that has ended gets `end`."""
+    """Returns the state with one more token in each row, drawn from logits (B, V); a row that has ended gets `end`.
+    `evaluations`, int32 () or (B,), is how often the blocks were evaluated for that token."""
     token = draw(logits, sampling, jax.random.fold_in(state.key, state.count), state.seen)
     token = jnp.where(state.done, end, token).astype(jnp.int32)
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(token, 0)[:, None], axis=1)[:, 0]

@@ -42,8 +42,8 @@ class Trial:
 
 
 def with_fastest_drafts(generator: Generator, prompts: Prompts, **options: Any) -> Generator:
-    """Returns a generator of the same text, with the drafts that are fastest on these prompts; the given one if it is
-    fastest without. Takes the arguments of `try_drafts` and raises what that does."""
+    """Returns a generator of the same text, with the drafts that are fastest on these prompts, or the given generator
+    if no draft is faster. Takes the arguments of `try_drafts` and raises the same errors."""
     best = try_drafts(generator, prompts, **options)[0]
     return generator if best.drafting is None else _drafting_with(generator, best.drafting, end=generator.end)
 
@@ -62,7 +62,7 @@ def try_drafts(
     repetition_penalty: float = 1.0,
     seed: int = 0,
 ) -> list[Trial]:
-    """Returns the trials of ways of drafting for a generator without drafts, the fastest first, taking turns.
+    """Times ways of drafting, in turns, for a generator without drafts; returns the trials, the fastest first.
 
     Args:
         steps: counts of coarse steps to try, or one; the model's default ones by default. Counts that take no fewer
@@ -113,7 +113,7 @@ def _chosen_grids(
     length: tuple[int, float],
     options: dict[str, Any],
 ) -> Iterator[Grid]:
-    """Yields for each number of steps the grid whose drafts of a length, with a confidence, are accepted most."""
+    """Yields, for each number of steps, the grid whose drafts, of one length and confidence, are accepted most."""
     model = generator.runner.model
     evaluations = sum(part.evaluations for part in generator.plan)
 

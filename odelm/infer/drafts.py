@@ -1,4 +1,4 @@
-"""What speculative decoding is told, keeps from one round to the next, and counts."""
+"""The options of speculative decoding, its state from one round to the next, and its counts."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Drafting:
     plan: DepthPlan
     """The coarse steps."""
     confidence: jax.Array | float | None = None
-    """A draft ends after a place whose likeliest token has a smaller probability, in all rows that are continued; None
-    drafts all. It does not depend on the token that is drawn there, so that it changes no distribution."""
+    """A draft ends after a place where the likeliest token has a smaller probability in all rows that are continued;
+    None always drafts K tokens. The end does not depend on the token drawn there, so it changes no distribution."""
     length: int = dataclasses.field(default=4, metadata=dict(static=True))
-    """K, the most tokens of a draft."""
+    """K, the maximum number of tokens in a draft."""
 
 
 @jax.tree_util.register_dataclass
@@ -33,9 +33,9 @@ class Speculating:
     """B rows being continued, each at its own place, up to N tokens each."""
 
     memory: Memory
-    """Of full depth; its lengths (B,) count the tokens before `last`."""
+    """The memory of full depth; its lengths (B,) count the tokens before `last`."""
     draft: Memory
-    """Of the coarse steps: the same positions."""
+    """The memory of the coarse steps, of the same positions."""
     last: jax.Array
     """int32 (B,), the newest token of each row: in `tokens`, but not yet in the memories."""
     tokens: jax.Array
@@ -43,31 +43,31 @@ class Speculating:
     logprobs: jax.Array
     """float32, like `tokens`: the log-probability that full depth gave each of them."""
     counts: jax.Array
-    """int32 (B,), how many there are in each row."""
+    """int32 (B,), how many tokens each row has in `tokens`."""
     done: jax.Array
-    """bool (B,), whether a row has its end token."""
+    """bool (B,), whether a row has produced its end token."""
     seen: jax.Array | None
-    """bool (B, V), the tokens that stand in each row; None without a repetition penalty."""
+    """bool (B, V), which tokens occur in each row; None without a repetition penalty."""
     key: jax.Array
     rounds: jax.Array
     """int32 (B,), how often full depth verified a draft of each row."""
     drafted: jax.Array
-    """int32 (B,), how many tokens were drafted for it."""
+    """int32 (B,), how many tokens were drafted for each row."""
     accepted: jax.Array
-    """int32 (B,), how many of them are in `tokens`."""
+    """int32 (B,), how many of the drafted tokens are in `tokens`."""
 
 
 @dataclass(frozen=True)
 class DraftCounts:
-    """What became of the drafts of one call, over all its rows."""
+    """Counts of the drafts of one call, over all its rows."""
 
     rounds: int
     """How often full depth verified a draft."""
     drafted: int
     accepted: int
-    """Drafted tokens, and those that full depth agreed with."""
+    """How many tokens were drafted, and how many of these full depth accepted."""
     tokens: int
-    """How many tokens of the text the rounds gave."""
+    """How many tokens of the text the rounds produced."""
 
     @classmethod
     def of(cls, state: Speculating, limit: int) -> "DraftCounts":
@@ -79,7 +79,7 @@ class DraftCounts:
 
     @property
     def tokens_per_round(self) -> float:
-        """Tokens that a pass at full depth gave: 1 without a draft."""
+        """The mean number of tokens from a pass at full depth: 1 without a draft."""
         return self.tokens / self.rounds if self.rounds else 1.0
 
 
@@ -91,8 +91,8 @@ def make_drafting(plan: DepthPlan, length: int, confidence: float = 0.0) -> Draf
 
 
 def spare_places(length: int) -> int:
-    """Returns for how many tokens beyond those asked for there is room: a round may pass the last of them by what it
-    drafts, and a stopped row is still written to."""
+    """Returns how many spare places follow the requested tokens: a round may draft past the last of these, and a
+    stopped row is still written to."""
     return 2 * length + 1
 
 
@@ -106,7 +106,7 @@ class Draft:
     tokens: jax.Array
     """int32 (B, K)."""
     chances: jax.Array
-    """float32 (B, K, V), the log-probabilities that they were drawn with; minus infinity from `count` on."""
+    """float32 (B, K, V), the log-probabilities that the tokens were drawn with; minus infinity from `count` on."""
     count: jax.Array
     """int32 ()."""
     seen: jax.Array | None

@@ -28,7 +28,7 @@ from odelm.tokenizer import find_id, special_id
 
 POOLINGS = ("mean", "first", "none")
 SPLASH_BUCKET = 128
-"""The smallest with `model.attention="splash"`, which takes multiples of it."""
+"""The smallest padded length with `model.attention="splash"`, which takes multiples of this number."""
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 
@@ -41,7 +41,7 @@ class Filled:
     """Its index among the text's token ids, special ones included."""
     ids: tuple[int, ...]
     probabilities: tuple[float, ...]
-    """Of each, among all tokens of the vocabulary."""
+    """The probability of each token, among all tokens of the vocabulary."""
     tokens: tuple[str, ...] | None
     """Their text; None without a tokenizer."""
 
@@ -52,31 +52,31 @@ class Encoded:
     """A batch of B texts of up to L tokens."""
 
     hidden: jax.Array
-    """(B, L, D), in the dtype of the state; of no meaning at padding."""
+    """(B, L, D), in the dtype of the state; meaningless at padding."""
     mean: jax.Array
-    """float32 (B, D), over the tokens of each text."""
+    """float32 (B, D), the mean of `hidden` over the tokens of each text."""
     first: jax.Array
-    """float32 (B, D), of its first token."""
+    """float32 (B, D), the hidden state of each text's first token."""
 
 
 class EncoderRunner:
     """Runs an encoder on texts: strings, or lists of token ids.
 
-    Parameters are cast once. What depends on time only, the scale and shift of each norm with its modulation, the gates
-    and the residuals of the layers, is in `plan`, which is computed once (`model.plan`); no call computes it again.
+    Parameters are cast once. All that depends only on time (the scale and shift of each norm with its modulation, the
+    gates, and the residuals of the layers) is in `plan`, which `model.plan` computes once; no call computes it again.
 
-    A string is tokenised with the special tokens that the tokenizer adds. To one that has a class and a separator token
-    but no rule where they belong, as those of training runs, the rule of training is given: one before each text and
-    one after. Texts are sorted by length and padded, lengths and batches to powers of two, so that few programs
-    serve all. The results are those of each text alone, up to rounding. Compiled programs outlive the process where
-    JAX's persistent cache is on (`JAX_COMPILATION_CACHE_DIR`).
+    A string is tokenised with the special tokens that the tokenizer adds. A tokenizer that has a class and a separator
+    token but no rule for placing them, as in training runs, gets the rule used in training: one before each text and
+    one after. Texts are sorted by length; lengths and batches are padded to powers of two, so that few programs serve
+    all. A text's result does not depend on its batch, up to rounding. Later processes reuse compiled programs if JAX's
+    persistent cache is on (`JAX_COMPILATION_CACHE_DIR`).
 
     Args:
         steps, grid, solver: how the depth is crossed, as in `model.plan`; full depth by default.
         dtype: of matrix products and the state, as `model.dtype`; None keeps the model's.
-        early_exit: when a text leaves those steps, as in `odelm.EarlyExit`; a batch gets narrower as its texts leave.
+        early_exit: when a text leaves those steps early, as in `odelm.EarlyExit`; a batch shrinks as its texts leave.
 
-    Raises InputError for a decoder, and for what `model.plan` refuses.
+    Raises InputError for a decoder, and for options that `model.plan` rejects.
     """
 
     def __init__(
@@ -102,9 +102,10 @@ class EncoderRunner:
     def embed(self, texts: Texts, *, pooling: str = "mean", batch_size: int = 32) -> np.ndarray | list[np.ndarray]:
         """Returns an embedding of each text, float32 (n, D), in the order given.
 
-        `pooling` is "mean" of the last hidden states over a text's tokens, special ones included, or "first", that of
-        its first token; with "none" a list of all of them is returned, float32 (length, D) each. `batch_size` is the
-        most texts in a batch. Raises InputError for another pooling, and for texts that are none: see `fill`.
+        `pooling` is "mean", the mean of the last hidden states over a text's tokens, special ones included; "first",
+        the state of its first token; or "none", which returns a list with all states of each text, float32 (length, D).
+        `batch_size` is the maximum number of texts in a batch. Raises InputError for another pooling, and for invalid
+        texts: see `fill`.
         """
         if pooling not in POOLINGS:
             raise InputError(f"pooling is {pooling!r}; {nearest(pooling, POOLINGS)}")
@@ -117,7 +118,7 @@ class EncoderRunner:
                 for row, one in zip(rows, np.asarray(encoded.hidden), strict=False)
             }
             return [hidden[row] for row in range(len(given))]
-        # They are small and stay on the device, so that a batch is sent before the last one is done.
+        # Pooled states are small and stay on the device, so that a batch is sent before the previous one is done.
         pooled = [(rows, encoded.mean if pooling == "mean" else encoded.first) for rows, encoded in batches]
         found = np.zeros((len(given), self.runner.model.config.width), np.float32)
         for rows, embeddings in pooled:
@@ -156,8 +157,8 @@ class EncoderRunner:
     def warm_up(self, lengths: Sequence[int], batch_sizes: Sequence[int], *, top: int = 5) -> None:
         """Compiles the programs for texts of these lengths in batches of these sizes, ahead of the first call.
 
-        They serve `embed` with any pooling, and `fill` with `top` as here and up to a masked place for each text.
-        Raises InputError for a length that the model cannot take, or a size below 1.
+        The programs serve `embed` with any pooling, and `fill` with the same `top` and up to one masked place for each
+        text. Raises InputError for a length that the model cannot take, or a size below 1.
         """
         limit = self.runner.model.config.max_length
         for name, values, most in (("lengths", lengths, limit), ("batch_sizes", batch_sizes, None)):
@@ -174,9 +175,9 @@ class EncoderRunner:
             jax.block_until_ready(encoded)
 
     def _encoded(self, given: list[list[int]], batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
-        """Yields the indices of the texts of a batch, and the batch, whose last rows may be padding."""
+        """Yields the indices of a batch's texts, and the encoded batch, whose last rows may be padding."""
         batch_size = whole("batch_size", batch_size)
-        # The longest first: the last batch may be padded with rows, which cost least there.
+        # The longest first: the last batch may need rows of padding, which cost least if its texts are the shortest.
         order = sorted(range(len(given)), key=lambda row: -len(given[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -191,7 +192,7 @@ class EncoderRunner:
         return _encode(self.runner.graph, self.runner.params, self.plan, self.early_exit, tokens, lengths)
 
     def _likely(self, hidden: jax.Array, places: list[tuple[int, int]], top: int) -> tuple[jax.Array, jax.Array]:
-        """Returns what `_likely` does at each place (row, position), with rows of padding after."""
+        """Returns the result of the function `_likely` at each place (row, position), followed by rows of padding."""
         padded = np.zeros((max(power_of_two(len(places)), len(hidden)), 2), np.int32)
         padded[: len(places)] = places
         return _likely(self.runner.graph, self.runner.params, hidden, padded, top=top)
@@ -238,9 +239,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns a copy that neither pads nor cuts, with the special tokens of training around texts if it adds none.
+    """Returns a copy that neither pads nor truncates; if it adds no special tokens, it gets those of training.
 
-    Where a word's token has the space before it, a mask in place of one has it too, as in training.
+    If a word's token includes the space before it, a mask in its place includes that space too, as in training.
     """
     saved, mask = json.loads(tokenizer.to_str()), find_id(tokenizer, "mask")
     if any(kind in json.dumps(saved.get("pre_tokenizer")) for kind in ("ByteLevel", "Metaspace")):

@@ -1,12 +1,12 @@
-"""The forward pass as a `jax.export` artifact, which a process with JAX alone can call; see docs/inference.md.
+"""The forward pass as a `jax.export` artifact, which a process can call with only JAX installed; see docs/inference.md.
 
-An artifact holds the parameters and what depends on time, for one way to cross the depth, and takes any batch and any
-length that the model takes:
+An artifact holds the parameters and all values that depend only on time, for one way to cross the depth. It takes any
+batch size, and any length that the model takes:
 
     forward = jax.export.deserialize(path.read_bytes())
     logits = forward.call(tokens)        # of an encoder: forward.call(tokens, mask)
 
-Source: https://docs.jax.dev/en/latest/export/export.html, which also says for how long an artifact can be read.
+Source: https://docs.jax.dev/en/latest/export/export.html, which also says how long an artifact stays readable.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from odelm.models.transformer import DepthPlan, Grid
 SUFFIX = ".jaxexport"
 PLATFORMS = ("cpu", "cuda", "tpu")
 LARGEST = 2**31 - 2**20
-"""Bytes of a program that fit into the format in which `jax.export` writes one (FlatBuffers), which has offsets of 31
+"""The most bytes of a program that fit into the format that `jax.export` writes (FlatBuffers), whose offsets have 31
 bits."""
 
 
@@ -38,7 +38,7 @@ class Artifact(NamedTuple):
     name: str
     data: bytes
     about: dict[str, Any]
-    """How the depth is crossed, and what goes in and comes out, as JSON takes it."""
+    """How the depth is crossed, and the inputs and outputs, as JSON values."""
 
 
 def forward_artifacts(
@@ -50,20 +50,20 @@ def forward_artifacts(
     integrator: str = "scan",
     dtype: str = "auto",
 ) -> Iterator[Artifact]:
-    """Returns an artifact for each step count and for each grid, made when it is asked for.
+    """Returns an artifact for each step count and for each grid; each is made when the iterator reaches it.
 
-    Its arguments are `tokens`, int32 (batch, length), and for an encoder `mask`, bool (batch, length), True at real
-    tokens; its result is float32 logits (batch, length, vocabulary), of a classifier (batch, outputs). A token that has
-    no embedding makes logits of its row NaN. Token types are 0, but a classifier whose model has them takes
-    `token_types`, int32 (batch, length), as a third argument.
+    The arguments of an artifact are `tokens`, int32 (batch, length), and for an encoder `mask`, bool (batch, length),
+    True at real tokens; its result is float32 logits (batch, length, vocabulary), or (batch, outputs) for a classifier.
+    A token without an embedding makes logits of its row NaN. Token types are 0, except that a classifier with token
+    types takes `token_types`, int32 (batch, length), as a third argument.
 
     Args:
         steps, grids, solver: as in `model.plan`.
         integrator: "scan" is the only one that can be exported.
-        dtype: of matrix products; "auto" is float32, whatever the machine.
+        dtype: of matrix products; "auto" is float32 on every machine.
 
     Raises InputError at once for a quantised model, and for steps, a grid or a solver that the model cannot take or
-    that cannot be exported; while an artifact is made, if it is larger than `jax.export` can write.
+    that cannot be exported. Raises it while an artifact is made if that is larger than `jax.export` can write.
     """
     if model.quantization is not None:
         raise InputError(f"the model is quantised, as {model.quantization}: export the one that it was made from")
@@ -81,7 +81,7 @@ def forward_artifacts(
 
 
 def _for_export(model: CausalLM | MaskedLM | Classifier, dtype: str) -> CausalLM | MaskedLM | Classifier:
-    """Returns the model with attention that every platform has, and the dtype to compute in."""
+    """Returns the model with an attention that every platform supports, and with the dtype to compute in."""
     return with_dtype(model, "float32" if dtype == "auto" else dtype, attention="xla")
 
 
@@ -112,7 +112,7 @@ def _artifact(runner: Runner, plan: DepthPlan, steps: int | None, grid: Grid | N
 
 
 def _exported(runner: Runner, plan: DepthPlan) -> export.Exported:
-    """Returns the forward pass lowered for every platform that it can be, for batches and lengths of any size."""
+    """Returns the forward pass, lowered for every platform that it supports, for batches and lengths of any size."""
     config = runner.model.config
 
     @jax.jit
@@ -128,7 +128,7 @@ def _exported(runner: Runner, plan: DepthPlan) -> export.Exported:
     try:
         return export.export(forward, platforms=platforms)(*arguments)
     except Exception:
-        # Whatever it is, it is raised again if it is not for the sake of another platform.
+        # An error that is not due to another platform is raised again here.
         return export.export(forward)(*arguments)
 
 

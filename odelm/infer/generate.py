@@ -1,4 +1,4 @@
-"""A text continued: by `Generator`, or for a plan that keeps no memory by running over the whole text again."""
+"""Continues a text: by `Generator`, or, for a plan that keeps no memory, by reading all of it again for each token."""
 
 import math
 from collections.abc import Callable
@@ -40,9 +40,10 @@ def continue_text(
 ) -> str:
     """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
 
-    `end_token` is as `config.data.end_token`; a tokenizer without any such token ends no text. `prefill_plan`,
-    `drafting`, `early_exit` and `kernel` are as in `Generator.of`; InputError if the plan keeps no memory, which they
-    need. On a GPU, or where a kernel is asked for, `say` gets what decoded the text.
+    `end_token` is as in `config.data.end_token`; if the tokenizer has no such token, no text ends early.
+    `prefill_plan`, `drafting`, `early_exit` and `kernel` are as in `Generator.of`; they need a plan that keeps a
+    memory; InputError otherwise. On a GPU, or if a kernel is requested, `say` is called with a line that names what
+    decoded the text.
     """
     if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
         generator = Generator.of(
@@ -81,10 +82,10 @@ def generate(
     seed: int = 0,
     end: int | None = None,
 ) -> list[int]:
-    """Returns the sampled continuation of `prompt`, up to and without the token `end`, keeping no memory.
+    """Returns the sampled continuation of `prompt`, up to but without the token `end`; keeps no memory.
 
-    Each token is drawn from the `top_k` most likely (0: of all) after dividing the logits by `temperature`; 0 takes the
-    most likely. Raises InputError for an encoder, an empty prompt, more tokens than the model's positions, or an
+    Each token is drawn from the `top_k` most likely (0: from all) after dividing the logits by `temperature`; 0 takes
+    the most likely. Raises InputError for an encoder, an empty prompt, more tokens than the model's positions, or an
     option out of its range.
     """
     config = runner.model.config

@@ -1,4 +1,4 @@
-"""Texts continued from one checkpoint at any depth: `odelm.Generator`."""
+"""Continues texts from one checkpoint at any depth: `odelm.Generator`."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -31,37 +31,37 @@ from odelm.ode.grid import whole
 from odelm.tokenizer import end_id, find_id
 
 CHUNK = 16
-"""Tokens between two looks at the text, for stop strings and streams."""
+"""Tokens between two checks of the text, for stop strings and streams."""
 NO_END = -1
-"""In place of an end token where there is none."""
+"""The id in place of an end token if there is none."""
 State = Decoding | Speculating
 
 
 class Generator:
     """Continues prompts with a decoder, keeping the keys and values of earlier positions.
 
-    A prompt is a string, or a list of token ids. Programs are compiled for lengths of powers of two, so that few serve
-    all; prompts of unequal lengths share one.
+    A prompt is a string, or a list of token ids. Programs are compiled for lengths of powers of two, so that few
+    programs serve all; prompts of unequal lengths share one.
 
     Args:
-        steps, grid, solver: how the depth is crossed, as in `model.plan`. If none is given it is as `model.profile`
-            says, and at full depth if there is none, or a draft, early exits or another `kv_span` are given.
+        steps, grid, solver: how the depth is crossed, as in `model.plan`. If none is given, `model.profile` decides;
+            full depth if there is no profile, or if a draft, early exits or another `kv_span` is given.
         dtype: of matrix products, "float32", "bfloat16" or "float16"; the model's own by default.
-        prefill_steps, prefill_grid: how prompts cross it, if otherwise; the memory of one grid is then read at the
-            times of the other (`odelm.models.retime`).
-        draft_steps, draft_grid: coarse steps that draft tokens, which those of `steps` or `grid` verify, so that the
-            text is theirs (`odelm.infer.speculate`).
-        draft_length, draft_confidence: the most tokens of a draft, and the probability of the likeliest token below
-            which it ends (`odelm.infer.drafts.Drafting`).
-        early_exit: when a new token leaves those steps, as in `odelm.EarlyExit`; prompts take all of them. The tokens
-            of a batch wait for the last of them.
+        prefill_steps, prefill_grid: how prompts cross the depth, if differently; the memory of one grid is then read at
+            the times of the other (`odelm.models.retime`).
+        draft_steps, draft_grid: coarse steps that draft tokens; those of `steps` or `grid` verify them, so that the
+            text is that of the verifying steps (`odelm.infer.speculate`).
+        draft_length, draft_confidence: the maximum number of tokens in a draft, and the probability of the likeliest
+            token below which a draft ends (`odelm.infer.drafts.Drafting`).
+        early_exit: when a new token leaves those steps early, as in `odelm.EarlyExit`; prompts take all steps. The
+            tokens of a batch wait for the last one to leave.
         kv_span: units of depth over which keys and values are shared, in place of the model's own `model.kv_span`.
-        kernel: what decodes: "persistent", "launches" or "xla"; "auto" takes the fastest that can
+        kernel: what decodes: "persistent", "launches" or "xla"; "auto" takes the fastest that supports the case
             (`odelm.infer.kernel_choice`).
         end_token: the token that ends a text; by default the usual one of the tokenizer.
 
-    Parameters that lie on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are shared out over its devices too.
-    `draft_counts` has what became of the drafts of the last call.
+    Parameters on a mesh stay there; inside `jax.set_mesh(mesh)` the rows are distributed over its devices too.
+    `draft_counts` counts the drafted and the accepted tokens of the last call.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Generator:
         kernel: str = "auto",
         end_token: str = "",
     ) -> "Generator":
-        """Returns a generator for a model that is made ready already, and plans of it."""
+        """Returns a generator for a model that is already prepared as a `Runner`, and for plans of that model."""
         generator = cls.__new__(cls)
         generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, kernel, end_token)
         return generator
@@ -171,14 +171,14 @@ class Generator:
         seed: int = 0,
         every: int | None = None,
     ) -> Iterator[list[Continuation]]:
-        """Yields the continuations so far, after `every` few tokens, and the finished ones at last.
+        """Yields the continuations so far, each time after `every` more tokens, and finally the finished ones.
 
-        They end before the end token, before the first of the strings `stop` (their text does; `tokens` may have up to
-        `every` more), or with `new_tokens` tokens. A text that is not finished lacks what may begin a stop string or is
-        part of a character, so that it only grows. `temperature` 0 takes the most likely token; `top_k`, `top_p`,
-        `min_p` and `repetition_penalty` are as in `odelm.infer.sampling.Sampling`. When the first is asked for, it
-        raises InputError for a prompt without tokens, for more tokens than the model's positions, and for an option
-        out of its range.
+        They end before the end token, before the first of the strings `stop` (only the text; `tokens` may have up to
+        `every` more), or after `new_tokens` tokens. An unfinished text omits an ending that may begin a stop string or
+        is part of a character, so that it only grows. `temperature` 0 takes the most likely token; `top_k`, `top_p`,
+        `min_p` and `repetition_penalty` are as in `odelm.infer.sampling.Sampling`. When the first item is requested, it
+        raises InputError for a prompt without tokens, for more tokens than the model's positions, and for an option out
+        of its range.
         """
         config = self.runner.model.config
         given = prompts_.read(prompts, self.tokenizer, config)
@@ -208,13 +208,13 @@ class Generator:
     ) -> State:
         """Returns the state after prompts of token ids, with the first token of each and room for `new_tokens`.
 
-        Raises InputError for more tokens than the model's positions, and for memories larger than the devices'.
+        Raises InputError for more tokens than the model's positions, and for memories that do not fit on the devices.
         """
         prompts_.check_room(given, new_tokens, self.runner.model.config)
         rows, lengths, room = prompts_.padded(given, new_tokens, self.runner.model.config.max_length)
         longest = max(map(len, given))
         kept = self.memory_bytes(len(given), longest, new_tokens)
-        # The prompts' own memory is there until it has been copied into the one that is kept.
+        # The memory of the prompts is only freed after it has been copied into the one that is kept.
         needed = kept + rows.size * self._bytes_a_place[0]
         places = self._places(longest, new_tokens)
         check_fits(
@@ -234,17 +234,18 @@ class Generator:
         return self._kernels.choice
 
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
-        """Returns what the keys and values of `batch` rows take, of prompts up to `longest` tokens and new ones."""
+        """Returns the bytes of the keys and values of `batch` rows, for prompts up to `longest` tokens and the new
+        tokens."""
         return batch * self._places(longest, new_tokens) * self._bytes_a_place[1]
 
     def _places(self, longest: int, new_tokens: int) -> int:
-        """Returns for how many positions a memory has room."""
+        """Returns how many positions a memory has room for."""
         spare = -1 if self.drafting is None else spare_places(self.drafting.length)
         return sum(prompts_.sizes(longest, new_tokens, self.runner.model.config.max_length)) + spare
 
     @cached_property
     def _bytes_a_place(self) -> tuple[int, int]:
-        """What a position takes while the prompts are read, and after."""
+        """The bytes that a position takes while the prompts are read, and afterwards."""
         plans = [self.prefill_plan or self.plan, self.plan, *([self.drafting.plan] if self.drafting else [])]
         first, *later = (bytes_a_place(self.runner.model, plan) for plan in plans)
         return first, sum(later)
@@ -281,7 +282,7 @@ def _prefill(graph: nnx.GraphDef, params: Any, *arguments: Any, **options: Any) 
 def _advance(
     graph: nnx.GraphDef, params: Any, plan: DepthPlan, state: Decoding, *arguments: Any, **options: Any
 ) -> Decoding:
-    """Returns what `advance` does, with the memory of `state` used again."""
+    """Returns the result of `advance`, and reuses the memory of `state`."""
     return advance(nnx.merge(graph, params), plan, state, *arguments, **options)
 
 
@@ -294,5 +295,5 @@ def _start_speculating(graph: nnx.GraphDef, params: Any, *arguments: Any, **opti
 def _speculate(
     graph: nnx.GraphDef, params: Any, plan: DepthPlan, drafting: Any, state: Any, *arguments: Any, end: int
 ) -> Speculating:
-    """Returns what `speculate` does, with the memories of `state` used again."""
+    """Returns the result of `speculate`, and reuses the memories of `state`."""
     return speculate(nnx.merge(graph, params), plan, drafting, state, *arguments, end=end)

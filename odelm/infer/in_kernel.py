@@ -1,4 +1,4 @@
-"""Decoding by kernels: the state of `odelm.infer.decode` goes in, and comes out some tokens further."""
+"""Decoding by kernels, which advance the state of `odelm.infer.decode` by some tokens."""
 
 import dataclasses
 
@@ -26,13 +26,13 @@ def advance_in_kernel(
     end: int,
     persistent: bool = True,
 ) -> Decoding:
-    """Returns what `odelm.infer.decode.advance` does for as many rows as the layout has, at most `COLUMNS`.
+    """Returns the same as `odelm.infer.decode.advance`, for as many rows as the layout has, at most `COLUMNS`.
 
-    It takes the likeliest tokens, or if the layout is `sampled` draws them at the temperature from the whole
-    vocabulary, if it is `filtered`, with one row, from the `top_k` likeliest; the key must be one of Threefry, JAX's
-    own. The kernels are of the layout of the model, the plan and the memory's room
-    (`odelm.models.kernels.layout.layout_of`), of a model in which `unsupported` finds nothing; `tables` are its
-    matrices and vectors (`odelm.models.kernels.tables`). One launch computes all tokens if it is `persistent`.
+    It takes the likeliest tokens. If the layout is `sampled`, it draws them at the temperature from the whole
+    vocabulary, or, if the layout is also `filtered` (one row only), from the `top_k` likeliest; the key must be a
+    Threefry key, JAX's default. `kernels` must have the layout for the model, the plan and the memory's room
+    (`odelm.models.kernels.layout.layout_of`), and `unsupported` must find nothing in the model. `tables` are the
+    model's matrices and vectors (`odelm.models.kernels.tables`). If `persistent`, one launch computes all tokens.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, rows = layout.room, len(state.last)
@@ -52,7 +52,7 @@ def advance_in_kernel(
         keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(
             state.count + jnp.arange(limit)
         )
-        # Scores stay above what a place that is not seen has.
+        # Scores must stay above the score of a place that is masked out.
         temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
         given |= {"temperature": temperature.reshape(1), "keys": keys}
     if layout.filtered:

@@ -1,6 +1,7 @@
-"""Which program decodes: a kernel that stays on the card, one launched for each phase of a step, or what XLA makes.
+"""Chooses what decodes: a kernel that stays on the GPU, one launched for each phase of a step, or XLA's program.
 
-In the cases that were measured a kernel is faster than XLA, and the one that stays is fastest (docs/kernels.md).
+In the cases that were measured a kernel is faster than XLA, and the one that stays on the GPU is fastest
+(docs/kernels.md).
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan
 
 KERNELS = ("auto", "persistent", "launches", "xla")
-"""What may be asked for; "auto" takes the first of the others that can decode the case."""
+"""The valid names; "auto" takes the first of the others that can decode the case."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
 Arrays = dict[str, jax.Array]
@@ -30,10 +31,10 @@ Arrays = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Choice:
-    """What decodes, and why no kernel does."""
+    """What decodes, and, if it is XLA, why no kernel does."""
 
     kernel: str
-    """One of `KERNELS`, but "auto"."""
+    """One of `KERNELS` except "auto"."""
     reason: str = ""
 
     def __str__(self) -> str:
@@ -41,9 +42,9 @@ class Choice:
 
 
 class ByKernel:
-    """Rows that are decoded by a kernel where one can; it keeps what a kernel reads of the model.
+    """Decodes rows by a kernel if one supports them; keeps the arrays of the model that a kernel reads.
 
-    Raises InputError for a name that is none of `KERNELS`, and for a kernel where there are `drafts`.
+    Raises InputError for a name that is not in `KERNELS`, and for a kernel together with `drafts`.
     """
 
     def __init__(self, asked: str, *, drafts: bool):
@@ -58,7 +59,8 @@ class ByKernel:
     def choose(
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, *, early_exit: bool = False
     ) -> bool:
-        """Whether a kernel decodes rows of a model along a plan; InputError if one is asked for by name that cannot."""
+        """Returns whether a kernel decodes rows of a model along a plan; InputError if the one requested by name
+        cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
@@ -69,13 +71,13 @@ class ByKernel:
     def advance(
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array, *, end: int
     ) -> Decoding:
-        """Returns what `odelm.infer.decode.advance` does, by the kernel that was chosen."""
+        """Returns the same as `odelm.infer.decode.advance`, computed by the chosen kernel."""
         layout = _layout(_decoder(runner), plan, state, sampling)
-        # The matrices differ with the bits of the readout alone, and with the size of its pieces.
+        # The matrices depend only on the bits of the readout and on the size of its pieces.
         same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False)
         alike = dataclasses.replace(layout, sampled=False, filtered=False, **same)
         if alike not in self._matrices:
-            last = list(self._matrices.items())[-1:]  # those of one row and of several, or with top_k, may take turns
+            last = list(self._matrices.items())[-1:]  # calls with one row, several, or top_k may alternate
             self._matrices = dict(last) | {alike: _matrices(runner.graph, runner.params, alike)}
         if layout not in self._vectors:
             self._vectors[layout] = _vectors(runner.graph, runner.params, plan, layout)
@@ -84,8 +86,8 @@ class ByKernel:
 
 
 def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
-    """Returns what decodes on a device, if the case has no `reason` against kernels; `filtered` is whether tokens are
-    drawn with `top_k`."""
+    """Returns what decodes on a device. `reason` is why no kernel supports the case, or None; `filtered` is whether
+    tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
@@ -101,7 +103,7 @@ def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = Fals
 
 
 def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, early_exit: bool) -> str | None:
-    """Returns why no kernel decodes this, whatever the card; None if one does."""
+    """Returns why no kernel can decode this on any GPU; None if one can."""
     missing = unsupported(model, plan)
     if missing is not None:
         return missing
@@ -132,7 +134,7 @@ def _decoder(runner: Runner) -> CausalLM:
 
 
 def _no_card(device: Any) -> str | None:
-    """Returns what a kernel lacks on a device, or None."""
+    """Returns why a device cannot run kernels; None if it can."""
     if INTERPRETED is not None:
         return None
     if device.platform != "gpu":
@@ -152,7 +154,7 @@ def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samplin
 
 @partial(jax.jit, static_argnums=(0, 2))
 def _matrices(graph: nnx.GraphDef, params: Any, layout: Layout) -> Arrays:
-    """Returns what a kernel reads of a model for every text: see `odelm.models.kernels.tables`."""
+    """Returns the arrays of a model that a kernel reads for every text: see `odelm.models.kernels.tables`."""
     from odelm.models.kernels.tables import matrices
 
     return matrices(nnx.merge(graph, params), layout)
@@ -160,7 +162,7 @@ def _matrices(graph: nnx.GraphDef, params: Any, layout: Layout) -> Arrays:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _vectors(graph: nnx.GraphDef, params: Any, plan: DepthPlan, layout: Layout) -> Arrays:
-    """Returns what a kernel reads of a model along a plan, for a memory of the layout's room."""
+    """Returns the arrays of a model that a kernel reads along a plan, for a memory of the layout's room."""
     from odelm.models.kernels.tables import vectors
 
     return vectors(nnx.merge(graph, params), plan, layout)
@@ -176,7 +178,7 @@ def _advance(
     sampling: Sampling,
     until: jax.Array,
 ) -> Decoding:
-    """Returns what `advance_in_kernel` does, with the memory of `state` used again."""
+    """Returns the result of `advance_in_kernel`, and reuses the memory of `state`."""
     from odelm.infer.in_kernel import advance_in_kernel  # Pallas takes a second to import, and lacks this in jax 0.10
     from odelm.models.kernels.decode import Kernels
 

@@ -13,7 +13,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call."""
+    """Milliseconds per call."""
 
     median: float
     p90: float

@@ -1,10 +1,10 @@
 """Early exits by row, batched: all rows are at the same step, and as rows reach the end the batch gets narrower.
 
-The batch is cut in parts. When the rows that are left fit in fewer of them, they are put together, and the next steps
-evaluate the block for these alone. So a step takes the time of the rows that are left, up to a part of the batch.
+The batch is divided into parts. When the remaining rows fit into fewer parts, they are gathered, and the next steps
+evaluate the block only for these parts. So a step takes the time of the remaining rows, up to a part of the batch.
 
-A GPU waits for its host whenever that asks it how many rows are left: once a step, and once for each width. The first
-three steps are taken without asking, since no row can reach the end before the third.
+A GPU waits for its host whenever the host reads how many rows are left: once a step, and once for each width. The first
+three steps are taken without this check, since no row can reach the end before the third.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Crossing:
     """W rows of a batch of B on their way across one stretch of the depth."""
 
     step: jax.Array
-    """int32 (), how many steps they have taken."""
+    """int32 (), how many steps these rows have taken."""
     rows: jax.Array
     """int32 (W,), which row of the batch each is."""
     states: jax.Array
@@ -43,20 +43,22 @@ class Crossing:
     ends: jax.Array
     """(B, L, ..), the states of the other rows, which have reached the end."""
     evaluations: jax.Array
-    """int32 (B,), how many each of those took."""
+    """int32 (B,), how many evaluations each of the other rows took."""
 
 
 PARTS = 4
-"""In which batches are cut: more of them leave out more, and each is a loop of its own to compile and to wait for."""
+"""How many parts a batch is divided into: more parts save more evaluations, but each adds a loop to compile and wait
+for."""
 
 
 def encode_narrowing(
     model: SharedTransformer, inputs: Inputs, plan: DepthPlan, rule: EarlyExit, *, parts: int = PARTS
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what `odelm.models.exit_pass.encode_with_exits` does by row, hidden states (B, L, D) and the evaluations
-    of each row, int32 (B,), in a batch that gets narrower by so many parts, which are at most as many as its rows.
+    """Returns the same as `odelm.models.exit_pass.encode_with_exits` by row: hidden states (B, L, D) and the
+    evaluations of each row, int32 (B,). The batch gets narrower in steps of one of its `parts`, at most as many as its
+    rows.
 
-    Raises InputError for what `encode_with_exits` refuses, and for no parts.
+    Raises InputError for arguments that `encode_with_exits` rejects, and for fewer than one part.
     """
     check_exits(model, plan, rule)
     inputs = inputs.checked(model.config)
@@ -99,7 +101,7 @@ def _cross(
     real: jax.Array | None,
     parts: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the states (B, L, ..) at the end of a stretch, and the evaluations that each took, int32 (B,)."""
+    """Returns the states (B, L, ..) at the end of a stretch, and the evaluations that each row took, int32 (B,)."""
     B, N = len(h), len(part.sizes)
     zeros = jnp.zeros((B, 1), jnp.int32)
     state = Crossing(
@@ -130,7 +132,7 @@ def _cross(
 
 
 def _narrowed(state: Crossing, width: int) -> Crossing:
-    """Keeps `width` rows, first of all those that have not reached the end; the states of the others go to `ends`."""
+    """Keeps `width` rows, preferring those that have not reached the end; the states of the others go to `ends`."""
     W = len(state.rows)
     if width == W:
         return state

@@ -1,21 +1,20 @@
 """How a model is run on a GPU, where launching a kernel can cost as much as what it does.
 
-Measured on an H200 (docs/inference.md). What is computed stays the same, up to rounding. Of a token that is decoded two
-things pay:
+Measured on an H200 (docs/inference.md). Results stay the same, up to rounding. Two changes speed up decoding:
 
-- With a single row, XLA makes a product with a matrix a sum over its rows or its columns. Over the last axis that is
-  one pass at the speed of memory; over the first it writes all products and reads them again. So kernels are turned
-  once, before the loop over tokens.
-- With several rows the loop over the depth costs more than a step in it, so it is unrolled, for twice the compile time.
+- With a single row, XLA computes a matrix product as a sum over the matrix's rows or columns. A sum over the last axis
+  is one pass at the speed of memory; for one over the first axis, XLA writes all products and reads them again. So
+  kernels are transposed once, before the loop over tokens.
+- With several rows the loop over the depth costs more than a step in it, so it is unrolled, at twice the compile time.
 
-Where an encoder reads texts:
+When an encoder reads texts:
 
-- The loop over the depth is unrolled too, except where rows leave early: it copies the state, and what a step needs of
-  its time, at every step.
-- With many tokens the products are cuBLAS's, and end with the GELU. Triton's, which XLA prefers by timing them alone,
-  leave that to a pass of its own.
-- With very many, queries, keys and values are three products where nothing else is done to them: cuDNN's attention
-  takes them one by one, and cutting them out of one result takes longer than one large product saves.
+- The loop over the depth is unrolled too, except where rows leave early: the loop copies the state, and the values that
+  a step takes from its time, at every step.
+- With many tokens, cuBLAS computes the products and applies the GELU at their end. Triton's kernels, which XLA prefers
+  because it times products in isolation, leave the GELU to a separate pass.
+- With very many tokens, three products compute queries, keys and values, unless something else is applied to them:
+  cuDNN's attention takes them separately, and slicing them out of one result takes longer than one large product saves.
 """
 
 import dataclasses
@@ -33,11 +32,12 @@ from odelm.models.transformer import DepthPlan, SharedTransformer
 
 Model = TypeVar("Model", bound=SharedTransformer)
 MANY, VERY_MANY = 1024, 4096
-"""Tokens read at once from which cuBLAS's products pay, and three products. Measured are 128, 1,024 and 16,384."""
+"""The least tokens read at once for which cuBLAS's products, and three products, are faster; measured at 128, 1,024 and
+16,384."""
 
 
 def ready(model: CausalLM, plan: DepthPlan, rows: int) -> tuple[CausalLM, DepthPlan]:
-    """Returns the model and the plan as so many rows are decoded with: what is given, but on a GPU."""
+    """Returns the model and the plan with which to decode `rows` rows; they are changed only on a GPU."""
     if jax.default_backend() != "gpu":
         return model, plan
     if rows > 1:
@@ -47,22 +47,23 @@ def ready(model: CausalLM, plan: DepthPlan, rows: int) -> tuple[CausalLM, DepthP
 
 
 def ready_to_read(model: Model, plan: DepthPlan, tokens: int) -> tuple[Model, DepthPlan]:
-    """Returns the model and the plan as so many tokens are read with: what is given, but of an encoder on a GPU."""
+    """Returns the model and the plan with which to read `tokens` tokens; they are changed only for an encoder on a
+    GPU."""
     if jax.default_backend() != "gpu" or model.config.kind != "encoder":
         return model, plan
     return with_separate_maps(model) if tokens >= VERY_MANY else model, unrolled(plan)
 
 
 COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
-"""Of a program that reads many tokens: XLA uses no Triton kernels for its matrix products, and does not merge three
-products into one. A decoder reads 8 x 1,024 tokens faster with them too."""
+"""Options of a program that reads many tokens: XLA uses no Triton kernels for its matrix products, and does not merge
+three products into one. A decoder reads 8 x 1,024 tokens faster with these options too."""
 
 
 class BySize:
-    """A jitted function in which a model reads the tokens that are argument number `texts`: many by a program that
-    is compiled with `COMPILER_OPTIONS`. Inside another jitted function, where JAX allows no options, it has none.
+    """A jitted function in which a model reads the tokens in argument number `texts`. For many tokens, the program is
+    compiled with `COMPILER_OPTIONS`, except inside another jitted function, where JAX allows no options.
 
-    `options` are those of `jax.jit`.
+    `options` are passed to `jax.jit`.
     """
 
     def __init__(self, function: Callable[..., Any], *, texts: int, **options: Any):
@@ -87,8 +88,8 @@ def unrolled(plan: DepthPlan) -> DepthPlan:
 
 
 def with_separate_maps(model: Model) -> Model:
-    """Returns a copy that computes queries, keys and values by three products; the model itself where more is done to
-    them."""
+    """Returns a copy that computes queries, keys and values by three products; the model itself if something else is
+    applied to them."""
     config = model.config
     if config.qk_norm or config.positions == "rotary" or config.layer_rank or config.wide_modulation:
         return model
@@ -100,7 +101,8 @@ def with_separate_maps(model: Model) -> Model:
 
 
 def _part(qkv: nnx.LinearGeneral, number: int) -> nnx.Linear:
-    """Returns the map of queries, keys or values alone, (D, H K) of (D, 3, H, K): cuBLAS adds a bias that is flat."""
+    """Returns the map of only queries, keys or values, (D, H K) from (D, 3, H, K): flat, as cuBLAS needs it to add a
+    bias."""
     kernel = qkv.kernel[...][:, number]
     kernel, bias = kernel.reshape(len(kernel), -1), qkv.bias
     part = nnx.eval_shape(
@@ -117,7 +119,8 @@ def with_inputs_last(model: CausalLM) -> CausalLM:
     model = nnx.clone(model)
     for block in [*model.prelude, *model.blocks, *model.coda]:
         for _, module in nnx.iter_modules(block):
-            # Only products of a call's tokens: those by which a time is read (odelm.models.modulation) are done.
+            # Only maps applied to a call's tokens: those that read a time (odelm.models.modulation) are already
+            # computed.
             if isinstance(module, nnx.Linear | nnx.LinearGeneral) and module.dtype is not None:
                 inputs = len(module.axis) if isinstance(module, nnx.LinearGeneral) else 1
                 kernel = module.kernel[...]

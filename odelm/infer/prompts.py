@@ -1,4 +1,4 @@
-"""Texts as token ids, checked, and padded to lengths for which programs are there."""
+"""Converts texts to token ids, checks them, and pads them to a few lengths, for which programs are compiled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,10 +25,10 @@ def read(prompts: Any, tokenizer: Tokenizer | None, config: ModelConfig) -> list
 def read_texts(
     name: str, texts: Any, encode: Callable[[str], list[int]] | None, config: ModelConfig
 ) -> list[list[int]]:
-    """Returns the token ids of each text, of which errors speak as `name` and its number.
+    """Returns the token ids of each text; errors name a text by `name` and its number.
 
     `encode` tokenises a string; None if there is no tokenizer. Raises InputError for a single text in place of a list,
-    for texts without tokens, and for ids that are no whole numbers or have no embedding.
+    for texts without tokens, and for ids that are not whole numbers or have no embedding.
     """
     if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer)):
         raise InputError(f"{name}s is a single {name}, expected a list of them: put it in brackets")
@@ -58,11 +58,11 @@ def padded(given: list[list[int]], new_tokens: int, limit: int) -> tuple[np.ndar
 
 
 def sizes(longest: int, new_tokens: int, limit: int) -> tuple[int, int]:
-    """Returns how long prompts are padded, and the room for new tokens: powers of two where a `limit` of positions
+    """Returns the padded length of prompts, and the room for new tokens: powers of two where a `limit` of positions
     allows it.
 
-    Near the limit the prompts take all that the tokens' power of two leaves, or, if that is too little, a multiple of
-    `SMALLEST_BUCKET`, and the tokens what is left. So there are few sizes everywhere.
+    Near the limit the prompts get all positions that the new tokens' power of two leaves. If these are too few, the
+    prompts get a multiple of `SMALLEST_BUCKET`, and the new tokens get the rest. So there are few sizes everywhere.
     """
     width, room = bucket(longest), bucket(new_tokens)
     if width + room <= limit + 1:
@@ -74,12 +74,12 @@ def sizes(longest: int, new_tokens: int, limit: int) -> tuple[int, int]:
 
 
 def power_of_two(number: int) -> int:
-    """Returns the power of two from `number` on."""
+    """Returns the smallest power of two that is at least `number`."""
     return 1 << (int(number) - 1).bit_length()
 
 
 def bucket(length: int) -> int:
-    """Returns the power of two from `length` on, at least `SMALLEST_BUCKET`."""
+    """Returns the smallest power of two that is at least `length` and at least `SMALLEST_BUCKET`."""
     return max(SMALLEST_BUCKET, power_of_two(length))
 
 
@@ -103,8 +103,8 @@ def _ids(name: str, text: Any, encode: Callable[[str], list[int]] | None, config
 
 
 def some_tokens(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, length: int) -> np.ndarray:
-    """Returns tokens to time with, int32 (batch, length): what held-out sequences begin with, or random ids without any
-    that are long enough."""
+    """Returns tokens to time with, int32 (batch, length): the beginnings of held-out sequences, or random ids if no
+    sequence is long enough."""
     whole = [np.asarray(data["tokens"])[_reach(data, length)] for data in held_out if data["tokens"].shape[1] >= length]
     rows = np.concatenate(whole) if whole else np.empty((0, length), np.int32)
     if not len(rows):
@@ -113,7 +113,7 @@ def some_tokens(held_out: Sequence[Batch], model: ModelConfig, *, batch: int, le
 
 
 def _reach(data: Batch, length: int) -> np.ndarray:
-    """Returns which rows of a batch have so many tokens, bool (B,)."""
+    """Returns which rows of a batch have at least `length` tokens, bool (B,)."""
     if "mask" in data:
         return np.asarray(data["mask"]).sum(axis=1) >= length
     return np.asarray(data["weights"])[:, length - 1] > 0

@@ -1,8 +1,8 @@
-"""Quantised models: matrices of 8 bits, and optionally what is multiplied by them; see docs/inference.md.
+"""Quantised models: 8-bit matrices, and optionally 8-bit inputs to them; see docs/inference.md.
 
 Symmetric integers with a scale for each output of a matrix (Jacob et al. 2018, arXiv 1712.05877; Wu et al. 2020, arXiv
 2004.09602), or the float of 8 bits E4M3 (Micikevicius et al. 2022, arXiv 2209.05433). A shared matrix is quantised once
-for all depths. Its inputs change along the depth, so that calibrated scales have to hold at every time: that is ours.
+for all depths. Its inputs change along the depth, so calibrated scales must hold at every time: this part is our own.
 """
 
 import functools
@@ -33,33 +33,33 @@ def quantize(
     calibration: Iterable[Array | Inputs] | None = None,
     plan: DepthPlan | Sequence[DepthPlan] | None = None,
 ) -> Model:
-    """Returns a copy of a model whose matrices have 8 bits, which is used as the model is, but not trained or saved.
+    """Returns a copy of a model with 8-bit matrices, which is used like the model, but not trained or saved.
 
-    All linear maps of the blocks and heads are quantised, each with a float32 scale for each of its outputs. So is an
-    embedding that is also the readout's matrix, whose rows are looked up and multiplied by their scales. Other
-    embeddings, norms, biases and corrections of low rank stay as they are, and memories of keys and values keep their
-    dtype.
+    All linear maps of the blocks and heads are quantised, each with a float32 scale for each of its outputs. An
+    embedding that is also the readout's matrix is quantised too; its rows are looked up and multiplied by their scales.
+    Other embeddings, norms, biases and corrections of low rank stay as they are, and memories of keys and values keep
+    their dtype.
 
     Args:
         kind: what has 8 bits.
 
             - "int8", "fp8": the matrices. They are converted where they are used, and products are in the dtype of the
               model. fp8 is float8_e4m3fn.
-            - "int8_dynamic", "fp8_dynamic": their inputs too, with a scale for each token that is found as it is
-              computed. Products are of 8 bits, summed in int32 or float32. Maps that a model computes in float32
-              whatever its dtype keep their inputs: the modulation by time, which a plan computes once, the projection
-              of a factorised embedding, and heads that read a single position.
-            - "int8_static", "fp8_static": the same, with one scale for all inputs of a matrix, which is calibrated:
-              the largest input of the calibration becomes the largest value, and larger ones are cut off.
+            - "int8_dynamic", "fp8_dynamic": their inputs too, with a scale for each token, computed at run time.
+              Products are of 8 bits, summed in int32 or float32. Maps that a model computes in float32 whatever its
+              dtype keep float inputs: the modulation by time, which a plan computes once, the projection of a
+              factorised embedding, and heads that read a single position.
+            - "int8_static", "fp8_static": the same, with one calibrated scale for all inputs of a matrix: the largest
+              input of the calibration becomes the largest value, and larger inputs are clipped.
         calibration: for a static kind, batches of text as the model will read: tokens int32 (B, L), or `Inputs`. All
             their positions count, padding too.
-        plan: for a static kind, one plan of the model or several (`model.plan`), by which the model crosses the depth
-            in the calibration: the scale of a matrix that is shared holds at all times of all of them, at every stage.
-            Full depth by default; a coarse plan meets other states, so give those that are to be used.
+        plan: for a static kind, one plan of the model or several (`model.plan`), by which the calibration crosses the
+            depth: the scale of a shared matrix holds for all plans, at all their times and stages. Full depth by
+            default; a coarse plan visits other states, so give the plans that will be used.
 
-    The copy has no `profile`: its promise was for the parameters as they were. Raises InputError for an unknown kind,
-    for a model that is quantised already, and for calibration that is missing, empty or not finite, or that a kind does
-    not use.
+    The copy has no `profile`, because a profile holds only for the original parameters. Raises InputError for an
+    unknown kind, for a model that is quantised already, and for calibration that is missing, empty, not finite, or not
+    used by the kind.
     """
     chosen = kind_of(kind)
     if model.quantization is not None:
@@ -81,7 +81,7 @@ def kind_of(name: str) -> Kind:
 
 
 def _replaced(model: Model, kind: Kind) -> Model:
-    """Returns the model with modules of the kind in place of those that have the matrices."""
+    """Returns the model with quantised modules, of the kind, in place of those with matrices."""
     if isinstance(model, CausalLM | MaskedLM):
         if model.config.tie_readout:
             model.embed = QuantizedEmbed(model.config, kind, rngs=nnx.Rngs(0))
@@ -112,7 +112,7 @@ def _arrays(model: SharedTransformer, abstract: SharedTransformer, kind: Kind, l
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _quantized(matrix: jax.Array, axes: tuple[int, ...], kind: Kind) -> tuple[jax.Array, jax.Array]:
-    """Returns a matrix in 8 bits, and its scales over all axes but these."""
+    """Returns a matrix in 8 bits, and its scales, which have the axes that are not in `axes`."""
     scale = scale_of(matrix, axes, kind)
     return rounded(matrix, scale, kind), scale.squeeze(axes)
 
@@ -139,19 +139,20 @@ def _calibrated(
         inputs = batch if isinstance(batch, Inputs) else Inputs(batch)
         for one in plans:
             ranges = jax.device_get(measure(params, inputs.checked(model.config), one))
-            # NaN is kept, whichever of the two it is.
+            # The maximum is NaN if either of the two is.
             found = {name: float(np.maximum(range, found.get(name, 0.0))) for name, range in ranges.items()}
     if not found:
         raise InputError("calibration has no batches, expected at least one, int32 (batch, length)")
     wrong = next((name for name, range in found.items() if not np.isfinite(range)), None)
     if wrong is not None:
         raise InputError(f"the inputs of {wrong} are not finite in the calibration: use other text, or another dtype")
-    # A matrix that only ever met zeros.
+    # A matrix whose inputs were all zero gets the scale 1.
     return {name: range or kind.largest for name, range in found.items()}
 
 
 def _as_plans(plan: DepthPlan | Sequence[DepthPlan]) -> list[DepthPlan]:
-    """Returns a list of plans of one or of several; a plan is itself a tuple, of one `odelm.ode.Plan` a block."""
+    """Returns a list of plans, given one or several; a plan is itself a tuple, with an `odelm.ode.Plan` for each
+    block."""
     if not plan:
         raise InputError("plan is empty, expected the result of model.plan(...), or several of them")
     return [cast(DepthPlan, plan)] if isinstance(plan[0], Plan) else list(cast(Sequence[DepthPlan], plan))

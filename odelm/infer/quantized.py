@@ -1,7 +1,7 @@
-"""Modules with matrices of 8 bits, which take the place of a model's own: what `odelm.quantize` puts in.
+"""Modules with 8-bit matrices, which `odelm.quantize` puts in place of a model's own.
 
-A matrix has a scale for each of its outputs, which multiplies what the product gives. Where inputs are of 8 bits too
-they have a scale for each token, or one for all, and the product is one of 8 bits, summed in 32.
+A matrix has a scale for each of its outputs, which multiplies the result of the product. If inputs have 8 bits too,
+they have a scale for each token, or one for all, and the product is of 8-bit values, summed in 32 bits.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ class Kind:
 
     name: str
     dtype: str
-    """Of the matrices, and of the inputs if these are quantised."""
+    """The dtype of the matrices, and of the inputs if these are quantised."""
     inputs: Literal["float", "dynamic", "static"]
-    """Whether inputs stay as they are, have a scale for each token, found as they come, or one calibrated scale."""
+    """Whether inputs are not quantised, have a scale for each token, computed at run time, or have one calibrated
+    scale."""
 
     @property
     def largest(self) -> float:
@@ -48,13 +49,14 @@ KINDS = {
 
 
 def scale_of(x: jax.Array, axes: tuple[int, ...], kind: Kind) -> jax.Array:
-    """Returns the scale at which the largest of `x` over `axes` is the largest value, float32, these axes of size 1."""
+    """Returns the scale that maps the largest of `x` over `axes` to the kind's largest value, float32, with `axes` of
+    size 1."""
     largest = jnp.abs(x.astype(jnp.float32)).max(axes, keepdims=True)
     return jnp.where(largest > 0, largest / kind.largest, 1.0)
 
 
 def rounded(x: jax.Array, scale: jax.Array, kind: Kind) -> jax.Array:
-    """Returns `x / scale` in 8 bits, the nearest value of each; what is too large becomes the largest value.
+    """Returns `x / scale` rounded to the nearest values of 8 bits; what is too large is clipped to the largest value.
 
     `scale` has as many axes as `x`, or none.
     """
@@ -63,7 +65,7 @@ def rounded(x: jax.Array, scale: jax.Array, kind: Kind) -> jax.Array:
 
 
 def restored(values: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns `values * scale` in float32; `scale` has as many axes as they have, or none."""
+    """Returns `values * scale` in float32; `scale` has as many axes as `values`, or none."""
     return values.astype(jnp.float32) * scale
 
 
@@ -110,7 +112,7 @@ class QuantizedLinear(nnx.Module):
     """
 
     def __init__(self, linear: nnx.Linear | nnx.LinearGeneral, kind: Kind):
-        # A map in float32 reads a time, an embedding or a single state, which stay as they are.
+        # A map in float32 reads a time, an embedding or a single state, which are not quantised.
         self.kind = kind if linear.dtype is not None else dataclasses.replace(kind, inputs="float")
         self.dtype = jnp.dtype(linear.dtype or jnp.float32)
         self.inputs = len(linear.axis) if isinstance(linear, nnx.LinearGeneral) else 1
@@ -121,7 +123,7 @@ class QuantizedLinear(nnx.Module):
         self.input_scale = nnx.Param(jnp.ones((), jnp.float32)) if self.kind.inputs == "static" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns (.., O) of (.., I), in the dtype of the model's matrix products."""
+        """Returns (.., O) from (.., I), in the dtype of the model's matrix products."""
         over = tuple(range(-self.inputs, 0)), tuple(range(self.inputs))
         x = x.astype(self.dtype)
         y = product(
@@ -139,13 +141,13 @@ class QuantizedEmbed(Embed):
         self.scale = nnx.Param(jnp.ones(self.tokens.shape[:1], jnp.float32))
 
     def rows(self, tokens: jax.Array) -> jax.Array:
-        """Returns the embeddings of tokens (B, L), float32 (B, L, E); NaN for one that has none."""
-        # 8 bits have no NaN to fill with, or lose it: the scale of a token without an embedding is NaN.
+        """Returns the embeddings of tokens (B, L), float32 (B, L, E); NaN for a token without an embedding."""
+        # 8-bit dtypes have no NaN to fill with, or lose it, so the scale of a token without an embedding is NaN.
         return restored(lookup(self.tokens[...], tokens, fill=0), lookup(self.scale[...][:, None], tokens))
 
 
 class QuantizedReadout(Readout):
-    """A readout whose matrix (V, E) has 8 bits, its own or that of the embedding, and `scale` float32 (V,)."""
+    """A readout whose matrix (V, E), its own or the embedding's, has 8 bits; `scale` is float32 (V,)."""
 
     def __init__(self, config: ModelConfig, kind: Kind, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -156,14 +158,15 @@ class QuantizedReadout(Readout):
         self.input_scale = nnx.Param(jnp.ones((), jnp.float32)) if kind.inputs == "static" else None
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Returns float32 logits (.., V) of hidden states (.., D); `embedding` (V, E) is used where they are tied."""
+        """Returns float32 logits (.., V) of hidden states (.., D); `embedding` (V, E) is used if the readout is
+        tied."""
         x, matrix, bias = super().parts(hidden, embedding)
         over = (-1,), (1,)
         logits = product(x, matrix, self.scale[...], over=over, kind=self.kind, input_scale=_value(self.input_scale))
         return logits if bias is None else logits + along_last(bias, logits.ndim)
 
     def parts(self, hidden: jax.Array, embedding: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Returns what `Readout.parts` does, in float32: inputs and matrix as a call rounds them."""
+        """Returns the same as `Readout.parts`, in float32, with inputs and matrix rounded as in a call."""
         x, matrix, bias = super().parts(hidden, embedding)
         if self.kind.inputs != "float":
             own = _value(self.input_scale)

@@ -10,14 +10,14 @@ from odelm.models.transformer import DepthPlan, SharedTransformer
 
 
 def bytes_a_place(model: SharedTransformer, plan: DepthPlan) -> int:
-    """Returns what one position of one row takes in a memory of `plan`, by its shapes alone."""
+    """Returns the bytes of one position of one row in a memory of `plan`, computed only from shapes."""
     memory = jax.eval_shape(lambda: model.memory(plan, batch=1, room=1))
     kept = (memory.blocks, memory.real, memory.segments)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
 def free_bytes(device: Any) -> int | None:
-    """Returns what a device has free, of a CPU what the machine has in all; None if nobody says."""
+    """Returns the free bytes of a device, or all memory of the machine for a CPU; None if unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -27,7 +27,7 @@ def free_bytes(device: Any) -> int | None:
 
 
 def check_fits(needed: int, params: Any, what: str) -> None:
-    """Raises InputError if the devices that hold `params` have less free together than so many bytes."""
+    """Raises InputError if the devices that hold `params` have together fewer than `needed` bytes free."""
     devices = jax.tree.leaves(params)[0].sharding.device_set
     free = [free_bytes(device) for device in devices]
     total = sum(bytes for bytes in free if bytes is not None)

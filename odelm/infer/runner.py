@@ -1,4 +1,4 @@
-"""A model made ready to run: parameters in the dtype of the arithmetic, all that depends on time precomputed."""
+"""Prepares a model to run: parameters in the dtype of the arithmetic, and all that depends only on time precomputed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=SharedTransformer)
 @dataclass(frozen=True, eq=False)
 class Structure(nnx.GraphDef):
     """The structure of a model, hashed once. Jitted functions take it as a static argument, and hash it in each call:
-    of a Flax graph that takes 300 us, more than it takes a GPU to read a prompt."""
+    for a Flax graph this takes 300 us, longer than a GPU takes to read a prompt."""
 
     _hash: int
 
@@ -50,7 +50,7 @@ class Runner:
     model: CausalLM | MaskedLM | Classifier | Encoder
     graph: Structure
     params: Any
-    """Nested dicts, which JAX takes apart faster than Flax's state."""
+    """Nested dicts, which JAX flattens faster than Flax's state."""
     _plans: dict[tuple[Any, ...], DepthPlan] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -74,16 +74,17 @@ class Runner:
 def _plan(
     graph: nnx.GraphDef, steps: int | None, grid: tuple[float, ...] | None, solver: str, integrator: str, params: Any
 ) -> DepthPlan:
-    """Returns the plan by one program: operation by operation each is compiled by itself, half a second for a plan."""
+    """Returns the plan, computed by one program: without it, each operation is compiled separately, half a second a
+    plan."""
     return nnx.merge(graph, params).plan(steps=steps, grid=grid, solver=solver, integrator=integrator)
 
 
 def in_compute_dtypes(model: Model) -> Model:
     """Returns a copy whose matrices have the dtypes that its modules compute in, so that no call has to cast them.
 
-    What it computes is what the model computes, bit for bit: a linear map is cast as its own call would cast it, and
-    a tied readout gets a matrix of its own, while the embedding that is looked up stays float32. So do norms and the
-    modulation by time. The matrices of a quantised model stay as they are.
+    The copy computes the same as the model, bit for bit: a linear map is cast as its own call would cast it, and a tied
+    readout gets a matrix of its own, while the embedding that is looked up stays float32. Norms and the modulation by
+    time stay float32 too. The matrices of a quantised model stay as they are.
     """
     model = nnx.clone(model)
     if model.quantization is not None:
@@ -106,9 +107,9 @@ def with_dtype(model: Model, dtype: str, **options: Any) -> Model:
 
 
 def with_options(model: Model, **options: Any) -> Model:
-    """Returns the model with other options of its config, such that its parameters stay as they are; None keeps one.
+    """Returns the model with other options of its config that leave its parameters unchanged; None keeps an option.
 
-    Another `dtype` is that of the state too. Raises InputError for a quantised model.
+    Another `dtype` applies to the state too. Raises InputError for a quantised model.
     """
     options = {name: value for name, value in options.items() if value not in (None, getattr(model.config, name))}
     if not options:
@@ -120,7 +121,7 @@ def with_options(model: Model, **options: Any) -> Model:
         options["residual_dtype"] = "auto"
     config = dataclasses.replace(model.config, **options).validate()
     made = abstract_like(model, config)
-    # `in_compute_dtypes` may have given it a readout of its own.
+    # `in_compute_dtypes` may have given the model a readout of its own.
     head, its = getattr(model, "head", None), getattr(made, "head", None)
     if isinstance(head, Readout) and isinstance(its, Readout) and hasattr(head, "tokens"):
         its.tokens = head.tokens
@@ -134,7 +135,8 @@ def _cast(module: nnx.Module, name: str, dtype: Any) -> None:
 
 
 def make_forward(graph: nnx.GraphDef) -> Callable[[Any, DepthPlan, jax.Array], jax.Array]:
-    """Returns the jitted `forward(params, plan, tokens) -> logits`, float32 (B, L, V); compiled once a step count."""
+    """Returns the jitted `forward(params, plan, tokens) -> logits`, float32 (B, L, V); compiled once for each step
+    count."""
 
     def forward(params: Any, plan: DepthPlan, tokens: jax.Array) -> jax.Array:
         model, ready = on_gpu.ready_to_read(nnx.merge(graph, params), plan, tokens.size)

@@ -12,31 +12,31 @@ import numpy as np
 from odelm.errors import InputError
 
 COLDEST = 1e-25
-"""The smallest temperature that is sampled with: what logits become by it must stay within float32, and above the least
-score of the kernels."""
+"""The smallest temperature used for sampling: logits divided by it must stay within float32, and above the least score
+of the kernels."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn; numbers that may change without another compilation."""
+    """How a token is drawn; the numbers may change without recompilation."""
 
     temperature: jax.Array | float = 0.0
     """What the logits are divided by; 0 takes the most likely token."""
     top_k: jax.Array | int = 0
-    """Draw among so many most likely tokens, and those that are as likely as the last of them; 0 is all."""
+    """Draw among this many most likely tokens, and those that are as likely as the last of them; 0 is all."""
     top_p: jax.Array | float = 1.0
     """Draw among the most likely tokens that together have this probability (Holtzman et al. 2020, arXiv
     1904.09751)."""
     min_p: jax.Array | float = 0.0
-    """Draw among tokens at least so probable, relative to the most likely one (Nguyen et al. 2024, arXiv
+    """Draw among tokens with at least this probability, relative to the most likely one (Nguyen et al. 2024, arXiv
     2407.01082)."""
     repetition_penalty: jax.Array | float = 1.0
-    """What the logits of tokens that stand before are divided by, or multiplied if they are negative (Keskar et al.
-    2019, arXiv 1909.05858)."""
+    """The logits of tokens that occurred before are divided by this, or multiplied by it if they are negative (Keskar
+    et al. 2019, arXiv 1909.05858)."""
     greedy: bool | None = dataclasses.field(default=None, metadata=dict(static=True))
-    """Whether the temperature is 0, where that is known as a program is compiled, which then draws in that way only;
-    None compiles both ways."""
+    """Whether the temperature is 0, if this is known at compilation, so that only one way to draw is compiled; None
+    compiles both ways."""
 
 
 def sampling_options(
@@ -50,7 +50,7 @@ def sampling_options(
     """Returns the options as compiled programs take them; InputError for one out of its range.
 
     A temperature below `COLDEST` is taken as 0: logits divided by it are no longer finite, and a token other than the
-    most likely one would not be drawn. A `top_k` past int32 is all tokens, as any past the vocabulary is.
+    most likely one would not be drawn. A `top_k` beyond int32 means all tokens, as does any beyond the vocabulary.
     """
     valid = {
         "temperature": (temperature, 0 <= temperature < math.inf, "0 or more"),
@@ -77,7 +77,7 @@ def sampling_options(
 def draw(logits: jax.Array, sampling: Sampling, key: jax.Array, seen: jax.Array | None = None) -> jax.Array:
     """Returns a token for each row of float32 logits (B, V), int32 (B,).
 
-    `seen` is bool (B, V), the tokens that stand in each row; None without a repetition penalty.
+    `seen` is bool (B, V), which tokens occur in each row; None without a repetition penalty.
     """
     logits = penalised(logits, sampling, seen)
 
@@ -100,7 +100,7 @@ def log_chances(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = 
 
 
 def penalised(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
-    """Returns the logits (B, V) with those of tokens that stand before made smaller."""
+    """Returns the logits (B, V), with the repetition penalty applied to the tokens in `seen`."""
     if seen is None:
         return logits
     penalty = jnp.asarray(sampling.repetition_penalty, logits.dtype)
@@ -108,24 +108,24 @@ def penalised(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> 
 
 
 def _either(sampling: Sampling, likeliest: Callable[[], jax.Array], drawn: Callable[[], jax.Array]) -> jax.Array:
-    """Returns what the temperature asks for."""
+    """Returns `likeliest()` if the temperature is 0, else `drawn()`."""
     if sampling.greedy is None:
         return jax.lax.cond(jnp.asarray(sampling.temperature) == 0, likeliest, drawn)
     return likeliest() if sampling.greedy else drawn()
 
 
 def _filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Returns the logits divided by the temperature, minus infinity where no token is drawn."""
+    """Returns the logits divided by the temperature, with minus infinity for tokens that cannot be drawn."""
     scaled = logits / jnp.asarray(sampling.temperature, logits.dtype)
     ranked = jnp.sort(scaled, axis=-1, descending=True)
     chances = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(chances, axis=-1) - chances
     ranks = jnp.arange(logits.shape[-1])[None]
     top_k = jnp.where(jnp.asarray(sampling.top_k) > 0, sampling.top_k, logits.shape[-1])
-    # Sums of probabilities reach 1 by rounding, before the last token.
+    # By rounding, sums of probabilities reach 1 before the last token.
     likely = (before < sampling.top_p) | (jnp.asarray(sampling.top_p) >= 1)
     kept = (ranks < top_k) & likely & (chances >= sampling.min_p * chances[:, :1])
-    # Each rule keeps a beginning of the ranking, and at least the first.
+    # Each rule keeps the first tokens of the ranking, at least one.
     count = jnp.maximum(kept.sum(axis=-1, keepdims=True), 1)
     least = jnp.take_along_axis(ranked, count - 1, axis=-1)
     return jnp.where(scaled >= least, scaled, -jnp.inf)

@@ -1,11 +1,11 @@
 """Speculative decoding: coarse steps draft a few tokens, full depth verifies them in one pass, with the same weights.
 
 A drafted token `d` of probability `q` at coarse steps and `p` at full depth is accepted with probability min(1, p / q);
-the first that is not is replaced by one drawn from max(p - q, 0), and one more is drawn from `p` if all are. So every
-token is distributed as full depth draws it, and with temperature 0 the text is the same, up to the rounding of a pass
-over several positions in place of one. Source: Leviathan et al. 2023
-(arXiv 2211.17192), algorithm 1. That the draft is the same block at fewer steps is ours: there is no second model, and
-the draft reads the keys and values that full depth computed at the times it visits (`odelm.models.retime`).
+the first rejected token is replaced by one drawn from max(p - q, 0); if all are accepted, one more is drawn from `p`.
+So every token is distributed as full depth draws it, and with temperature 0 the text is the same, up to the rounding of
+a pass over several positions in place of one. Source: Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1. Drafting
+with the same block at fewer steps is our own: there is no second model, and the draft reads the keys and values that
+full depth computed at the times it visits (`odelm.models.retime`).
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ def speculate(
     _, plan = on_gpu.ready(model, plan, rows * (drafting.length + 1))
 
     def body(state: Speculating) -> Speculating:
-        # A key of its own for each round: `rounds` counts by row, and stands still for rows that wait.
+        # Each round splits off its own key: `rounds` counts by row, and does not change for rows that wait.
         key, of_drafts, of_acceptance, of_rest = jax.random.split(state.key, 4)
         state = dataclasses.replace(state, key=key)
         draft = _draft(coarse, drafting, state, sampling, of_drafts, active(state))
@@ -101,7 +101,8 @@ def speculate(
 
 
 def _positions(model: CausalLM, start: Array, count: int) -> jax.Array:
-    """Returns the positions from `start` (B,) on, int32 (B, L); those past the model's are of tokens not kept."""
+    """Returns `count` positions from `start` (B,), int32 (B, L); those past the model's limit are of tokens not
+    kept."""
     places = jnp.asarray(start)[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
     return jnp.minimum(places, model.config.max_length - 1)
 
@@ -109,7 +110,7 @@ def _positions(model: CausalLM, start: Array, count: int) -> jax.Array:
 def _draft(
     model: CausalLM, drafting: Drafting, state: Speculating, sampling: Sampling, key: jax.Array, active: jax.Array
 ) -> Draft:
-    """Returns the tokens that follow each row's last by coarse steps."""
+    """Returns the tokens that coarse steps draft after each row's last token."""
     B, K, V = len(state.last), drafting.length, model.config.vocab_size
 
     def step(draft: Draft) -> Draft:
@@ -146,7 +147,8 @@ def _draft(
 
 
 def _chances_along(logits: jax.Array, drafted: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
-    """Returns the log-probabilities with which full depth draws at each place, (B, K + 1, V), of its logits there."""
+    """Returns the log-probabilities with which full depth draws at each place, (B, K + 1, V), given its logits
+    there."""
     B, places, V = logits.shape
     if seen is not None:
         new = jax.nn.one_hot(drafted, V, dtype=jnp.int32).cumsum(axis=1) > 0
@@ -155,7 +157,7 @@ def _chances_along(logits: jax.Array, drafted: jax.Array, sampling: Sampling, se
 
 
 def _accepted(draft: Draft, exact: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns how many drafted tokens of each row are accepted, int32 (B,): those before the first that is not."""
+    """Returns how many drafted tokens of each row are accepted, int32 (B,): those before the first rejected one."""
     at, places = draft.tokens[..., None], jnp.arange(draft.tokens.shape[1])[None]
     ratio = jnp.take_along_axis(exact[:, :-1], at, axis=2) - jnp.take_along_axis(draft.chances, at, axis=2)
     fits = jnp.log(jax.random.uniform(key, draft.tokens.shape, jnp.float32)) < ratio[..., 0]
@@ -163,13 +165,13 @@ def _accepted(draft: Draft, exact: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _rest(draft: Draft, exact: jax.Array, accepted: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns the token after the accepted ones, int32 (B,): drawn from what the draft leaves of the exact distribution
-    there, and from all of it where nothing was drafted."""
+    """Returns the token after the accepted ones, int32 (B,): drawn from max(p - q, 0) at that place, or from `p` where
+    nothing was drafted."""
     rows = jnp.arange(len(accepted))
     drafted = jnp.pad(jnp.exp(draft.chances), ((0, 0), (0, 1), (0, 0)))[rows, accepted]
     exact = jnp.exp(exact[rows, accepted])
     left = jnp.maximum(exact - drafted, 0)
-    # Nothing is left only by rounding, where the two are equal.
+    # If nothing is left, the two are equal up to rounding.
     left = jnp.where(left.sum(axis=1, keepdims=True) > 0, left, exact)
     return jax.random.categorical(key, jnp.log(left)).astype(jnp.int32)
 
@@ -183,7 +185,7 @@ def _emit(
     active: jax.Array,
     end: int,
 ) -> Speculating:
-    """Returns the state with the accepted tokens and the one after them, as far as an end token, in active rows."""
+    """Returns the state with the accepted tokens and the one after them, up to an end token, in active rows."""
     rows, places = jnp.arange(len(rest)), jnp.arange(logits.shape[1])[None]
     tokens = jnp.where(places == accepted[:, None], rest[:, None], jnp.pad(draft.tokens, ((0, 0), (0, 1))))
     ends = (tokens == end) & (places <= accepted[:, None])
@@ -215,9 +217,9 @@ def _remember(
     memory: Memory,
     draft: Draft,
 ) -> Speculating:
-    """Returns the state with the memories that a round wrote, up to what was accepted.
+    """Returns the state with the memories that a round wrote, up to the accepted tokens.
 
-    The draft's gets what full depth computed there at its times, in place of its own.
+    The draft's memory gets the keys and values that full depth computed at the draft's times, in place of its own.
     """
     start, places = jnp.asarray(before.memory.length), drafting.length + 1
     length = start + after.counts - before.counts

@@ -18,7 +18,7 @@ ByStepCount = dict[int, list[Score]]
 
 def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
     """Returns a row for each task, metric and step count: `task`, `metric`, `steps`, `evaluations`, `value`, `stderr`,
-    `n`, `random` and `majority`, the last four of which are None or nan where they mean nothing.
+    `n`, `random` and `majority`, the last four of which are None or nan where they have no meaning.
 
     Tasks of a group are followed by their mean, which has the group's name. Raises InputError for tasks that the kind
     of model cannot do, before anything is scored, and for texts that it cannot take.
@@ -31,7 +31,7 @@ def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
 
 
 def check_kinds(scorer: Scorer, tasks: Iterable[Task]) -> None:
-    """Raises InputError for an encoder that is to do something else than to compare sentences."""
+    """Raises InputError if an encoder is given a task other than comparing sentences."""
     other = next((task.name for task in tasks if task.kind is not SentencePair), None)
     if scorer.masked and other is not None:
         raise InputError(
@@ -56,7 +56,8 @@ def time_batches(scorer: Scorer, length: int, *, repeats: int) -> list[Row]:
 
 
 def _rows_of(scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Row]:
-    """Returns the rows of a group of tasks, or of a task that is in none, and says on standard error how it went."""
+    """Returns the rows of a group of tasks, or of a task without a group, and reports the time taken on standard
+    error."""
     start = time.monotonic()
     found = [_scored(scorer, task) for task in tasks]
     texts = sum(len(item.pairs) for task in tasks for item in task.items)

@@ -1,4 +1,4 @@
-"""Tasks by name, by file or by folder: where a name's files are in the folder of data."""
+"""Finds tasks by name, by file or by folder; a named task's files are looked up in the folder of data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Named:
     """Where the file of a named task is."""
 
     folder: str
-    """In the folder of data."""
+    """Its folder within the folder of data."""
     words: tuple[str, ...] = ()
-    """All of them are in the file's name, or in those of its folders."""
+    """Words that must all be in the file's name, or in the names of its folders."""
     splits: tuple[str, ...] = ()
     """The first of these that is in a file's name is scored; none means all files."""
 
@@ -32,7 +32,7 @@ NAMED = {
 }
 """The splits are those with published labels; the first is the one that lm-eval scores."""
 GROUPS = {"arc": ("arc_easy", "arc_challenge")}
-"""Names for several tasks, of which those that are there are scored."""
+"""Names for several tasks; those of them whose files exist are scored."""
 
 
 def find_tasks(names: Sequence[str], data: Path, *, limit: int | None = None) -> list[Task]:
@@ -40,9 +40,9 @@ def find_tasks(names: Sequence[str], data: Path, *, limit: int | None = None) ->
 
     Args:
         data: the folder with a folder for each named task; files are looked for in it too.
-        limit: so many items of each file, from its beginning; None is all.
+        limit: how many items to take from the beginning of each file; None is all.
 
-    Raises InputError for a name or a file that is not there, for two tasks of one name, and for what is in no known
+    Raises InputError for a name or a file that is not there, for two tasks of one name, and for a file in no known
     format.
     """
     found: dict[str, Task] = {}
@@ -94,6 +94,6 @@ def _files_of(named: Named, data: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Returns the files under a folder that may be of tasks, sorted; none if there is no such folder."""
+    """Returns the files under a folder that may contain tasks, sorted; none if there is no such folder."""
     there = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return [path for path in there if kind_of(path) is not None]

@@ -58,8 +58,8 @@ def piqa(record: Record) -> Question:
 def arc(record: Record) -> Question:
     """Returns ARC's question (Clark et al. 2018, arXiv 1803.05457).
 
-    Published are `{"question": {"stem", "choices": [{"text", "label"}, ...]}, "answerKey"}`, and on the Hugging Face
-    hub `{"question", "choices": {"text": [...], "label": [...]}, "answerKey"}`.
+    The published form is `{"question": {"stem", "choices": [{"text", "label"}, ...]}, "answerKey"}`, and that of the
+    Hugging Face hub is `{"question", "choices": {"text": [...], "label": [...]}, "answerKey"}`.
     """
     asked, listed = record["question"], record.get("choices")
     if isinstance(asked, Mapping):
@@ -114,7 +114,7 @@ FORMATS = (
     Format("WikiText", ("page",), page),
     Format("cloze", ("text",), passage),
 )
-"""By JSON lines, told apart by the fields of a record; the first that fits is taken."""
+"""The formats of JSON lines, distinguished by the fields of a record; the first that fits is used."""
 
 
 def format_of(record: Any) -> Format:
@@ -148,7 +148,7 @@ def label_of(record: Record) -> int:
 
 
 def text_of(record: Record, field: str) -> str:
-    """Returns a field that is a text; raises InputError for one that is missing, or none."""
+    """Returns a field that is a text; raises InputError for one that is missing, or not a text."""
     value = record.get(field)
     if not isinstance(value, str):
         raise InputError(f'has no text "{field}": it is {type(value).__name__}')
@@ -156,7 +156,7 @@ def text_of(record: Record, field: str) -> str:
 
 
 def filled(record: Record, field: str) -> str:
-    """Returns a field that is a text and not empty; raises InputError for another."""
+    """Returns a field that is a text and not empty; raises InputError for anything else."""
     text = text_of(record, field)
     if not text.strip():
         raise InputError(f'has an empty "{field}"')
@@ -164,7 +164,7 @@ def filled(record: Record, field: str) -> str:
 
 
 def texts_of(record: Record, field: str) -> tuple[str, ...]:
-    """Returns a field that is a list of texts; raises InputError for one that is none."""
+    """Returns a field that is a list of texts; raises InputError for anything else."""
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise InputError(f'has no list of texts "{field}"')

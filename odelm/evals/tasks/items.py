@@ -60,7 +60,7 @@ class Page:
 
     text: str
     words: int
-    """Of the document as it was published, parted by spaces."""
+    """The number of words in the document as published, separated by spaces."""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
@@ -74,9 +74,9 @@ class Task:
     name: str
     items: Sequence[Item]
     source: str
-    """The file that they are from."""
+    """The file that the items are from."""
     group: str | None = None
-    """The name that the mean over this task and others is reported under."""
+    """The name under which the mean over this task and others is reported."""
 
     @property
     def kind(self) -> type:

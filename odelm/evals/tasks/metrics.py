@@ -24,9 +24,9 @@ class Score:
     metric: str
     value: float
     stderr: float
-    """Of the value as an estimate for all items like these; nan for a single item."""
+    """The standard error of the value as an estimate for all items like these; nan for a single item."""
     n: int
-    """How many items it is of."""
+    """How many items the value is computed from."""
     random: float | None
     """What a uniform guess scores: among the choices of a question, or among the tokens of the vocabulary."""
     majority: float | None
@@ -39,8 +39,8 @@ def scores_of(task: Task, found: Found, *, vocab_size: int) -> list[Score]:
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
-    """Returns the mean over several tasks of one metric, each of the same weight; its error takes them as a fixed set,
-    as the mean over BLiMP's paradigms is meant."""
+    """Returns the mean of one metric over several tasks with equal weights; its error treats the tasks as a fixed set,
+    as is intended for the mean over BLiMP's paradigms."""
     error = math.sqrt(sum(score.stderr**2 for score in scores)) / len(scores)
     known = [score.random for score in scores if score.random is not None]
     return Score(
@@ -60,7 +60,8 @@ def accuracy(metric: str, hits: Sequence[bool], random: float | None, majority: 
 
 
 def perplexity(metric: str, nats: np.ndarray, units: np.ndarray, *, uniform: float) -> Score:
-    """Returns `exp(sum of nats / sum of units)` over items, float (n,) each, and `uniform` as what is scored at random.
+    """Returns `exp(sum of nats / sum of units)` over items, float (n,) each, and `uniform` as the score of a uniform
+    guess.
 
     Its standard error is that of the exponent, a ratio of means over items, times the perplexity: the delta method.
     lm-eval bootstraps it instead (for words it gives none).

@@ -16,11 +16,11 @@ from odelm.evals.tasks import formats, wikitext
 from odelm.evals.tasks.items import Item, SentencePair, Task
 
 Lines = Iterable[tuple[str, str]]
-"""The lines of a file, each after what errors call it: the file and the line's number."""
+"""The lines of a file, each after its name in error messages: the file and the line's number."""
 
 ARCHIVES = (".tar", ".tgz")
 KINDS = (".jsonl", ".ndjson", ".csv", ".txt", ".tokens", ".raw", *ARCHIVES)
-"""Endings of files of tasks, which may be followed by those of a compression."""
+"""Endings of the names of task files, which may be followed by that of a compression."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -31,10 +31,10 @@ def kind_of(path: Path) -> str | None:
 def read_file(path: Path, *, limit: int | None = None, name: str | None = None, group: str | None = None) -> list[Task]:
     """Returns the tasks in a file: one, or one for each file of an archive.
 
-    The format is known by the ending (`.csv`: ARC, `.tokens` and `.raw`: WikiText, `.txt`: a passage a line), or by the
-    fields of the first record. A task has the name that is given, else that of its file; one of sentence pairs is part
-    of a group, `blimp` if none is given, and called after its file. Raises InputError, which names the file and the
-    line, for what is in no known format or cannot be read.
+    The format is determined by the ending (`.csv`: ARC, `.tokens` and `.raw`: WikiText, `.txt`: a passage a line), or
+    by the fields of the first record. A task has the name that is given, else that of its file; a task of sentence
+    pairs is part of a group, `blimp` if none is given, and named after its file. Raises InputError, which names the
+    file and the line, for a file that is in no known format or cannot be read.
     """
     kind = kind_of(path)
     if kind is None:
@@ -88,7 +88,7 @@ def _decoded(file: Iterable[bytes], name: str) -> Iterator[tuple[str, str]]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
-    """Yields the name and the lines of each file of JSON lines in an archive, as they come."""
+    """Yields the name and the lines of each file of JSON lines in an archive, in the archive's order."""
     with _damaged(path), open_file(path) as data, tarfile.open(fileobj=data, mode="r|*", tarinfo=Header) as archive:
         for member in archive:
             name = PurePosixPath(member.name).name
@@ -98,7 +98,7 @@ def _members(path: Path) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
 
 
 def _member_lines(file: Iterable[bytes], path: Path, member: str) -> Iterator[tuple[str, str]]:
-    # What reads these lines is not inside `_members`, which would name the damage.
+    # The caller reads these lines outside `_members`, so `_members` does not see errors of damage here.
     with _damaged(path):
         yield from _decoded(file, f"{path}, {member}")
 
@@ -114,9 +114,10 @@ def _damaged(path: Path) -> Iterator[None]:
 
 
 def _records(lines: Lines, labels: Iterator[tuple[str, str]] | None = None) -> Iterator[Item]:
-    """Yields the items of JSON lines, all in the format of the first; `labels` has a line for each, if they are apart.
+    """Yields the items of JSON lines, all in the format of the first; `labels` has a line for each item, if the labels
+    are in a separate file.
 
-    Blank lines are passed over.
+    Blank lines are skipped.
     """
     known = None
     for place, line in lines:
@@ -149,8 +150,8 @@ def _arc_rows(lines: Lines) -> Iterator[Item]:
     """Yields the questions of ARC as CSV without a header: the question, its choices, and the right one's letter or
     number.
 
-    A question with fewer choices has empty columns after them. One without any, as some copies have them, is left out,
-    and a line on standard error counts these.
+    A question with fewer choices has empty columns after them. A question without any choice, as in some copies, is
+    skipped, and a line on standard error reports how many there were.
     """
     left_out, place = 0, ""
     for place, row in _csv_rows(lines):

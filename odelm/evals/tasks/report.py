@@ -1,4 +1,4 @@
-"""What a model scores at each step count: a table on the terminal, `results.json`, and `results.png`."""
+"""The scores of a model at each step count: a table on the terminal, `results.json`, and `results.png`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,8 +41,8 @@ def make_results(
         rows, latencies: as `odelm.evals.tasks.evaluate.evaluate` and `time_batches` return them.
         source: what the model was loaded from.
         files: the file of each task.
-        batch, length: of what was timed, rows and tokens.
-        updates: those that a run was trained for, if it is one.
+        batch, length: the rows, and the tokens of each row, that were timed.
+        updates: how many updates a run was trained for; None if the model is not from a run.
     """
     return {
         "model": {"source": source, "kind": model.kind, "depth": model.depth, "trained_updates": updates},
@@ -82,7 +82,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
 
 
 def plot_results(results: dict[str, Any], path: Path) -> None:
-    """Draws each metric against the time of a batch, a line for each task; of a group only its mean."""
+    """Draws each metric against the time of a batch, with a line for each task, and for a group only its mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,7 +112,8 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
 
 
 def _draw_line(axes: Any, task: str, rows: Sequence[Row], times: Mapping[int, float], colour: str) -> None:
-    """Draws the values of a task with one standard error, and of an accuracy what is guessed as a dotted line."""
+    """Draws the values of a task with one standard error, and for an accuracy the score of guessing as a dotted
+    line."""
     finite = [row for row in rows if is_finite(row["value"])]
     scale = 100 if rows[0]["metric"] in SHARES else 1
     errors = [scale * row["stderr"] if is_finite(row["stderr"]) else 0.0 for row in finite]
@@ -131,7 +132,7 @@ def _by_steps(rows: Sequence[Row]) -> dict[tuple[str, str], dict[int, Row]]:
 
 
 def _shown(row: Row) -> str:
-    """Returns a value with its standard error in the same form, as the table has them."""
+    """Returns a value with its standard error in the same form, as shown in the table."""
     form = _form(row["metric"], row["value"])
     scale = 100 if row["metric"] in SHARES else 1
     error = f" ± {scale * row['stderr']:{form}}" if is_finite(row["stderr"]) else ""

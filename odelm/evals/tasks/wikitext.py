@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from odelm.evals.tasks.items import Page
 
 HEADING = re.compile(r"^ ?= [^=]+ = ?$")
-"""A page's title; those of its sections have more signs on each side."""
+"""A page's title; the titles of its sections have more equals signs on each side."""
 
 REPLACED = (
     ("s '", "s'"),
