@@ -47,7 +47,7 @@ class Corpus(Protocol):
         ...
 
     def prepare(self, *, workers: int = 0, beam: tfds.download.DownloadConfig | None = None) -> None:
-        """Makes the documents readable unless they are; `beam` does it with Apache Beam."""
+        """Makes the documents readable unless they already are; `beam` does it with Apache Beam."""
         ...
 
     def size(self, split: str) -> tuple[int, int]:
@@ -55,7 +55,7 @@ class Corpus(Protocol):
         ...
 
     def documents(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yields the documents with numbers from `start` to `stop`, of those that `size` counts."""
+        """Yields the documents numbered `start` to `stop`, among those that `size` counts."""
         ...
 
     def reader(self) -> "Corpus":
@@ -68,11 +68,11 @@ class Corpus(Protocol):
 
 
 def find_corpus(config: DataConfig, *, beam: tfds.download.DownloadConfig | None = None) -> Corpus:
-    """Returns the corpus that `config` names. TFDS prepares one of its catalogue here, with `beam` if that is given.
+    """Returns the corpus that `config` names. A corpus of the TFDS catalogue is prepared here, with `beam` if given.
 
-    Of a single file of text, which is one document, the last part is held out; every other corpus is split by
-    documents. Reads none; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if
-    the source is missing or has no supported file.
+    A single text file is one document, so its last part is held out; every other corpus is split by documents. No
+    document is read; the name of a corpus of files depends on their paths, sizes and times. Raises InputError if the
+    source is missing or has no supported file.
     """
     if config.corpus.startswith(PREFIX):
         return open_catalogue(config, beam)
@@ -141,7 +141,7 @@ class FileCorpus:
             return self.builder(data_dir=self.directory, config=settings)
 
     def _settings(self, folder: Path, *, workers: int, with_beam: bool) -> CorpusConfig:
-        """Returns the settings of the builder, with the files read into shards unless Beam is to read them."""
+        """Returns the builder's settings, after reading the files into shards unless Beam is to read them."""
         config, groups = self.config, group(self.sources)
         read = functools.partial(Text.read, field=config.text_field) if config.corpus == "text" else self.builder.read
         reading = Reading(read, config.components, config.exclude, config.on_bad_record == "skip")

@@ -1,6 +1,6 @@
 """Labelled examples as rows of tokens: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`, as BERT reads them.
 
-Devlin et al. 2018 (arXiv 1810.04805, section 3). Rows are made once, and are in memory.
+Devlin et al. 2018 (arXiv 1810.04805, section 3). Rows are made once and kept in memory.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ class Rows:
     lengths: np.ndarray
     """int32 (n,), the tokens before the padding."""
     second: np.ndarray
-    """int32 (n,), the place of the second text's first token; of a single text its length."""
+    """int32 (n,), the place of the second text's first token; for a single text, its length."""
     cut: int
-    """How many were longer than L, and lost their end."""
+    """How many examples were longer than L, and lost their end."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def inputs(self, *, token_types: bool) -> Batch:
-        """Returns what a model takes: `tokens`, `mask` bool (n, L), True at real tokens, and `token_types` int32
+        """Returns a model's inputs: `tokens`, `mask` bool (n, L), True at real tokens, and `token_types` int32
         (n, L), 1 in the second text, if the model has them."""
         places = np.arange(self.tokens.shape[1])
         found = {"tokens": self.tokens, "mask": places < self.lengths[:, None]}
@@ -78,7 +78,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """A task as rows of tokens, in the place of a corpus (`odelm.data.tokens.Prepared`)."""
+    """A task as rows of tokens, used in place of a corpus (`odelm.data.tokens.Prepared`)."""
 
     task: Task
     tokenizer: Tokenizer
@@ -111,12 +111,12 @@ class HeldOutExamples:
         return len(self)
 
     def scores(self, outputs: np.ndarray) -> dict[str, float]:
-        """Returns each metric of the task, given what a model gives for the rows of all batches, float
-        (rows, outputs); those of padding at the end are left out."""
+        """Returns each metric of the task, given a model's outputs for the rows of all batches, float (rows, outputs);
+        padding rows at the end are left out."""
         return scores_of(self.data.task, outputs[: len(self)], self._targets)
 
     def majority(self) -> dict[str, float]:
-        """Returns what the most frequent class of the training examples scores."""
+        """Returns the scores of always answering the most frequent class of the training examples."""
         return majority_of(self.data.task, self.data.train.targets, self._targets)
 
     @property
@@ -132,9 +132,9 @@ class HeldOutExamples:
 def read_task_data(config: Config, *, tokenizer_file: str | Path | None = None) -> TaskData:
     """Returns the examples of `config.data.task`, tokenised.
 
-    The tokenizer is that of the file, else `config.data.tokenizer`, else a byte-level BPE trained on the sentences of
-    train.tsv. Raises InputError as `odelm.data.glue.read_task`, for a tokenizer that is invalid, lacks a special token
-    or has more tokens than the model, and for a `train.length` with no room for text.
+    The tokenizer is that of `tokenizer_file`, else `config.data.tokenizer`, else a byte-level BPE trained on the
+    sentences of train.tsv. Raises InputError as `odelm.data.glue.read_task`, for a tokenizer that is invalid, lacks a
+    special token or has more tokens than the model, and for a `train.length` with no room for text.
     """
     labelled = read_task(config.data)
     tokenizer = _tokenizer(config, all_texts(labelled[0]), tokenizer_file)
@@ -156,10 +156,10 @@ def read_task_data(config: Config, *, tokenizer_file: str | Path | None = None) 
 
 
 def rows_of(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, *, length: int) -> Rows:
-    """Returns texts, a sequence of n sentences or two of them for pairs, as rows of `length` tokens.
+    """Returns texts (a sequence of n sentences, or two such sequences for pairs) as rows of `length` tokens.
 
-    A longer one is cut: of a pair the longer text loses its last token until both fit. Raises InputError for a
-    tokenizer without a class, separator or padding token, and for a length without room for text.
+    A row that is too long is cut: in a pair, the longer text loses its last token until both fit. Raises InputError for
+    a tokenizer without a class, separator or padding token, and for a length without room for text.
     """
     cls, sep, pad = (tokenizers.special_id(tokenizer, role) for role in ("cls", "sep", "pad"))
     room = length - 1 - len(texts)

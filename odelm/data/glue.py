@@ -1,4 +1,4 @@
-"""The official files of GLUE: tab-separated, without quotes, a header line but for CoLA, a label in train and dev."""
+"""The official files of GLUE: tab-separated, without quotes, a header line except in CoLA, a label in train and dev."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class Labelled:
         return len(self.targets)
 
     def take(self, places: np.ndarray) -> "Labelled":
-        """Returns the examples at some places, int (m,)."""
+        """Returns the examples at `places`, int (m,)."""
         texts = tuple([column[place] for place in places] for column in self.texts)
         return Labelled(texts, self.targets[places])
 
@@ -61,7 +61,7 @@ def read_task(config: DataConfig) -> tuple[Labelled, Labelled]:
 
 
 def task_folder(config: DataConfig) -> Path:
-    """Returns the folder of a task's files: `config.source`, or the folder of the task in it (`SST-2` for sst2)."""
+    """Returns the folder of a task's files: `config.source`, or the task's folder inside it (`SST-2` for sst2)."""
     source = Path(config.source).expanduser()
     if not source.is_dir():
         raise InputError(f"data.source is {config.source}, which is not a folder; give that of {config.task}'s files")
@@ -126,7 +126,7 @@ def _target(label: str, task: Task, place: str) -> float:
 
 
 def _plain(name: str) -> str:
-    """Returns a folder's name as the task in it is called: `STS-B` as `stsb`."""
+    """Returns a folder's name in the form of a task's name: `stsb` for `STS-B`."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 

@@ -26,13 +26,14 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 NO_TOKENS = Stream(np.empty(0, np.uint16), np.empty(0, np.int64))
 
 EPOCHS = 2**32
-"""Effectively endless, and as many as get their own shuffle; Grain's endless `repeat` overflows in `batch(1)`."""
+"""Effectively endless, and the number of epochs that get their own shuffle; Grain's endless `repeat` overflows in
+`batch(1)`."""
 
 
 @dataclass(frozen=True)
 class NextTokenRows:
-    """Turns windows of L + 1 tokens into rows of L and the token after each. Windows overlap by that one
-    token, so each token but the first of the stream is predicted once an epoch."""
+    """Turns windows of L + 1 tokens into rows of L and the token after each. Windows overlap by one token, so each
+    token but the first of the stream is predicted once an epoch."""
 
     length: int
     end: int
@@ -64,8 +65,8 @@ class NextTokenRows:
 class TrainBatches(grain.IterDataset):
     """The endless training batches of one process, from update `start` on, as a Grain dataset.
 
-    An iterator's state is the number of updates whose batches it gave. It does not depend on the number of workers and
-    processes, so a run may be resumed with other numbers.
+    An iterator's state is the number of updates whose batches it has yielded. The state does not depend on the number
+    of workers and processes, so a run may be resumed with other numbers.
     """
 
     def __init__(self, batches: grain.MapDataset, *, start: int, process_index: int, process_count: int, workers: int):
@@ -120,14 +121,14 @@ def train_batches(
 ) -> BatchIterator:
     """Returns the endless training batches from update `start` on, this process's rows of each.
 
-    Every epoch is a new permutation of all windows, a batch may span two of them, and the iterator from
+    Every epoch is a new permutation of all windows, a batch may span two epochs, and the iterator from
     `start` yields what one from 0 yields after `start` batches. Process p holds rows p B / n to (p + 1) B / n
     of a global batch of B = train.batch_size. With `data.weights` each component is shuffled and repeated on its own,
     and their windows are mixed in these proportions. `get_state()` returns the position, `set_state(state)` changes it.
 
     Decoder: `tokens`, `targets` int32 (B, L), `weights` float32 (B, L), with L = train.length. Encoder: see
     `odelm.data.masking.MaskedRows.batch`; masks are new every epoch. With `data.packing` "segments" also `segments`
-    int32 (B, L), which documents the tokens are of. Of a task: see `odelm.data.examples.Examples.batch`.
+    int32 (B, L), the document of each token. For a task, see `odelm.data.examples.Examples.batch`.
 
     Raises InputError if B does not divide over the processes, or the split holds less than one window.
     """
@@ -171,9 +172,10 @@ def _example_batches(prepared: TaskData, config: Config, size: int) -> grain.Map
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """Rows of the held-out split, each token of it in one: all of them, or a random sample, always the same one.
+    """Rows of the held-out split, each of its tokens in one: all rows, or a random sample that is always the same.
 
-    The first documents of a split would be a poor sample: they come from few sources, and so does their loss.
+    The first documents of a split would be a poor sample: they come from few sources, and their loss reflects those
+    only.
     """
 
     windows: Spans
@@ -188,7 +190,7 @@ class HeldOutRows:
 
     @property
     def documents(self) -> int:
-        """How many documents the rows have tokens of."""
+        """How many documents have tokens in the rows."""
         starts, stops = self.windows.spans(self.order)
         first, last = (np.searchsorted(self.ends, places, side="right") for places in (starts, stops - 1))
         seen = np.zeros(len(self.ends) + 1, np.int64)
@@ -197,8 +199,8 @@ class HeldOutRows:
         return int((np.cumsum(seen)[:-1] > 0).sum())
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yields them in batches of one shape: a short window is padded, and so is the last batch with rows, at weight
-        0. The keys are those of `train_batches`; masks are a fixed function of (seed, row)."""
+        """Yields the rows in batches of one shape: a short window is padded with tokens and the last batch with rows,
+        at weight 0. The keys are those of `train_batches`; masks are a fixed function of (seed, row)."""
         for number, start in enumerate(range(0, len(self), size)):
             indices = self.order[start : start + size]
             yield _batch(number, indices, windows=self.windows, rows=self.rows, size=size)
@@ -228,7 +230,7 @@ def eval_batches(
 def _batch(
     number: int, indices: np.ndarray, *, windows: Windows, rows: NextTokenRows | MaskedRows, size: int = 0
 ) -> Batch:
-    """Returns the rows of batch `number`, of the windows `indices` (B,) and of empty ones up to `size` rows."""
+    """Returns the rows of batch `number`: those of the windows `indices` (B,), then empty ones up to `size` rows."""
     size = size or len(indices)
     read = windows.batch(np.asarray(indices))
     missing = size - len(indices)
@@ -267,7 +269,7 @@ def _order(split: Split, rows: NextTokenRows | MaskedRows, config: Config) -> tu
         _epochs(range(end - len(part), end), name, int(seed))
         for part, end, name, seed in zip(parts, ends, weights, seeds, strict=True)
     ]
-    # Grain takes shares in whole hundredths of the smallest and cuts off the rest: 1.15 of a float would be 114.
+    # Grain truncates shares to whole hundredths of the smallest one: 1.15 as a float would become 114.
     smallest = min(weights.values())
     shares = [round(10_000 * weight / smallest) for weight in weights.values()]
     return JoinedWindows(parts), grain.MapDataset.mix(orders, shares)

@@ -1,8 +1,8 @@
 """Rows for a masked language model: special tokens, segments, and which tokens to predict.
 
-Devlin et al. 2019 (arXiv 1810.04805, section 3.1): of the chosen tokens 80 % are replaced by the mask token,
-10 % by a random one, 10 % are left; each token draws for itself, also within a word or span. Sentence order: Lan et
-al. 2020 (arXiv 1909.11942, section 3.1).
+Devlin et al. 2019 (arXiv 1810.04805, section 3.1): of the chosen tokens 80 % are replaced by the mask token, 10 % by a
+random one, 10 % are left unchanged; this is drawn for each token separately, also within a word or span. Sentence
+order: Lan et al. 2020 (arXiv 1909.11942, section 3.1).
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class MaskedRows:
 
     length: int
     rate: float
-    """Share of a row's tokens, special ones counted, that is predicted at most."""
+    """The largest share of a row's tokens, special ones counted, that is predicted."""
     unit: MaskUnit
-    """What is chosen as one."""
+    """What is chosen as a whole: a token, a word or a span of words."""
     cls: int
     sep: int
     pad: int
@@ -47,8 +47,8 @@ class MaskedRows:
     seed: int
     stream: str
     segments: bool = False
-    """Give `segments`, so that attention can be kept within documents. Rows with sentence order are of one document
-    and have none: the config refuses both together."""
+    """Whether rows have `segments`, so that attention can be kept within documents. Rows with sentence order hold one
+    document and have no segments: the config refuses both together."""
 
     def __post_init__(self):
         if self.segments and self.end is None:
@@ -57,12 +57,12 @@ class MaskedRows:
 
     @property
     def count(self) -> int:
-        """P, the number of positions to predict: the same in every row, so that shapes are."""
+        """P, the number of positions to predict: the same in every row, so that shapes are fixed."""
         return max(1, round(self.rate * self.length))
 
     @property
     def size(self) -> int:
-        """Tokens of text in a full row: what is left beside [CLS] and one [SEP] a segment."""
+        """Tokens of text in a full row: those left beside [CLS] and one [SEP] per segment."""
         return self.length - (3 if self.sentence_order else 2)
 
     @property
@@ -76,7 +76,8 @@ class MaskedRows:
         return {name: array[0] for name, array in made.items()}
 
     def batch(self, windows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the rows of windows: `index` int (B,), `window` int32 (B, size), of which `count` (B,) tokens count.
+        """Returns the rows of `windows`: `index` int (B,), `window` int32 (B, size), of which `count` (B,) tokens are
+        valid.
 
         `tokens` int32 (B, L), `mask` bool (B, L) True at real tokens, `positions` int32 (B, P) sorted, `targets`
         int32 (B, P), `weights` float32 (B, P) 0 where there was nothing left to predict; with token types
@@ -84,7 +85,7 @@ class MaskedRows:
         0; with sentence order `order` int32 (B,), 1 where the segments were swapped, and `order_weights` float32 (B,),
         0 where a row has fewer than two tokens of text, which have no order.
 
-        Sentence order takes each window to lie within one document, without its end token.
+        Sentence order assumes that each window is part of one document, without its end token.
         """
         draws = rng.bits(self.seed, self.stream, windows["index"], 3 * self.length + 2)
         order, fate, token = np.split(draws[:, :-2], 3, axis=1)
@@ -131,18 +132,20 @@ class MaskedRows:
         return original.astype(np.int32)
 
     def _budget(self, layout: "_Layout") -> np.ndarray:
-        """Returns how many tokens to predict at most, int (B,): the rate of the real ones, at least one. P if full."""
+        """Returns the most tokens to predict, int (B,): `rate` of the real ones, at least one; P for a full row."""
         return np.maximum(1, np.rint(self.rate * layout.real.sum(axis=1)).astype(int))
 
     def _replaced(self, original: np.ndarray, chosen: np.ndarray, fate: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """Returns `original` int32 (B, L) with the chosen tokens replaced, by draws (B, L) of how and by which."""
+        """Returns `original` int32 (B, L) with the chosen tokens replaced: `fate` (B, L) draws how, `token` (B, L) by
+        which token."""
         share = (fate >> np.uint64(11)) * 2.0**-53
         random = self.ordinary[token % np.uint64(len(self.ordinary))]
         replaced = np.where(share < MASKED, self.mask, np.where(share < MASKED + RANDOM, random, original))
         return np.where(chosen, replaced, original).astype(np.int32)
 
     def _predicted(self, original: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        """Lists the chosen places; those that count for nothing are the last one, so that the list stays sorted."""
+        """Lists the chosen places; entries of weight 0 name the last place of the row, so that the list stays
+        sorted."""
         row, place = np.nonzero(chosen)
         slot = np.cumsum(chosen, axis=1)[chosen] - 1
         positions = np.full((len(original), self.count), self.length - 1, np.int32)
@@ -151,7 +154,7 @@ class MaskedRows:
         return {"positions": positions, "targets": np.take_along_axis(original, positions, 1), "weights": weights}
 
     def _segments(self, original: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Returns the index in its row of the document that each place belongs to, int32 (B, L).
+        """Returns for each place the number, within its row, of the document that it belongs to, int32 (B, L).
 
         An end token belongs to the document that it ends, and [CLS] to the first document. The [SEP] after the text,
         and the padding, belong to the document of the last token of text, even if that is an end token.

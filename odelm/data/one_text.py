@@ -16,14 +16,14 @@ CUTS = ("\n\n", "\n", " ")
 
 @dataclass(frozen=True)
 class OneText:
-    """A `odelm.data.corpus.Corpus` of two documents: what comes before the cut, and what comes after."""
+    """A `odelm.data.corpus.Corpus` of two documents: the text before the cut, and the text after it."""
 
     name: str
     path: Path
     valid_fraction: float
 
     def prepare(self, *, workers: int = 0, beam: Any = None) -> None:
-        """Says which part is held out: there is nothing to make."""
+        """Only prints which part is held out: there is nothing to prepare."""
         document, cut = self._cut()
         _tell(self.path, len(document.text) - cut, len(document.text))
 
@@ -65,7 +65,7 @@ class OneText:
 
 @functools.cache
 def _tell(path: Path, held: int, size: int) -> None:
-    """Says it once, however often a run asks for its corpus to be prepared."""
+    """Prints which part is held out, once, however often a run asks for its corpus to be prepared."""
     print(
         f"{path} is one document: its last {held:,} of {size:,} characters are held out (data.valid_fraction, or give "
         "data.valid_source)",

@@ -1,7 +1,7 @@
-"""How much of the held-out text stands in the training text too, by hashes of windows of tokens.
+"""How much of the held-out text is also in the training text, by hashes of windows of tokens.
 
-Copies of a whole document are left out when a corpus is read, so both splits never have the same one; a passage, such
-as a licence or a quotation, may stand in several documents.
+Copies of a whole document are left out when a corpus is read, so the two splits never share one; a passage, such as a
+licence or a quotation, may be in several documents.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from odelm.data.tokens import Split
 WINDOW = 32
 """Tokens, a power of two."""
 BASE = 0x9E37_79B9_7F4A_7C15
-"""Of the polynomial, odd; sums and products are modulo 2**64."""
+"""The base of the polynomial, odd; sums and products are modulo 2**64."""
 CHUNK = 1 << 22
 DROPPED_BITS = np.uint64(40)
 """The table of known hashes, which rules out most windows, is indexed by a hash without its lowest bits."""
@@ -22,7 +22,7 @@ DROPPED_BITS = np.uint64(40)
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of the windows that the documents of the held-out split are cut into, those that training has at any place."""
+    """How many windows the held-out documents are cut into, and how many of them are anywhere in the training text."""
 
     windows: int
     in_training: int
@@ -37,7 +37,7 @@ class Overlap:
 
 
 def overlap(train: Split, held_out: Split) -> Overlap:
-    """Returns how much of the held-out split is in the other one; it reads both once."""
+    """Returns how much of the held-out split is also in the training split; reads both once."""
     wanted = np.concatenate([np.empty(0, np.uint64), *_cut(held_out)])
     known, table = np.unique(wanted), np.zeros(1 << (64 - int(DROPPED_BITS)), bool)
     table[known >> DROPPED_BITS] = True
@@ -46,7 +46,7 @@ def overlap(train: Split, held_out: Split) -> Overlap:
         for start in range(0, max(len(stream.tokens) - WINDOW + 1, 0), CHUNK):
             hashes = hashes_of(stream.tokens[start : min(start + CHUNK + WINDOW - 1, len(stream.tokens))])
             likely = hashes[table[hashes >> DROPPED_BITS]]
-            # One lookup for each, because a large corpus has millions of known ones and thousands of chunks.
+            # One lookup per likely hash, because a large corpus has millions of known ones and thousands of chunks.
             places = np.minimum(np.searchsorted(known, likely), len(known) - 1)
             found[places[known[places] == likely]] = True
     return Overlap(len(wanted), int(np.isin(wanted, known[found]).sum()))
@@ -63,7 +63,7 @@ def hashes_of(tokens: np.ndarray) -> np.ndarray:
 
 
 def _cut(split: Split) -> Iterator[np.ndarray]:
-    """Yields the hashes of the windows of the documents of a split, side by side from the beginning of each."""
+    """Yields the hashes of each document's windows, which are side by side from the document's beginning."""
     for stream in split.values():
         tokens = stream.tokens[0 : len(stream.tokens)]
         if len(tokens) < WINDOW:

@@ -89,8 +89,8 @@ def read_text(
 ) -> Prepared:
     """Returns the documents of text files as the validation split, tokenised in memory; the other split is empty.
 
-    `source` is as `config.data.source`; of `data` the field and the end token are used. Raises InputError if there is
-    no text.
+    `source` is given as in `config.data.source`; only the field and the end token of `data` are used. Raises InputError
+    if there is no text.
     """
     data = DataConfig() if data is None else data
     end = data.end_token
@@ -114,7 +114,7 @@ class TokenShard:
     start: int
     stop: int
     tokenizer: str
-    """As JSON, which is what another process can be given."""
+    """As JSON, which can be passed to another process."""
     end: str
     """The name of the token that ends a document, empty for the usual one."""
     path: Path

@@ -18,16 +18,16 @@ class TaskScores:
     by_steps: dict[int, dict[str, float]]
     """Each metric by its name, for each number of steps."""
     majority: dict[str, float]
-    """What the most frequent class of the training examples scores."""
+    """The scores of always answering the most frequent class of the training examples."""
     examples: int
-    """How many were evaluated."""
+    """How many examples were evaluated."""
 
 
 def scores_of(task: Task, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Returns each metric of a task by its name.
 
     Args:
-        outputs: what a model gives for n examples, float (n, task.outputs). The class is that of the largest.
+        outputs: a model's outputs for n examples, float (n, task.outputs). The largest one is the predicted class.
         targets: classes, int (n,), or the numbers of a regression, float (n,).
     """
     predictions = outputs.argmax(axis=1) if task.labels else outputs[:, 0]
@@ -35,8 +35,8 @@ def scores_of(task: Task, outputs: np.ndarray, targets: np.ndarray) -> dict[str,
 
 
 def majority_of(task: Task, seen: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Returns what each metric is, for `targets`, if every answer is the most frequent class among `seen`, those of the
-    training examples; of a regression if every answer is the same number."""
+    """Returns each metric for `targets` if every answer is the most frequent class among `seen`, the targets of the
+    training examples; for a regression, if every answer is the same number."""
     answer = int(np.bincount(seen).argmax()) if task.labels else 0
     return {name: METRICS[name](np.full(len(targets), answer), targets) for name in task.metrics}
 
@@ -71,7 +71,7 @@ def pearson(predictions: np.ndarray, targets: np.ndarray) -> float:
 
 
 def spearman(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the correlation of ranks, equal values sharing the mean of theirs; 0 and nan as for `pearson`."""
+    """Returns the correlation of ranks, equal values sharing their mean rank; 0 and nan as for `pearson`."""
     from scipy.stats import rankdata  # takes a second to import
 
     if not (np.isfinite(predictions).all() and np.isfinite(targets).all()):

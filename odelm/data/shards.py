@@ -46,7 +46,7 @@ def as_os_error() -> Iterator[None]:
 def run_jobs(function: Callable[[Job], None], jobs: Sequence[Job], *, workers: int, what: str, total: int) -> None:
     """Calls `function` with each job, in `workers` processes (0 or 1: in this process), with a progress bar.
 
-    The bar counts to `total`: the jobs, and those that an earlier call finished. The first exception cancels the jobs
+    The bar counts to `total`: these jobs, and those that an earlier call finished. The first exception cancels the jobs
     that have not started, and is raised.
     """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What is masked as one (a token, a word, or a span of words), and where words start among tokens.
+"""What is masked as a whole (a token, a word, or a span of words), and where words start among tokens.
 
 A mask unit chooses the tokens to predict, within a budget for each row. It takes candidates in random order and skips
 one that overlaps a chosen one, or does not fit into the rest of the budget.
@@ -27,7 +27,7 @@ from odelm.tokenizer import special_ids
 LONGEST_SPAN = 3
 
 BEGINS, ENDS = -1, -2
-"""As `first`, of a token that continues nothing; as `last`, of one that nothing continues."""
+"""`first` of a token that continues no word; `last` of a token that no token continues."""
 
 PIECE, LETTER, NUMBER, OTHER, SPACE = range(5)
 
@@ -54,8 +54,8 @@ class Words:
 def find_words(tokenizer: Tokenizer) -> Words:
     """Returns where words start among the tokens of `tokenizer`.
 
-    The tokens that are no part of its model, special or added, are words of their own. Raises InputError if the
-    tokenizer is of another kind than the three.
+    Tokens outside its model, special or added, are words of their own. Raises InputError if the
+    tokenizer is not of one of the three kinds.
     """
     classes = _classes_of(tokenizer)
     vocabulary = tokenizer.get_vocab()
@@ -127,7 +127,7 @@ def _byte_classes() -> Callable[[str], Classes]:
 
 
 def _byte_class(number: int) -> int:
-    """Returns the class of a byte; those of text that is not ASCII count as letters."""
+    """Returns the class of a byte; bytes of text that is not ASCII count as letters."""
     byte = bytes([number])
     if number >= 128 or byte.isalpha():
         return LETTER
@@ -138,9 +138,9 @@ class MaskUnit(Protocol):
     """Chooses what to predict."""
 
     def choose(self, tokens: np.ndarray, maskable: np.ndarray, draws: np.ndarray, budget: np.ndarray) -> np.ndarray:
-        """Returns bool (B, L), True at the tokens to predict: at most `budget` int (B,) of a row.
+        """Returns bool (B, L), True at the tokens to predict: at most `budget` int (B,) in a row.
 
-        They are among those of `tokens` (B, L) that are `maskable`, bool (B, L); `draws` are random uint64 (B, L).
+        Only tokens of `tokens` (B, L) that are `maskable`, bool (B, L), are chosen; `draws` are random uint64 (B, L).
         """
         ...
 
@@ -166,7 +166,8 @@ class SingleTokens:
 class Spans:
     """Spans of n whole words, n from 1 to `longest` with probability proportional to 1 / n.
 
-    None holds a token that is not maskable: where m < `longest` words are left before one, n is drawn from 1 to m.
+    No span holds a token that is not maskable: where m < `longest` words are left before such a token, n is drawn from
+    1 to m.
     """
 
     words: Words
@@ -179,7 +180,7 @@ class Spans:
         bounds = _bounds(starts, heads, self.longest)
         counts = self._counts(starts & maskable, bounds[:-1], np.take_along_axis(draws, heads, axis=1))
         stops = np.take_along_axis(bounds, counts[None], axis=0)[0]
-        # A row with fewer candidates than another ends in places that are none: they fit nowhere.
+        # Where a row has fewer candidates than another, its last places are no candidates: they fit nowhere.
         sizes = np.where(counts > 0, stops - heads, length + 1)
         number = np.arange(self.longest)[:, None, None]
         taken = _take(np.where(number < counts, bounds[:-1], heads), sizes, budget, length)
@@ -187,10 +188,10 @@ class Spans:
         return np.take_along_axis(taken, heads_of_all, axis=1)
 
     def _counts(self, candidates: np.ndarray, bounds: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Returns how many words, int (B, C), to take from each head on: 0 where that is no candidate.
+        """Returns how many words, int (B, C), to take from each head on: 0 where the head is no candidate.
 
-        `bounds` (longest, B, C) is where the words from each head on begin. The length takes the low bits of a draw,
-        as the order takes the high ones, and inverts the sum of 1 / n.
+        `bounds` (longest, B, C) says where the words from each head on begin. The number comes from the low bits of a
+        draw, because the order uses the high ones, by inverting the sum of 1 / n.
         """
         inside = np.pad(candidates, ((0, 0), (0, 1)))
         possible = np.logical_and.accumulate([np.take_along_axis(inside, bound, axis=1) for bound in bounds]).sum(0)
@@ -200,14 +201,15 @@ class Spans:
 
 
 def _in_order(candidates: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Returns the places int (B, C) of `candidates` bool (B, L) by their draws, smallest first, and C the most of a
+    """Returns the places int (B, C) of `candidates` bool (B, L), smallest draw first. C is the most candidates in a
     row; rows with fewer end in other places."""
     ranks = np.where(candidates, draws >> np.uint64(1), np.uint64(2**64 - 1))
     return np.argsort(ranks, axis=1)[:, : candidates.sum(1).max(initial=0)]
 
 
 def _bounds(starts: np.ndarray, heads: np.ndarray, count: int) -> np.ndarray:
-    """Returns the places int (count + 1, B, C) where the words from each of `heads` (B, C) on begin; L is past all."""
+    """Returns the places int (count + 1, B, C) where the words from each of `heads` (B, C) on begin; L if none is
+    left."""
     length = starts.shape[1]
     places = np.where(starts, np.arange(length), length)
     at_or_after = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]

@@ -40,19 +40,19 @@ def table(prepared: Prepared) -> Table:
 
 
 def left_out(prepared: Prepared) -> list[str]:
-    """Returns a line for each kind of record that preparing left out, for the first of those that are bad, and one of
-    what both splits share."""
+    """Returns a line for each kind of record that preparing left out, for each of the first bad records, and for the
+    text that both splits share."""
     left = index(prepared.directory)["left_out"]
     lines = [f"left out: {left[name]} {what}" for name, what in LEFT_OUT if left.get(name)] + left["bad"]
-    # What earlier versions prepared was not counted.
+    # Corpora prepared by earlier versions have no such count.
     counted = index(prepared.directory).get("overlap")
     return lines if counted is None else [*lines, str(Overlap(**counted))]
 
 
 def row_text(tokenizer: Tokenizer, batch: Batch, row: int, *, end_token: str = "") -> str:
-    """Returns a row of a batch as one line: what is to be predicted as [word->shown], documents parted by a bar.
+    """Returns a row of a batch as one line: what is to be predicted as [word->shown], documents separated by a bar.
 
-    Of a decoder, what follows the bar counts as a new document only with segments. Padding is counted, not shown.
+    For a decoder, the text after the bar counts as a new document only with segments. Padding is counted, not shown.
     """
     tokens = batch["tokens"][row].tolist()
     predicted = _predicted(batch, row) if "positions" in batch else {}

@@ -22,9 +22,9 @@ from odelm.config import SPLITS
 from odelm.errors import InputError
 
 RECORD_TOKENS = 8192
-"""Tokens in a record: reading so many takes about as long as finding the record."""
+"""Tokens in a record: reading this many takes about as long as finding the record."""
 OTHER_FILES = 512
-"""Open files that a program needs besides those of its tokens."""
+"""Open files that a program needs besides its token files."""
 INDEX, TOKENIZER = "prepared.json", "tokenizer.json"
 
 
@@ -57,7 +57,7 @@ class Prepared:
     train: Split
     validation: Split
     bytes_per_token: float
-    """UTF-8 bytes of the validation documents over its tokens, end-of-text tokens counted."""
+    """UTF-8 bytes of the validation documents divided by their tokens, end-of-text tokens counted."""
     directory: Path
     digest: str
     """SHA-256, in hex, of the tokens of both splits."""
@@ -176,7 +176,7 @@ def _open_split(directory: Path, reports: Sequence[dict], dtype: np.dtype) -> Sp
 
 
 def _allow_open_files(count: int) -> None:
-    """Lets this process keep so many files open at once, as reading them in any order does."""
+    """Lets this process keep `count` files open at once, which reading them in any order requires."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:

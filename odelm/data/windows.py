@@ -1,4 +1,4 @@
-"""Windows of tokens, which rows are made of, with random access, so that they can be read in any order."""
+"""Windows of tokens, from which rows are made, with random access, so that they can be read in any order."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from odelm.data.tokens import Split, Stream, TokenArray
 
 
 class Windows(Protocol):
-    """The windows of a stream, of at most so many tokens each."""
+    """The windows of a stream, of at most `size` tokens each."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the windows of `indices` (B,): `window` int32 (B, size), of which `count` int64 (B,) tokens count."""
+        """Returns the windows of `indices` (B,): `window` int32 (B, size), of which `count` int64 (B,) tokens are
+        valid."""
         ...
 
 
@@ -63,8 +64,9 @@ class DocumentWindows(Spans):
     """Windows of `size` tokens, `stride` apart, that cover each document of a stream on its own.
 
     Each document's last window is cut short. `before` and `after` say how many tokens the windows reach beyond the
-    document's first and its last, the end token: with a `before` of 1 they begin with the end token of the document
-    before, from which a decoder predicts the first; with an `after` of -1 they leave the document's own end token out.
+    document's first token and its last, the end token: with a `before` of 1 they begin with the end token of the
+    previous document, from which a decoder predicts the first token; with an `after` of -1 they leave the document's
+    own end token out.
     """
 
     def __init__(self, stream: Stream, *, size: int, stride: int, before: int = 0, after: int = 0):
@@ -87,7 +89,7 @@ class DocumentWindows(Spans):
 
 
 class JoinedWindows:
-    """The windows of several streams, one stream's after the other's: a window is of one of them."""
+    """The windows of several streams, one stream after the other; each window is from one stream."""
 
     def __init__(self, parts: Sequence[Windows]):
         self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
@@ -125,7 +127,7 @@ class JoinedTokens:
 
 
 def joined(split: Split) -> Stream:
-    """Returns all components of a split as one stream: windows of it may reach from one into the next."""
+    """Returns all components of a split as one stream: its windows may reach from one component into the next."""
     streams = list(split.values())
     if len(streams) == 1:
         return streams[0]

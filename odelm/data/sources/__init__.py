@@ -1,4 +1,4 @@
-"""Where documents come from: files, archives and the TFDS catalogue, and what a damaged one means.
+"""Where documents come from: files, archives and the TFDS catalogue, and how damaged ones are handled.
 
 The four corpora, `OpenWebText`, `Pile`, `PythonSource` and `Text`, are TFDS builders; TFDS is imported when one of them
 is asked for.

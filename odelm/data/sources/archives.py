@@ -21,7 +21,7 @@ OUTER, INNER = (".tar", ".tar.xz", ".tar.gz"), "_data.xz"
 
 
 class Header(tarfile.TarInfo):
-    """A header that raises ReadError if it cannot be read: tarfile takes such a one for the end of the archive."""
+    """A header that raises ReadError if it cannot be read: tarfile takes such a header for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # pyright: ignore (base: `tarfile`)
@@ -61,7 +61,7 @@ def members(path: Path) -> list[Source]:
 def outer_documents(source: Source) -> Records:
     """Yields the documents of an inner archive in an outer tar, or of a whole compressed outer tar.
 
-    A source of zero bytes is read through, which raises for the damage in it.
+    A source of zero bytes is read to its end, which raises for the damage in it.
     """
     with _named(str(source.path)), source.path.open("rb") as file:
         if source.member:
@@ -76,7 +76,7 @@ def outer_documents(source: Source) -> Records:
             for member in outer:
                 inner = outer.extractfile(member) if member.isfile() else None
                 if inner is not None:
-                    # A damaged member says nothing about those after it.
+                    # Members after a damaged one may be whole.
                     yield from tolerant(inner_documents(inner, f"{source.path}, member {member.name}"))
 
 

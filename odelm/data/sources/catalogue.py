@@ -22,7 +22,7 @@ TRAIN, HELD_OUT = "train", ("validation", "test")
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Documents of a catalogue's "train" split, less those that its held-out split has too.
+    """Documents of a catalogue's "train" split, without those that are also in its held-out split.
 
     The held-out documents are its validation split, or its test split if it has no other; if it has neither, a share
     of the train split, by the digests of the documents as in our own corpora.

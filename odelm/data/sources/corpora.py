@@ -8,7 +8,7 @@ from odelm.data.sources.tfds import CorpusBuilder
 
 
 class PythonSource(CorpusBuilder):
-    """The standard library of the running interpreter, a document a file."""
+    """The standard library of the running interpreter, one document per file."""
 
     description = "The source files of the running Python interpreter's standard library, a document a file."
     citation = "Python Software Foundation. The Python Standard Library. Python Software Foundation License."
@@ -75,7 +75,7 @@ class OpenWebText(CorpusBuilder):
 
 
 class Pile(CorpusBuilder):
-    """The Pile from its shards, the name of each document's set kept."""
+    """The Pile from its shards, with the name of each document's set."""
 
     label = "pile_set_name"
     description = "Text of 22 sets, from books and papers to code and web pages: 825 GiB in English."

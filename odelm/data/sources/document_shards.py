@@ -129,7 +129,7 @@ class DocumentShards:
         return self.first & ((self.digests[:, 0] < np.uint64(math.ceil(fraction * 2**64))) == held_out)
 
     def documents(self, chosen: np.ndarray) -> Iterator[tuple[str, Document]]:
-        """Yields (digest in hex, document) of the chosen (n,)."""
+        """Yields (digest in hex, document) where `chosen`, bool (n,), is True."""
         start = 0
         for shard, report in zip(self.shards, self.reports, strict=True):
             count = report["documents"]

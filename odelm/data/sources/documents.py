@@ -64,9 +64,9 @@ def python_documents(path: Path, component: str) -> Records:
 def text_documents(path: Path, field: str = "text") -> Records:
     """Yields the documents of a .txt, JSON lines or Parquet file, compressed or not; blank ones are left out.
 
-    The component is the file's name without its endings, of .txt its folder's. What is not UTF-8, not a JSON object or
-    lacks the `field` is a bad record that names the file and the line; a file that ends early raises InputError once
-    its whole documents were given.
+    The component is the file's name without its endings, for .txt its folder's name. A record that is not UTF-8, is not
+    a JSON object or lacks the `field` is a bad record that names the file and the line; a file that ends early raises
+    InputError after its whole documents.
     """
     name = path.name.lower()
     if name.endswith(JSONL_ENDINGS):
@@ -82,7 +82,7 @@ def text_documents(path: Path, field: str = "text") -> Records:
 def parquet_documents(path: Path, field: str) -> Records:
     """Yields the texts of a column of a Parquet file; a row without one is a bad record.
 
-    Raises InputError for a file that is damaged, once the texts before the damage were given.
+    Raises InputError for a damaged file, after yielding the texts before the damage.
     """
     try:
         import pyarrow
@@ -101,7 +101,7 @@ def parquet_documents(path: Path, field: str) -> Records:
                 for value in batch.column(0):
                     number += 1
                     yield from _row(value.as_py, f"{path}, row {number}", field, stem(path))
-        # An OSError with a number is the system's; one without is of damaged pages.
+        # An OSError with a number is from the system; one without means damaged pages.
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -126,13 +126,13 @@ def pile_documents(path: Path) -> Records:
 
 
 def labelled(records: Records, component: str) -> Records:
-    """Yields the records, the documents as those of `component`."""
+    """Yields the records, with `component` as the component of each document."""
     for record in records:
         yield record if isinstance(record, BadRecord) else Document(record.text, component)
 
 
 def whole_file(data: bytes, place: str, component: str) -> Records:
-    """Yields the one document that `data` is, nothing if it is blank, a bad record if it is not UTF-8."""
+    """Yields `data` as one document, nothing if it is blank, a bad record if it is not UTF-8."""
     try:
         text = _decode(data, place)
     except InputError as error:

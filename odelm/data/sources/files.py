@@ -22,7 +22,7 @@ COMPRESSIONS = ("", ".gz", ".xz", ".zst")
 TXT_ENDINGS = tuple(f".txt{compression}" for compression in COMPRESSIONS)
 JSONL_ENDINGS = (
     *(f"{kind}{compression}" for kind in (".jsonl", ".ndjson") for compression in COMPRESSIONS),
-    # What is called .json and not compressed is mostly one object, such as a folder's settings.
+    # An uncompressed .json file is mostly one object, such as a folder's settings.
     *(f".json{compression}" for compression in COMPRESSIONS[1:]),
 )
 PARQUET_ENDINGS = (".parquet",)
@@ -38,10 +38,10 @@ def text_files(source: str, *, option: str = "data.source") -> list[Path]:
 def find_files(source: str, endings: tuple[str, ...], *, option: str = "data.source") -> list[Path]:
     """Returns the files of `source` (a file, a folder, a glob) with one of the endings, sorted by path.
 
-    In a folder (searched recursively) and a glob, what is hidden, is no regular file or has another ending is passed
-    over, and a line on standard error says so. Links are followed, and what they lead to is taken once. Raises
-    InputError if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` is
-    what it calls the source.
+    In a folder (searched recursively) and a glob, files that are hidden, not regular or have another ending are
+    skipped, and a line on standard error says so. Links are followed, and each target is taken once. Raises InputError
+    if nothing is there, if nothing there is of a supported kind, or if a single file is not; `option` names the source
+    in messages.
     """
     path = Path(source).expanduser()
     passed = _PassedOver()
@@ -68,7 +68,7 @@ def find_files(source: str, endings: tuple[str, ...], *, option: str = "data.sou
 
 @dataclass
 class _PassedOver:
-    """What of a source is not read."""
+    """The files of a source that are not read, by reason."""
 
     hidden: list[Path] = field(default_factory=list)
     irregular: list[Path] = field(default_factory=list)
@@ -121,8 +121,8 @@ def _regular(paths: list[Path], passed: _PassedOver) -> list[Path]:
 
 
 def _once(files: list[Path]) -> list[Path]:
-    """Returns the files without those that are others by a link, sorted; a file's own path goes before links to it,
-    and of these the shortest first."""
+    """Returns the files, sorted, without second paths to the same file: its own path is preferred to links, and a
+    shorter link to a longer one."""
     by_place: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: (os.path.realpath(file) != str(file.absolute()), len(file.parts), file)):
         by_place.setdefault(os.path.realpath(file), file)
@@ -152,7 +152,7 @@ def _unlisted(error: OSError) -> None:
 
 
 def size_of(file: Path) -> int:
-    """Returns the bytes of a file; raises InputError if there is none, as behind a broken link."""
+    """Returns the bytes of a file; raises InputError if there is no file, as behind a broken link."""
     try:
         return file.stat().st_size
     except OSError as error:
@@ -192,7 +192,7 @@ def as_system_failure(place: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Those of a decompressor have no number.
+        # Errors of a decompressor have no number.
         if error.errno is None:
             raise
         raise SystemFailure(f"{place} could not be read ({error}); mend that and run the same command") from error

@@ -52,8 +52,8 @@ def quiet() -> Iterator[None]:
 class CorpusConfig(tfds.core.BuilderConfig):
     """How a corpus is built: the share of documents held out, and where they come from.
 
-    From `shards`, if the files were read before; else from `groups` of sources by Apache Beam, on as many machines as
-    its runner has; without either, from the files in TFDS's manual directory.
+    They come from `shards`, if the files were read before; else from `groups` of sources by Apache Beam, on as many
+    machines as its runner has; without either, from the files in TFDS's manual directory.
     """
 
     valid_fraction: float = 0.02
@@ -82,7 +82,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @staticmethod
     def read(source: Source) -> Records:
-        """Yields the records of one of them."""
+        """Yields the records of one source."""
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
