@@ -58,22 +58,20 @@ def compare_with_baseline(
     rows, batches = batches_of(loaded, options, source=source, step=step)
     if rows is None:
         raise InputError("there is no text to compare losses on: give --text=FILE")
-    models = {}
-    for (model, config, _), counts in ((loaded, steps), (baseline, default_steps(baseline[1].model))):
-        runner = Runner.of(model)
-        solver = options.solver if config is loaded[1] else "euler"
-        models[config is baseline[1]] = runner, settings(runner, counts, solver=solver)
+    own, other = Runner.of(loaded[0]), Runner.of(baseline[0])
+    chosen = settings(own, steps, solver=options.solver)
     profile = profile_of(loaded)
-    models[False][1].extend([profile] if profile is not None and profile not in models[False][1] else [])
-    measured = _measured(models, options, length, batches)
-    for setting, row in zip(models[False][1], measured[False], strict=True):
+    chosen += [profile] if profile is not None and profile not in chosen else []
+    pairs = [(own, chosen), (other, settings(other, default_steps(baseline[1].model)))]
+    own_rows, other_rows = _measured(pairs, options, length, batches)
+    for setting, row in zip(chosen, own_rows, strict=True):
         row["chosen"] = setting == profile
-    own, other = (_at_equal_latency(measured[flag], measured[not flag]) for flag in (False, True))
     text = text_of(rows, batches, loaded[1], options)
     trained = trained_counts(loaded[1], source, step)
-    report = make_report(loaded[1].model, own, step=step, text=text, trained=trained)
+    own_rows, other_rows = at_equal_latency(own_rows, other_rows), at_equal_latency(other_rows, own_rows)
+    report = make_report(loaded[1].model, own_rows, step=step, text=text, trained=trained)
     trained = trained_counts(baseline[1], baseline_source, baseline_step)
-    others = make_report(baseline[1].model, other, step=baseline_step, trained=trained)
+    others = make_report(baseline[1].model, other_rows, step=baseline_step, trained=trained)
     report |= {"baseline": name, "baseline_model": others["model"], "baseline_rows": others["rows"]}
     out = source / "infer" if out is None else out
     return publish(report, out, name="baseline", draw=plot, show=print_both, width=120)
@@ -91,30 +89,26 @@ def _check_comparable(loaded: Loaded, baseline: Loaded, name: str) -> None:
 
 
 def _measured(
-    models: dict[bool, tuple[Runner, list[Setting]]], options: Comparison, length: int, batches: Sequence[Any]
-) -> dict[bool, list[Row]]:
-    """Returns the rows of the model (False) and of the baseline (True), timed in turns, each against its own full
-    depth."""
+    pairs: Sequence[tuple[Runner, list[Setting]]], options: Comparison, length: int, batches: Sequence[Any]
+) -> list[list[Row]]:
+    """Returns the rows of each model, timed in turns, each against the first setting of its own model."""
     calls = {
-        (other, setting): call
-        for other, (runner, chosen) in models.items()
+        (number, setting): call
+        for number, (runner, chosen) in enumerate(pairs)
         for setting, call in make_calls(runner, chosen, batch=options.batch, length=length).items()
     }
     latencies = latencies_of(calls, options.repeats)
-    rows = {}
-    for other, (runner, chosen) in models.items():
-        found = {
-            setting: Measured(
-                latencies[other, setting], evaluations_of(runner, setting), loss_of(runner, setting, batches)
-            )
-            for setting in chosen
-        }
-        full = found[chosen[0]]
-        rows[other] = [make_row(setting, one, full, options.batch, length) for setting, one in found.items()]
+    rows = []
+    for number, (runner, chosen) in enumerate(pairs):
+        found = [
+            Measured(latencies[number, one], evaluations_of(runner, one), loss_of(runner, one, batches))
+            for one in chosen
+        ]
+        rows.append([make_row(one, it, found[0], options.batch, length) for one, it in zip(chosen, found, strict=True)])
     return rows
 
 
-def _at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+def at_equal_latency(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     """Returns the rows with `other_loss`, the other model's loss at the same latency.
 
     The loss is interpolated between the other model's points; None at a latency outside their range.

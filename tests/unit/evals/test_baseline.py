@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from odelm.errors import InputError
-from odelm.evals.baseline import _at_equal_latency, _check_comparable
+from odelm.evals.baseline import _check_comparable, at_equal_latency
 
 
 def rows(*points):
@@ -12,7 +12,7 @@ def rows(*points):
 
 
 def test_the_other_is_read_at_the_same_latency():
-    found = _at_equal_latency(rows((1.0, 9.0), (2.0, 9.0), (3.0, 9.0), (5.0, 9.0)), rows((4.0, 3.0), (2.0, 5.0)))
+    found = at_equal_latency(rows((1.0, 9.0), (2.0, 9.0), (3.0, 9.0), (5.0, 9.0)), rows((4.0, 3.0), (2.0, 5.0)))
     assert [row["other_loss"] for row in found] == [None, 5.0, 4.0, None]
 
 
@@ -45,4 +45,4 @@ def test_the_plot_and_the_numbers_are_of_both(tmp_path):
     report = {"rows": rows((1, 4.0), (2, 3.9)), "baseline_rows": rows((1, 4.1), (3, 3.8)), "baseline": "b"}
     plot(report | {"device": "cpu"}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
-    assert np.isclose(_at_equal_latency(report["rows"], report["baseline_rows"])[1]["other_loss"], 3.95)
+    assert np.isclose(at_equal_latency(report["rows"], report["baseline_rows"])[1]["other_loss"], 3.95)
