@@ -41,7 +41,7 @@ from odelm.version import __version__
 
 ABOUT, PARAMETERS = "bundle.json", "model.safetensors"
 FORMAT, FORMATS = 1, (1, 2)
-"""Of `bundle.json`, and those that can be read: 2 has parameters of 8 bits."""
+"""The format of `bundle.json`, and the formats that can be read: 2 has parameters of 8 bits."""
 STORAGES = ("full", "int8")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The dtypes that parameters may have, by their names in safetensors."""
@@ -96,16 +96,16 @@ def write(
     """Writes a bundle, whole or not at all, and returns what its `bundle.json` says.
 
     Args:
-        model: its parameters are written in their dtypes, and its config in place of `config.model`.
+        model: its parameters are written in their dtypes, and its config replaces `config.model`.
         step: how many updates it had; None if that is unknown.
-        profile: a file that is copied as `profile.json`, unless the parameters that are stored are others than its own:
-            those that int8 rounds.
+        profile: a file that is copied as `profile.json`, unless the stored parameters differ from the model's own,
+            where int8 rounds them.
         artifacts: taken one at a time, so that they need not be in memory together.
-        storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), from
-            which float32 ones are made as they are loaded.
+        storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), which
+            become float32 again when they are loaded.
 
     Raises InputError if the folder exists, if it cannot be written, for a model without a head or one that is
-    quantised, for a profile that is damaged or of another one, and for a config that is invalid with that of the model.
+    quantised, for a profile that is damaged or of another model, and for a config that is invalid with the model's.
     """
     folder = check_new(folder)
     check_model(model)
@@ -176,8 +176,8 @@ def load(
 
 
 def updates(path: str | Path) -> int | None:
-    """Returns how many updates the model of a bundle had, None if that is unknown. The files are not checked, as `load`
-    checks them."""
+    """Returns how many updates the model of a bundle had, None if that is unknown. The files are not checked: `load`
+    does that."""
     return _parsed(Path(path).expanduser() / ABOUT).get("step")
 
 
@@ -224,7 +224,7 @@ def _config(file: Path) -> Config:
 
 
 def _finish(folder: Path, step: int | None, artifacts: Iterable[Artifact], format: int) -> About:
-    """Writes the artifacts, `bundle.json` and the manifest of a folder that has all else."""
+    """Writes the artifacts, `bundle.json` and the manifest of a folder that has everything else."""
     described = {}
     for name, data, description in artifacts:
         (folder / name).write_bytes(data)
@@ -248,7 +248,7 @@ def _abstract(config: ModelConfig) -> CausalLM | MaskedLM | Classifier:
 def _read_parameters(
     file: Path, abstract: CausalLM | MaskedLM | Classifier, mesh: Mesh | None
 ) -> CausalLM | MaskedLM | Classifier:
-    """Returns the model with the parameters of a file, read one after the other to where the mesh has them."""
+    """Returns the model with the parameters of a file, read one after the other onto the devices of the mesh."""
     graph, shapes = nnx.split(abstract, nnx.Param)
     try:
         with safe_open(str(file), framework="numpy") as tensors:
@@ -271,7 +271,7 @@ def _read_parameters(
 def _described(tensors: Any, place: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Returns the dtype and shape of each parameter of an open file; those of 8 bits become float32.
 
-    Raises InputError for 8 bits whose scales are absent or too many or few.
+    Raises InputError for parameters of 8 bits whose scales are missing, too many or too few.
     """
     slices = {name: tensors.get_slice(name) for name in tensors.keys()}
     kinds = {name: (str(one.get_dtype()), tuple(one.get_shape())) for name, one in slices.items()}

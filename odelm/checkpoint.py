@@ -2,7 +2,7 @@
 
 A checkpoint has the items `params`, `optimizer` and `meta`, and `average` if parameters are averaged. "Step k" means
 that k updates were made; the data position and the random draws are functions of it. Every byte of one is checked
-before it is restored, and one that is damaged is passed over for the one before it.
+before it is restored, and a damaged one is skipped for the one before it.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from odelm.run_directory import CHECKPOINTS, CONFIG, TOKENIZER, read_config
 AVERAGE = "average"
 """The item of a checkpoint that has the mean of the parameters."""
 FILE_ERRORS = ("No space left", "ENOSPC", "Disk quota", "Permission denied", "Read-only file system")
-"""What TensorStore says of a file system that takes nothing more; its errors have no type of their own."""
+"""TensorStore's messages for a file system that cannot be written to; its errors have no type of their own."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Checkpoints:
     ):
         """`retention` says which checkpoints stay, None keeps all; `announce` gets a line for each damaged one.
 
-        `after_save` is called by the first process, in another thread, once a checkpoint is complete. `evaluated` gives
-        the held-out losses that are known of the run's steps, also those found after a checkpoint was saved.
+        `after_save` is called by the first process, in another thread, once a checkpoint is complete. `evaluated`
+        returns the known held-out losses of the run's steps, also those found after a checkpoint was saved.
         """
         self._files, self._retention, self._announce = CheckpointFiles(workdir), retention, announce
         self._after_save, self._evaluated = after_save, evaluated
@@ -75,7 +75,7 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._failed = False
-        # Kept, because the manifest of the last save appears at another moment for each process.
+        # Kept, because the manifest of the last save appears at a different moment for each process.
         self._taken = set(self._files.steps())
 
     def steps(self) -> list[int]:
@@ -179,12 +179,12 @@ class Checkpoints:
             try:
                 self._manager.close()
             except Exception:
-                # It raises again what a save has failed with.
+                # It raises the error of a failed save again.
                 if not self._failed:
                     raise
 
     def _finish(self, step: int) -> None:
-        """Waits for a save, seals it, and removes the checkpoints that it takes the place of."""
+        """Waits for a save, seals it, and removes the checkpoints that it replaces."""
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:

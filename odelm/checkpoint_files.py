@@ -1,4 +1,4 @@
-"""The checkpoints of a run as files: which count, what they say, whether they are whole, and which stay.
+"""The checkpoints of a run as files: which are finished, their metadata, whether they are whole, and which are kept.
 
 A checkpoint, `checkpoints/<step>/` in the run directory, is finished once it has a manifest of the checksums of all its
 files (`odelm.manifest`), which is written last.
@@ -19,13 +19,13 @@ from odelm.retention import Saved, superseded
 from odelm.run_directory import CHECKPOINTS, DAMAGED
 
 Meta = dict[str, Any]
-"""What a checkpoint says beside arrays, as JSON: at least its `step`."""
+"""The metadata of a checkpoint beside its arrays, as JSON: at least its `step`."""
 HeldOutLosses = Mapping[int, Mapping[int, float]]
 """Held-out losses by step and by number of depth steps, full depth first."""
 SEALED = "sealed"
 """In `meta`: the checkpoint is one that gets a manifest. Those of version 0.1 have none, and are not checked."""
 REMOVED = ".removed"
-"""What the name of a checkpoint that is being removed ends in."""
+"""The suffix of the name of a checkpoint that is being removed."""
 Result = TypeVar("Result")
 
 
@@ -45,7 +45,7 @@ class CheckpointFiles:
         return self.root / str(step)
 
     def meta(self, step: int) -> Meta:
-        """Returns what a checkpoint says, {} if that cannot be read."""
+        """Returns the metadata of a checkpoint, {} if it cannot be read."""
         try:
             found = json.loads((self.directory(step) / "meta" / "metadata").read_bytes())
         except (OSError, ValueError):
@@ -53,7 +53,7 @@ class CheckpointFiles:
         return found if isinstance(found, dict) else {}
 
     def seal(self, step: int) -> None:
-        """Writes the manifest of a checkpoint, which makes it count."""
+        """Writes the manifest of a checkpoint, which makes it finished."""
         manifest.write(self.directory(step))
 
     def check(self, step: int) -> None:
@@ -64,9 +64,9 @@ class CheckpointFiles:
     def first_whole(
         self, read: Callable[[int], Result], announce: Callable[[str], None]
     ) -> tuple[int, Result, list[int]] | None:
-        """Returns the newest step that `read` does not find damaged, what it returns, and the damaged steps above it.
+        """Returns the newest step that `read` does not find damaged, what it returns, and the damaged steps above that.
 
-        These are announced. None if there is no step; raises InputError if all are damaged.
+        The damaged steps are announced. None if there is no step; raises InputError if all are damaged.
         """
         damaged: list[tuple[int, manifest.Damaged]] = []
         for step in reversed(self.steps()):
@@ -102,10 +102,11 @@ class CheckpointFiles:
             shutil.rmtree(left, ignore_errors=True)
 
     def remove_superseded(self, retention: TrainConfig, evaluated: Callable[[], HeldOutLosses]) -> None:
-        """Removes the checkpoints that need not stay; `evaluated` gives the losses that a checkpoint does not say."""
+        """Removes the checkpoints that need not stay; `evaluated` gives the losses that are not in a checkpoint's
+        metadata."""
         known = evaluated() if retention.keep_best else {}
         for step in superseded([self._saved(step, known) for step in self.steps()], retention):
-            # What is left of a removal that is interrupted is no step.
+            # The remains of an interrupted removal are not a step.
             removed = self.directory(step).rename(self.root / f"{step}{REMOVED}")
             shutil.rmtree(removed, ignore_errors=True)
 
@@ -124,7 +125,7 @@ class CheckpointFiles:
 
 
 def latest_step(workdir: str | Path) -> int:
-    """Returns the number of updates behind the newest finished checkpoint, or raises InputError."""
+    """Returns the number of updates of the newest finished checkpoint, or raises InputError."""
     files = CheckpointFiles(workdir)
     if not files.root.is_dir():
         raise InputError(f"{workdir} has no {CHECKPOINTS}: the run saved nothing yet; train for longer")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 EVERYWHERE = "Every process of the run fails."
-"""The note of an exception of which each process knows, so that they can end together."""
+"""The note of an exception that every process knows of, so that they can end together."""
 
 
 class InputError(ValueError):
@@ -28,13 +28,13 @@ class RunFailure(RuntimeError):
 
 
 class Diverged(RunFailure):
-    """A run whose loss, gradients or parameters are no finite numbers any more."""
+    """A run whose loss, gradients or parameters are no longer finite numbers."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an allocation of NumPy's or JAX's failed, of a device's memory or of the machine's.
 
-    JAX has no type for it, and names so what does not fit on a chip too, which is a defect of a kernel.
+    JAX has no type for it, and uses the same name for data that does not fit on a chip, a defect of a kernel.
     """
     if isinstance(error, MemoryError):
         return True

@@ -24,9 +24,9 @@ def publish(directory: Path, *, option: str = "data.data_dir") -> Iterator[Path]
     """Yields a private directory that becomes `directory` when the block ends without an exception.
 
     Renaming is atomic, so a reader never sees a part. If another process was first, its result stays and
-    ours is dropped: both hold the same, because the name of a cached directory says all that it depends on.
+    ours is dropped: both hold the same, because the name of a cached directory encodes all that it depends on.
 
-    Raises InputError where no directory can be made; `option` is the one that names another.
+    Raises InputError where no directory can be made; `option` is the option that names another one.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +50,9 @@ def resumed(directory: Path) -> Iterator[Path | None]:
     """Yields a directory that becomes `directory` when the block ends, and None if it is there already.
 
     What was written when the block was interrupted stays, and the next call resumes from it; `writing` keeps each file
-    of it whole. A mistake in the input leaves nothing, because without it the directory has another name; what the
-    system failed to read may work again, and leaves what is finished. One process works at a time and the others
-    wait. What becomes `directory` is `result` in it; the rest is removed.
+    of it whole. A mistake in the input leaves nothing, because once corrected the directory has another name; a failure
+    of the system may not recur, so it leaves what is finished. One process works at a time and the others wait. Only
+    the folder `result` in the yielded directory becomes `directory`; the rest is removed.
 
     Raises InputError where no directory can be made, and where the disk is full.
     """
@@ -96,7 +96,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(lock: Path) -> Iterator[None]:
-    """Lets one process at a time into the block; on a file system without locks, any."""
+    """Lets one process at a time into the block; on a file system without locks, any number of them."""
     lock.parent.mkdir(exist_ok=True)
     with lock.open("w") as file:
         try:
@@ -125,7 +125,7 @@ def data_folder(data_dir: str) -> Path:
 
 
 def is_url(path: Any) -> bool:
-    """Returns whether a path is a URL, a place that is not of this machine's file system (see `odelm.remote`)."""
+    """Returns whether a path is a URL, a place outside this machine's file system (see `odelm.remote`)."""
     return "://" in str(path)
 
 
@@ -136,7 +136,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def whole_characters(name: str, text: str) -> str:
-    """Returns the text; InputError for one with half of a character, which no file and no tokenizer takes."""
+    """Returns the text; InputError for one with half of a character, which no file and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,8 @@
 """Arrays of numbers stored in a quarter of the bytes: int8, in blocks of 64 that have a scale each.
 
-A block's scale is its largest absolute value over 127, so that a number is off by at most half of it. What is stored
-and read again is stored as the same bytes. (`odelm.infer.quantize` is for computing in 8 bits, this for files alone.)
+A block's scale is its largest absolute value over 127, so that a number is off by at most half of it. Arrays that
+were read back are stored as the same bytes again. (`odelm.infer.quantize` is for computing in 8 bits, this module only
+for files.)
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ BLOCK = 64
 SMALLEST = 4096
 """Arrays of fewer numbers are stored as they are."""
 SCALES = ":scales"
-"""Ends the name of an array's scales."""
+"""The suffix of the name of an array's scales."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -37,7 +38,7 @@ def unpacked(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def scale_count(size: int) -> int:
-    """Returns how many scales so many values have."""
+    """Returns how many scales `size` values have."""
     return -(-size // BLOCK)
 
 

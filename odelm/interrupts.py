@@ -1,10 +1,10 @@
 """Ctrl-C and SIGTERM: a program ends with one line and status 130 or 143, at any moment of its life.
 
 Python's own way is not enough. Its KeyboardInterrupt ends in a traceback, may be taken for an error of an import, is
-lost in a callback, and waits until C++ code, such as a compilation, comes back. So `guarded` raises it to let
-files and processes be put away, but not during an import, where compiled code may crash. A thread, which Python wakes
-for every signal even while C++ code runs, ends the process if that takes long or if a second signal comes. `StopSignal`
-puts the end off until a piece of work is done.
+lost in a callback, and waits until C++ code, such as a compilation, comes back. So `guarded` raises it to let files and
+processes be cleaned up, but not during an import, where compiled code may crash. A thread, which Python wakes for every
+signal even while C++ code runs, ends the process if that takes long or if a second signal comes. `StopSignal` postpones
+the end until a piece of work is done.
 
 It needs nothing but the standard library, so that it can be in place before anything else is imported.
 """
@@ -21,14 +21,14 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 3.0
-"""Seconds that a program has to put its files and processes away."""
+"""Seconds that a program has to clean up its files and processes."""
 FAILED = 1
-"""The status of a program that cannot go on."""
+"""The status of a program that cannot continue."""
 SHOW_CURSOR = b"\x1b[?25h"
 """A progress bar hides it."""
 
 _put_off = False
-"""Whether a StopSignal of this process has taken a signal, so that its work decides when the process ends."""
+"""Whether a StopSignal of this process has caught a signal, so that its work decides when the process ends."""
 _interrupted = 0
 """The signal for which a KeyboardInterrupt was raised."""
 _forking = threading.local()
@@ -66,13 +66,13 @@ def status_of(number: int) -> int:
 
 
 def interrupted() -> bool:
-    """Returns whether a signal has begun to end this program: what fails then is not to be told."""
+    """Returns whether a signal has begun to end this program: later failures are not to be reported."""
     return _interrupted != 0
 
 
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
-    """Lets the processes that are started in the block know nothing of Ctrl-C: their parent sees to their end."""
+    """Makes the processes that are started in the block ignore Ctrl-C: their parent ends them."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -84,7 +84,7 @@ def guarded(main: Callable[[], int], *, line: str) -> int:
     """Returns the exit status of `main`; a signal ends the process, with `line` on stderr.
 
     To be called once, from the main thread, as the last thing that a program does: signals that come later end
-    the process without a word.
+    the process without a message.
     """
     guard = _Guard(line)
     try:
@@ -93,10 +93,10 @@ def guarded(main: Callable[[], int], *, line: str) -> int:
         guard.end(status)
         return status
     except BaseException as error:
-        # A KeyboardInterrupt, or whatever some library made of it.
+        # A KeyboardInterrupt, or the error that some library turned it into.
         guard.end(None)
         if isinstance(error, BrokenPipeError):
-            # What reads the output, such as `head`, has had enough.
+            # The program that reads the output, such as `head`, has closed it.
             os._exit(status_of(signal.SIGPIPE))
         raise
 
@@ -116,8 +116,8 @@ class _Guard:
         threading.Thread(target=self._watch, name="interrupts", daemon=True).start()
 
     def end(self, status: int | None) -> None:
-        """Ends the process if it was interrupted; with `status`, without another line, if that was put off, and if the
-        program failed: saves that were under way then have nothing more to tell."""
+        """Ends the process if it was interrupted; with `status` and without another line if the signal was postponed,
+        or if the program failed: saves in progress then have nothing more to report."""
         if _interrupted:
             self._leave(_interrupted)
         for number in SIGNALS:
@@ -148,7 +148,7 @@ class _Guard:
         return 0
 
     def _leave(self, number: int) -> None:
-        """Tells that the program was interrupted, and ends it."""
+        """Prints that the program was interrupted, and ends it."""
         self._leaving.acquire()
         if sys.stdout.isatty():
             os.write(1, SHOW_CURSOR)
@@ -157,19 +157,19 @@ class _Guard:
         self._exit(status_of(number))
 
     def _exit(self, status: int) -> None:
-        """Ends the process without the ends of threads and libraries, which may hang or fail."""
+        """Ends the process without shutting down threads and libraries, which may hang or fail."""
         self._ending = True
         for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
             process.kill()
             process.join(1.0)
-        # The main thread may hold stdout, and may never let go of it.
+        # The main thread may hold stdout's lock, and may never release it.
         tidy = threading.Thread(target=_tidy, daemon=True)
         tidy.start()
         tidy.join(1.0)
         os._exit(status)
 
     def _be_quiet_when_interrupted(self) -> None:
-        """Lets nothing be told of what fails in threads and callbacks once the end has begun."""
+        """Suppresses reports of failures in threads and callbacks once the end has begun."""
         unraisable, in_thread = sys.unraisablehook, threading.excepthook
         sys.unraisablehook = lambda told: None if _interrupted or self._ending else unraisable(told)
         threading.excepthook = lambda told: None if _interrupted or self._ending else in_thread(told)
@@ -208,7 +208,7 @@ def _forget() -> None:
 
 
 def _tidy() -> None:
-    """Writes what was printed, and removes the semaphores of processes, of which their tracker would complain."""
+    """Writes what was printed, and removes the semaphores of processes, about which their tracker would complain."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(Exception):

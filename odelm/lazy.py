@@ -1,6 +1,6 @@
 """Names of a package that are imported when they are asked for.
 
-So a program can see to its signals, and show its help, before JAX is imported, which takes seconds.
+So a program can set up its signal handling, and show its help, before JAX is imported, which takes seconds.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def importer(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns the `__getattr__` of a package; `modules` has the names that each module gives, parted by spaces.
+    """Returns the `__getattr__` of a package; `modules` has the names that each module gives, separated by spaces.
 
     A module may be one of these names itself, but not that of a function in it: importing the module would take the
     function's place.

@@ -29,13 +29,14 @@ def load(
     A run directory may be a URL (`odelm.remote`). A `profile.json` in it becomes `model.profile` (`odelm.profile`).
 
     Args:
-        step: of a run, which checkpoint; None is the newest.
-        adjust: changes the config before the model is made; of a Hugging Face folder only its dtypes are taken.
+        step: for a run, which checkpoint; None is the newest.
+        adjust: changes the config before the model is made; of a Hugging Face folder only dtypes, `attention` and
+            `kv_span`.
         mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run or bundle; None is one device.
         with_profile: whether a profile is read.
 
     The tokenizer is None where there is no `tokenizer.json`. Raises InputError, naming what is missing or does not
-    fit, for what is none of the three, and for a profile that is damaged or of other parameters.
+    fit, for what is none of these, and for a profile that is damaged or of other parameters.
     """
     if is_url(path):
         path = remote.fetched(str(path), checkpoint.to_stderr)

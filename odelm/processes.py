@@ -1,4 +1,4 @@
-"""What the processes of a run do together: fail where one of them fails."""
+"""What the processes of a run do together: all fail if one of them fails."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ from odelm.errors import EVERYWHERE, RunFailure
 def together(what: str) -> Iterator[None]:
     """Fails in every process if the block fails in one: where it does not, RunFailure says which process to ask.
 
-    `what` is what the block does, in words. It may not wait for other processes. The errors have the note `EVERYWHERE`.
+    `what` is what the block does, in words. The block may not wait for other processes. The errors have the note
+    `EVERYWHERE`.
     """
     try:
         yield
     except BaseException as error:
         error.add_note(EVERYWHERE)
-        with contextlib.suppress(Exception):  # Where another process has died, this error is still the one to tell.
+        with contextlib.suppress(Exception):  # Where another process has died, this error is still the one to report.
             failures(failed=True)
         raise
     if others := failures(failed=False):

@@ -1,4 +1,4 @@
-"""How to cross the depth of one model cheaply: what `infer.py --max_loss_increase` has chosen, kept in `profile.json`.
+"""How to cross the depth of one model cheaply: the choice of `infer.py --max_loss_increase`, kept in `profile.json`.
 
 A profile is a promise about the loss of the model that it was made for. It has the fingerprint of that model, so that
 it is not used with another one.
@@ -27,13 +27,13 @@ PROFILE = "profile.json"
 """Its name in a run directory, or in a Hugging Face folder."""
 VERSION = 1
 NOT_OF_THE_SHAPE = ("dtype", "residual_dtype", "attention", "dropout")
-"""Options of a model that change neither its parameters nor, but for rounding, what they compute."""
+"""Options of a model that change neither its parameters nor, except for rounding, its results."""
 AGAIN = "make it again by `infer.py --max_loss_increase=0.5%`, or remove the file"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A way to cross the core of a model, and what is known of the loss that it costs."""
+    """A way to cross the core of a model, and what is known of its cost in loss."""
 
     grid: tuple[float, ...]
     """Increasing times from 0 to the length of the core, (N + 1,)."""
@@ -46,15 +46,15 @@ class Profile:
     loss_increase: float
     """The increase on text that the search did not see, in the same unit; below 0 if the loss is lower."""
     loss_increase_bound: float
-    """The increase is at most so much, at a one-sided confidence of 95 %."""
+    """An upper bound on the increase, at a one-sided confidence of 95 %."""
     text: str
     """Where that text is from."""
     tokens: int
     """How many of its tokens were predicted."""
     documents: int
-    """How many of its documents the bound was taken over: it is for other documents like them. 0 means that it was
-    taken over rows, because documents could not be kept apart from those that were searched: it is for other rows of
-    the same documents."""
+    """How many of the text's documents the bound was computed over: it holds for other documents like them. 0 means
+    that it was computed over rows, because documents could not be kept apart from those that were searched: it then
+    holds for other rows of the same documents."""
     fingerprint: str
     """Of the model, by `fingerprint_of`."""
 
@@ -109,7 +109,7 @@ def fingerprint_of(model: SharedTransformer) -> str:
     """Returns 16 hex digits that are equal for models of the same shape with the same float32 parameters."""
     shape = {name: value for name, value in _shape(model.config).items() if name not in NOT_OF_THE_SHAPE}
     named = sorted(parameters(model).items())
-    # Hashing lets go of the interpreter, so that the parameters of a large model are hashed side by side.
+    # Hashing releases the interpreter's lock, so that the parameters of a large model are hashed side by side.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(_digest, [array for _, array in named]))
     return fingerprint(shape, [[name, *digest] for (name, _), digest in zip(named, digests, strict=True)])
@@ -127,7 +127,7 @@ def _digest(array: Any) -> tuple[list[int], str]:
 
 
 def _checked(profile: Profile) -> Profile:
-    """Returns the profile, or raises ValueError or TypeError for values that none has."""
+    """Returns the profile, or raises ValueError or TypeError for values that no profile has."""
     ode.grid.increasing(profile.grid)
     ode.get_tableau(ode.get_solver(profile.solver))
     numbers = (profile.max_loss_increase, profile.loss_increase, profile.loss_increase_bound)

@@ -1,9 +1,9 @@
 """A run directory that lives elsewhere: any file system that fsspec knows, by a URL such as `s3://bucket/runs/a`.
 
 Training works in a directory of this machine. After each checkpoint its files are copied to the URL, a checkpoint's
-manifest last, so that it counts there once it is whole; what is no longer kept here is removed there. A machine that
-has less than the URL begins by fetching its newest checkpoint whose every byte is right. Nothing keeps two machines
-from training at one URL at a time: no lock reaches that far.
+manifest last, so that it counts there only once it is whole; files no longer kept here are removed there. A machine
+that has less than the URL begins by fetching its newest checkpoint whose every byte is right. Nothing keeps two
+machines from training at one URL at a time: no lock reaches that far.
 """
 
 import os
@@ -25,9 +25,9 @@ from odelm.run_directory import CHECKPOINTS, CONFIG, DAMAGED, LOCK, RESUMABLE_OP
 CACHE = "~/.cache/odelm/runs"
 """Where runs at URLs are on this machine."""
 FETCHING = ".fetching"
-"""Holds a checkpoint until it has come whole."""
+"""Holds a checkpoint until it has been fetched whole."""
 KEPT_HERE = {CHECKPOINTS, DAMAGED, LOCK, FETCHING, "profile", "wandb"}
-"""What of a run directory is not copied, or not as it lies there."""
+"""The parts of a run directory that are not copied, or not as they are."""
 
 
 def local_copy(url: str) -> Path:
@@ -58,7 +58,7 @@ class Remote:
         self._failure: Exception | None = None
         self._one = threading.Lock()
         try:
-            # Listings that are kept would hide what another machine has written.
+            # Cached listings would hide what another machine has written.
             self._system, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False)
             self._root = self._root.rstrip("/")
         except (ValueError, ImportError) as error:
@@ -131,7 +131,7 @@ class Remote:
             self._system.rm(f"{self._root}/{CHECKPOINTS}/{step}", recursive=True)
 
     def _fetch_checkpoint(self, step: int, names: list[str]) -> bool:
-        """Returns whether a checkpoint has come whole."""
+        """Fetches a checkpoint, and returns whether it is whole."""
         folder, partial = f"{CHECKPOINTS}/{step}/", self._workdir / FETCHING
         shutil.rmtree(partial, ignore_errors=True)
         for name in names:
@@ -168,7 +168,7 @@ class Remote:
         try:
             return read()
         except Exception as error:
-            # What a file system raises is its own; nothing is lost by one that cannot be read.
+            # Each file system raises errors of its own; nothing is lost if one cannot be read.
             raise InputError(f"{self.url} cannot be read ({error}); give another --workdir") from error
 
 

@@ -12,7 +12,7 @@ from odelm.config import TrainConfig
 
 @dataclass
 class Saved:
-    """What decides over a checkpoint."""
+    """What decides whether a checkpoint stays."""
 
     step: int
     time: datetime.datetime

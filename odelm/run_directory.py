@@ -87,8 +87,8 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training in the directory while the block runs.
 
-        The system lets go of the lock when the process ends, however it ends. A directory without a run is locked by
-        `write`. Raises InputError if another process has it, and if it cannot be written.
+        The system releases the lock when the process ends, however it ends. A directory without a run is locked by
+        `write`. Raises InputError if another process has the lock, or if the directory cannot be written.
         """
         try:
             if self.config is not None:

@@ -110,7 +110,7 @@ def placements(tree: Tree, mesh: Mesh | None) -> Tree:
 def logical_axes(name: str) -> Axes | None:
     """Returns the logical axes of a parameter by its name; None if no pattern matches.
 
-    The name may stand behind others, as in the optimiser's state (`0/mu/blocks/0/attention/qkv/kernel`).
+    The name may follow others, as in the optimiser's state (`0/mu/blocks/0/attention/qkv/kernel`).
     """
     parts = name.split("/")
     for start in range(len(parts)):
@@ -192,9 +192,10 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Returns which of how many equal shares of a batch this process has to bring: as the mesh lays out its devices.
+    """Returns (number, count): which of how many equal shares of a batch this process provides, by the mesh's device
+    layout.
 
-    Processes between which only `tensor` cuts bring the same rows.
+    Processes that only the axis `tensor` separates provide the same rows.
     """
     parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     rows = batch_sharding(mesh).addressable_devices_indices_map((parts,)).values()

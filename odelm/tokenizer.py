@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from odelm.errors import InputError
 
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|cls|>", "<|sep|>", "<|mask|>")
-"""Of the tokenizers trained here, with the ids 0 to 4."""
+"""The special tokens of the tokenizers trained here, with the ids 0 to 4."""
 
 NAMES = {
     "pad": ("<|pad|>", "[PAD]", "<pad>"),
@@ -22,10 +22,10 @@ NAMES = {
     "sep": ("<|sep|>", "[SEP]", "</s>"),
     "mask": ("<|mask|>", "[MASK]", "<mask>"),
 }
-"""What each role is called, in this library's tokenizers and in others', by preference."""
+"""The names of each role, in this library's tokenizers and in others', in order of preference."""
 
 _LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
-"""No word: training takes time in the square of a run's length, and learns nothing of it."""
+"""A run that is no word: training takes time in the square of its length, and learns nothing from it."""
 PIECE = 1 << 16
 """Characters after which a long document is cut at the next end of a word."""
 _WORD_END = re.compile(r"\S(?=\s)")
@@ -124,8 +124,9 @@ def encode(
     """Yields the token ids of `documents`, uint32, each followed by the end token, in runs of bounded size.
 
     `end` is the name of that token, as in `end_id`. Text that spells a special token is text. A long document is
-    encoded in pieces cut where a word ends, so that memory is bounded, if the tokenizer is known to treat what comes
-    before and after such a place apart (`cuts_at_words`); else as a whole. Either way its tokens are the tokenizer's.
+    encoded in pieces cut where a word ends, so that memory is bounded, if the tokenizer is known to treat the text
+    before and after such a place separately (`cuts_at_words`); else as a whole. Either way its tokens are the
+    tokenizer's.
     """
     last_token = np.array([end_id(tokenizer, end)], np.uint32)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -148,8 +149,8 @@ def cuts_at_words(tokenizer: Tokenizer) -> bool:
     """Returns whether text may be cut between a word and the space after it, and each part encoded on its own.
 
     Proved for normalisers that change one character at a time, and for pre-tokenisers that end a piece at every such
-    place whatever stands before it: that of GPT-2, whose pieces may begin with a space but not end with one unless they
-    are nothing else, and those that drop spaces. Added tokens that are no special ones might span the place.
+    place whatever precedes it: that of GPT-2, whose pieces may begin with a space but not end with one unless they are
+    only spaces, and those that drop spaces. Added tokens that are not special might span the place.
     """
     settings = json.loads(tokenizer.to_str())
     normalizer, pre = settings["normalizer"] or {}, settings["pre_tokenizer"] or {}
@@ -162,14 +163,14 @@ def cuts_at_words(tokenizer: Tokenizer) -> bool:
 def decode_after(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
     """Returns the text of `tokens` as what continues the text of `prompt`.
 
-    Decoded alone they may lose their first space, or the bytes of a character that both share.
+    Decoded without the prompt they may lose their first space, or the bytes of a character that both share.
     """
     before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
     return whole[len(os.path.commonprefix([before, whole])) :]
 
 
 def _spelled(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Returns what finds the special tokens that the model itself would read in text that spells them.
+    """Returns a pattern that finds the special tokens that the model itself would read in text that spells them.
 
     A Unigram has them among its pieces; the other models never put them together.
     """
@@ -186,7 +187,7 @@ def _batches(
     pieces, ends, total = [], [], 0
     for document in documents:
         for piece, last in [(document, True)] if piece_size is None else _pieces(document, piece_size):
-            # Cut within what spells a special token, so that it is text.
+            # Cut within text that spells a special token, so that it stays text.
             cuts = [0, *(found.start() + 1 for found in spelled.finditer(piece)), len(piece)] if spelled else [0, None]
             parts = [piece[start:stop] for start, stop in itertools.pairwise(cuts)]
             pieces.extend(parts)

@@ -136,8 +136,8 @@ class MaskedRows:
         return np.maximum(1, np.rint(self.rate * layout.real.sum(axis=1)).astype(int))
 
     def _replaced(self, original: np.ndarray, chosen: np.ndarray, fate: np.ndarray, token: np.ndarray) -> np.ndarray:
-        """Returns `original` int32 (B, L) with the chosen tokens replaced: `fate` (B, L) draws how, `token` (B, L) by
-        which token."""
+        """Returns `original` int32 (B, L) with the chosen tokens replaced: the draws `fate` (B, L) decide how, and the
+        draws `token` (B, L) by which token."""
         share = (fate >> np.uint64(11)) * 2.0**-53
         random = self.ordinary[token % np.uint64(len(self.ordinary))]
         replaced = np.where(share < MASKED, self.mask, np.where(share < MASKED + RANDOM, random, original))

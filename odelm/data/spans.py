@@ -54,8 +54,8 @@ class Words:
 def find_words(tokenizer: Tokenizer) -> Words:
     """Returns where words start among the tokens of `tokenizer`.
 
-    Tokens outside its model, special or added, are words of their own. Raises InputError if the
-    tokenizer is not of one of the three kinds.
+    Tokens outside the tokenizer's model, special or added, are words of their own. Raises InputError if the tokenizer
+    is of none of the three kinds.
     """
     classes = _classes_of(tokenizer)
     vocabulary = tokenizer.get_vocab()

@@ -1,9 +1,9 @@
-"""Between models that share their blocks and models that do not.
+"""Converts between models that share their blocks and models that do not.
 
-`unrolled` gives every unit of depth a block of its own, with all that the shared one knew of its time worked into the
-weights: the same function at unit steps. `shared` goes the other way, from an ordinary stack to a few shared blocks,
-and is only a starting point for further training (Bae et al. 2024, "Relaxed Recursive Transformers",
-arXiv 2410.20672, section 2.2 and 2.3).
+`unrolled` gives every unit of depth a block of its own, with everything in the shared block that depends on time folded
+into the weights: the same function at unit steps. `shared` goes the other way, from an ordinary stack to a few shared
+blocks, and is only a starting point for further training (Bae et al. 2024, "Relaxed Recursive Transformers", arXiv
+2410.20672, section 2.2 and 2.3).
 """
 
 import dataclasses
@@ -28,10 +28,11 @@ Model = TypeVar("Model", bound=SharedTransformer)
 Arrays = dict[str, Any]
 
 ROUNDING = 1e-6
-"""Singular values of differences of float32 matrices, with entries of order 0.1, below which they are equal."""
+"""Float32 matrices with entries of order 0.1 count as equal if the singular values of their difference are below
+this."""
 
 BLOCKS = ("prelude/", "blocks/", "coda/")
-"""Where the names of blocks' parameters begin."""
+"""Prefixes of the names of blocks' parameters."""
 
 MATRICES = {
     "attention/qkv": "qkv",
@@ -96,8 +97,8 @@ def flattened(model: Model) -> Model:
 def shared(model: Model, init: InitConfig, *, rngs: nnx.Rngs) -> Model:
     """Returns a model of `init.groups` blocks, each made of the layers of its stretch of depth as `init.merge` says.
 
-    The first `init.prelude` and the last `init.coda` layers stay as they are. Raises InputError if what lies between
-    does not divide over the groups, or `init.layer` is no layer of a stretch.
+    The first `init.prelude` and the last `init.coda` layers stay as they are. Raises InputError if the layers between
+    do not divide over the groups, or `init.layer` is no layer of a stretch.
     """
     ends = model.config.prelude, model.config.coda
     options = model.config
@@ -140,7 +141,7 @@ def summary(before: ModelConfig, after: SharedTransformer, init: InitConfig) -> 
 
 
 def _shared_config(model: ModelConfig, init: InitConfig, ends: tuple[int, int]) -> ModelConfig:
-    """Returns the config after sharing; `ends` are the model's own prelude and coda, kept unless `init` says others."""
+    """Returns the config after sharing; `ends` are the model's own prelude and coda, kept unless `init` sets others."""
     prelude = ends[0] if init.prelude is None else init.prelude
     coda = ends[1] if init.coda is None else init.coda
     groups = model.groups if init.groups is None else init.groups
@@ -223,7 +224,7 @@ def _gated(arrays: Arrays, name: str, gate: jax.Array | None) -> Arrays:
 
 
 def _residual(name: str, layers: np.ndarray, rank: int) -> Arrays:
-    """Returns the parameters that hold what each layer (n, ..) of one parameter has beyond the shared one."""
+    """Returns the residual's parameters: how each layer (n, ..) of one parameter differs from the shared one."""
     found = re.fullmatch(r"(inner/\d+/)?(.+)/(kernel|bias|scale)", name)
     assert found is not None, name
     inner, part, kind = found[1] or "", found[2], found[3]
@@ -240,14 +241,15 @@ def _residual(name: str, layers: np.ndarray, rank: int) -> Arrays:
 
 
 def _alive(down: np.ndarray, new: jax.Array) -> np.ndarray:
-    """Returns the first factors, newly drawn where they are zero: of two factors of zero neither would ever learn."""
+    """Returns the first factors, newly drawn where they are zero: if both factors were zero, neither would ever
+    learn."""
     return np.where(down.any(axis=1, keepdims=True), down, new)
 
 
 def low_rank(matrices: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the factors (n, I, rank) and (n, rank, O) whose products are nearest to the matrices (n, I, O).
 
-    The singular values are shared out evenly; those that are but rounding, and a rank beyond the matrices' own, give
+    The singular values are shared out evenly; those that are only rounding, and a rank beyond the matrices' own, give
     zeros.
     """
     left, values, right = np.linalg.svd(matrices, full_matrices=False)

@@ -35,7 +35,7 @@ POST_NORM = ModelConfig(
 
 
 def _common(config: FolderConfig, vocab_size: int, width: int, heads: int, feedforward: int) -> ModelConfig:
-    """Returns what ALBERT's and BERT's configs say alike, given the defaults that transformers has for each."""
+    """Returns what ALBERT's and BERT's configs have in common, given the defaults that transformers has for each."""
     refuse(config, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
     return dataclasses.replace(
         POST_NORM,

@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-"""The activations of folders, and ours of the same formula."""
+"""The names of activations in folders, and ours for the same formulas."""
 
 WRITTEN_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "relu2": "relu2", "silu": "silu"}
 
@@ -38,7 +38,7 @@ class Family:
 
     model_type: str
     prefix: str
-    """What the names of the body's tensors begin with where there is a head beside it."""
+    """The prefix of the names of the body's tensors where there is a head beside it."""
     architectures: Mapping[str, type]
     """The class of ours for each class of transformers' that can be read."""
     model_config: Callable[[FolderConfig], ModelConfig]
@@ -50,17 +50,17 @@ class Family:
     """The options, as `field=value (why)`, for which the family has no equivalent."""
     entries: Callable[[Model], list[Entry]]
     order: str
-    """What the names of the sentence-order head's tensors begin with; empty if there is none."""
+    """The prefix of the names of the sentence-order head's tensors; empty if there is none."""
     sizes: tuple[str, ...]
-    """The fields of the folder's config that shapes follow from."""
+    """The fields of the folder's config that determine shapes."""
     ignored: re.Pattern[str]
-    """Names of tensors that are no parameters, such as masks."""
+    """Names of tensors that are not parameters, such as masks."""
     duplicates: Mapping[str, str]
     """Tensors that repeat another one where the readout is tied."""
     heads: tuple[str, ...]
-    """What the names of the tensors of heads and poolers begin with: a folder may have more than it uses."""
+    """Prefixes of the names of tensors of heads and poolers: a folder may have more heads than it uses."""
     prepared: Callable[[FolderConfig, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda config, tensors: tensors
-    """Changes to the tensors that make options of the config ours."""
+    """Changes the tensors so that options of the config that we lack are part of them."""
 
 
 def number(config: FolderConfig, field: str, default: int) -> int:
@@ -96,7 +96,7 @@ def activation(config: FolderConfig, field: str, default: str) -> str:
 
 
 def refuse(config: FolderConfig, fields: Mapping[str, Any]) -> None:
-    """Raises InputError if a field of a folder's config has another value than the only one that is supported."""
+    """Raises InputError if a field of a folder's config has a value other than the only supported one."""
     for field, supported in fields.items():
         if config.get(field, supported) != supported:
             raise InputError(f"{field} is {config[field]!r} in config.json; only {supported!r} is supported")

@@ -19,7 +19,7 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 FLOATS_ONLY = f"expected one of {', '.join(FLOATS)}: save the model without quantisation"
 BUFFERS = ("position_ids", "token_type_ids", "attn.bias", "attn.masked_bias")
-"""Ends of the names of tensors that are no parameters, which may be of any dtype."""
+"""Suffixes of the names of tensors that are not parameters, which may be of any dtype."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FAMILIES = {family.model_type: family for family in (ALBERT, BERT, GPT2)}
 Tensors = dict[str, np.ndarray]
 WRAPPERS = {"module.": "torch's DataParallel", "_orig_mod.": "torch.compile", "_fsdp_wrapped_module.": "torch's FSDP"}
-"""What the names of tensors begin with if a model was saved inside something else."""
+"""Prefixes of tensor names if a model was saved inside a wrapper."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Folder:
     tokenizer: "Tokenizer | None"
     """None where the folder has no tokenizer.json, or one with more tokens than the model."""
     unused: tuple[str, ...]
-    """Tensors of heads that the folder's architecture has no use for."""
+    """Tensors of heads that the folder's architecture does not use."""
     end_token: str = ""
     """The token that ends a text, as the folder says; empty if it does not."""
 
@@ -62,7 +62,7 @@ def read(path: str | Path, *, options: ModelConfig | None = None) -> Folder:
         taken = {name: getattr(options, name) for name in ("dtype", "residual_dtype", "attention", "kv_span")}
         made = dataclasses.replace(made, **taken)
     tensors = files.read_tensors(path)
-    # A block has a dozen of its own: nothing is built for a config that claims more of them than there can be.
+    # A block has a dozen tensors: nothing is built for a config that claims more blocks than there can be.
     if made.groups * made.inner_blocks > len(tensors):
         raise InputError(f"config.json of {path} says {made.depth} layers, but there are only {len(tensors)} tensors")
     named = _named(family, config, tensors, tied=made.tie_readout)
@@ -112,7 +112,7 @@ def _fitting(file: Path, size: int) -> "Tokenizer | None":
 def _end_token(path: Path, config: FolderConfig, tokenizer: "Tokenizer") -> str:
     """Returns the `eos_token` of the tokenizer's own settings, else the token that is the config's `eos_token_id`.
 
-    Empty if there is none, and if it is the one that is found by its name.
+    Empty if there is none, or if it is the token that `find_id` finds by its name.
     """
     said = _said_end(path, config, tokenizer)
     return "" if tokenizer.token_to_id(said) == tokenizers.find_id(tokenizer, "end") else said
@@ -147,7 +147,7 @@ def _named(family: Family, config: FolderConfig, tensors: Tensors, *, tied: bool
                 "model that is within (model.module, or model._orig_mod), or take the prefix off the names"
             )
         name = given.removeprefix(family.prefix)
-        # The oldest folders call the parts of a norm by the names that TensorFlow had for them.
+        # The oldest folders use TensorFlow's names for the parts of a norm.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if name in plain:
             raise InputError(f"the folder has {name} twice, once as {given}: remove one of them")
@@ -197,7 +197,7 @@ def _maker(family: Family, config: FolderConfig, model: ModelConfig, tensors: Te
 
 
 def _architecture(family: Family, tensors: Tensors) -> str:
-    """Returns the architecture that a folder which names none must be of, by its tensors."""
+    """Returns the architecture of a folder whose config names none, by its tensors."""
     if family is GPT2:
         return "GPT2LMHeadModel"
     bare, masked, pretraining, classifier = family.architectures

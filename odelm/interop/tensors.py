@@ -1,7 +1,7 @@
 """From our parameters to a folder's tensors and back: one table of entries a model, used both ways.
 
-An entry says which parameter is written as which tensors, and in what layout. Reading inverts the writing, so that
-what a folder gives comes back to the bit, and the shapes to expect are those that writing would give.
+An entry says which parameter is written as which tensors, and in what layout. Reading inverts the writing, so that a
+folder's tensors are restored bit for bit, and the expected shapes are those that writing would give.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Layout:
 
 
 def _flat(rows: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that makes a matrix (I, O) whose first axis takes in the first `rows` axes."""
+    """Returns a function that makes a matrix (I, O) whose first axis merges the first `rows` axes."""
     return lambda x: x.reshape(int(np.prod(x.shape[:rows])), -1)
 
 
@@ -77,7 +77,7 @@ class Entry:
 
 
 def linear(parameter: str, tensor: str) -> list[Entry]:
-    """Returns the entries of an `nnx.Linear` with bias that is a torch `Linear` there."""
+    """Returns the entries of an `nnx.Linear` with bias that is a torch `Linear` in the folder."""
     return [
         Entry(f"{parameter}/kernel", (f"{tensor}.weight",), TRANSPOSED),
         Entry(f"{parameter}/bias", (f"{tensor}.bias",)),
@@ -90,7 +90,7 @@ def norm(parameter: str, tensor: str) -> list[Entry]:
 
 
 def attention(parameter: str, inputs: Sequence[str], output: str) -> list[Entry]:
-    """Returns the entries of an `Attention` whose query, key and value maps are torch `Linear`s there."""
+    """Returns the entries of an `Attention` whose query, key and value maps are torch `Linear`s in the folder."""
     return [
         Entry(f"{parameter}/qkv/kernel", tuple(f"{name}.weight" for name in inputs), SPLIT_TRANSPOSED),
         Entry(f"{parameter}/qkv/bias", tuple(f"{name}.bias" for name in inputs), SPLIT),
@@ -118,7 +118,7 @@ def read(
     """Returns the parameters by name, float32, of exactly these tensors.
 
     `shapes` are the parameters'. Raises InputError naming each tensor that is missing, unexpected or of another
-    shape, with both shapes; `place` and `implied_by` say where they are from and what the shapes follow from.
+    shape, with both shapes; `place` and `implied_by` say where the tensors are from and what determines the shapes.
     """
     expected = {}
     for entry in entries:

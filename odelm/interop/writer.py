@@ -32,9 +32,9 @@ def export(model: Model, folder: str | Path, *, tokenizer: "Tokenizer | None" = 
     """Writes the folder, whole or not at all, and returns one sentence on what it is.
 
     A post-norm encoder becomes ALBERT, or BERT if it shares nothing and does not project its embeddings; a pre-norm
-    decoder becomes GPT-2, its shared block written `depth` times. What a block knows of its time is worked into
-    separate layers. Raises InputError listing the options with no equivalent, for a quantised model, and if `folder` is
-    there already.
+    decoder becomes GPT-2, its shared block written `depth` times. Everything in a block that depends on time is folded
+    into separate layers. Raises InputError listing the options with no equivalent, for a quantised model, and if
+    `folder` is there already.
     """
     folder = Path(folder).expanduser()
     if folder.exists():
@@ -85,7 +85,7 @@ def as_family(model: Model) -> tuple[Family, Model]:
 def _tensors(family: Family, model: Model, *, prefix: str) -> dict[str, np.ndarray]:
     """Returns the tensors under the names that transformers gives them, those of the body after `prefix`."""
     tensors = layouts.write(family.entries(model), parameters(model))
-    # A pooler is of the body.
+    # A pooler belongs to the body.
     heads = (*(head for head in family.heads if head != "pooler."), "lm_head.")
     named = {name if name.startswith(heads) else prefix + name: tensor for name, tensor in tensors.items()}
     if not model.config.tie_readout and isinstance(model, MaskedLM):
@@ -133,7 +133,7 @@ def _architecture(family: Family, model: Model) -> str:
 def _special(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> dict[str, str]:
     """Returns the special tokens by the names that transformers has for them, as far as the tokenizer has them.
 
-    What begins and ends a text is the class and separator token to an encoder, the end-of-text token to a decoder.
+    A text begins and ends with the class and separator token in an encoder, with the end-of-text token in a decoder.
     """
     if tokenizer is None:
         return {}
@@ -157,7 +157,8 @@ def _named_ids(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> F
 
 
 def _tokenizer_files(model: Model, tokenizer: "Tokenizer | None", end_token: str) -> dict[str, str]:
-    """Returns tokenizer.json, with the special tokens of an encoder put around its texts, and what names them."""
+    """Returns tokenizer.json, with an encoder's special tokens put around its texts, and the settings that name
+    them."""
     if tokenizer is None:
         return {}
     from tokenizers import Tokenizer

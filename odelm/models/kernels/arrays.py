@@ -1,4 +1,4 @@
-"""The arrays of a kernel: those through which programs hand results on, and what each has in shared memory."""
+"""The arrays of a kernel: those through which programs exchange results, and those of each in shared memory."""
 
 from typing import Any
 
@@ -12,11 +12,12 @@ plgpu: Any = mosaic_gpu
 
 
 def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the arrays through which programs hand results on, in global memory, with zeros where they begin.
+    """Returns the arrays in global memory through which programs exchange results; they begin as zeros.
 
-    The first axis is that of the rows of the batch, but of best tokens the last. What a step reads of the one before,
-    and best tokens, take turns with two places: a program may read the one while the next is written. `normed` has a
-    place for what enters a step and one for what leaves its attention: who writes it anew depends on all who read it.
+    The batch axis is the first, but for best tokens the last. Results of the step before that a step reads, and best
+    tokens, alternate between two places: a program may read one while the next is written. `normed` has one place for
+    the state that enters a step and one for the state after its attention: the program that writes a place again
+    depends on all that read it.
     """
     s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
     steps = {
@@ -42,7 +43,7 @@ def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct
 
 
 def scratch(layout: Layout) -> dict[str, Any]:
-    """Returns what a program has in shared memory."""
+    """Returns the arrays and barriers of a program in shared memory."""
     s, dtype = layout, layout.dtype
     kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
     if s.rounded:

@@ -16,9 +16,9 @@ from odelm.models.kernels.program import Program, vector
 from odelm.models.kernels.tokens import Token, Tokens
 
 LEAST = -1e30
-"""In place of the score of a position that is not seen."""
+"""The score of a position that is not attended to."""
 PARTS = ("keys", "values", "hidden")
-"""What is copied of a chunk of places, each with a barrier of its own."""
+"""The parts of a chunk of places that are copied, each with a barrier of its own."""
 Running = tuple[jax.Array, jax.Array, jax.Array]
 """The largest score so far, the sum of exp(score - largest), and the values (K,) weighted by the same."""
 
@@ -37,9 +37,9 @@ def send_for_memory(program: Program, token: Token | Tokens, step: jax.Array) ->
 
 
 def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
-    """Averages values over the places up to the token's; leaves the averages, and the logarithms of their weights.
+    """Averages values over the places up to the token's; publishes the averages, and the logarithms of their weights.
 
-    The programs of a head take turns with chunks of places; the first of them has the new one too. The first chunks
+    The programs of a head take turns with chunks of places; the first program also has the new place. The first chunks
     must be on their way (`send_for_memory`).
     """
     layout, C = program.layout, program.layout.chunk_splits
@@ -84,7 +84,7 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
 
 
 def _part(layout: Layout, item: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-    """Returns the row, the head and the number among a head's programs of a part of attention."""
+    """Returns, for a part of attention, its row, its head, and its number among the head's programs."""
     C, H = layout.chunk_splits, layout.heads
     if not layout.several:
         return 0, item // C, lax.rem(item, C)
@@ -94,7 +94,7 @@ def _part(layout: Layout, item: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
 def _fetch(
     program: Program, step: jax.Array, row: Any, start: jax.Array, group: jax.Array, slot: Any = 0, *names: str
 ) -> None:
-    """Starts to copy what is named, or all, of the keys and values of a chunk of a row's places from `start` on."""
+    """Starts to copy the parts in `names`, or all `PARTS`, of the chunk of a row's places from `start` on."""
     layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
     here = (step, row, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
     hidden = program.vectors["hidden"].at[row, pl.ds(start, layout.chunk)]
@@ -111,9 +111,9 @@ def _with_chunk(
     slot: Any = 0,
     following: Callable[..., None] = lambda *names: None,
 ) -> Running:
-    """Returns the average with a chunk that is on its way: the places from the first number of `part` on that are
-    before the second; `queries` is the query, once for each of them. Calls `following` with names of `PARTS` as soon as
-    these have been read."""
+    """Returns the running average after adding a chunk that is being copied: of its places, from the first number of
+    `part` on, those before the second; `queries` is the query, once for each place. Calls `following` with names of
+    `PARTS` as soon as these have been read."""
     layout, near = program.layout, {name: program.near[name].at[slot] for name in PARTS}
     arrival = {name: program.near["memory_arrival"].at[slot * len(PARTS) + i] for i, name in enumerate(PARTS)}
     top, total, context = running

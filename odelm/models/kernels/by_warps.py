@@ -1,18 +1,18 @@
-"""Products of a matrix and one vector by the instruction that each warp gives its tensor core by itself (`mma.sync`).
+"""Products of a matrix and one vector by the tensor-core instruction that each warp issues on its own (`mma.sync`).
 
-A warpgroup's own instruction (`wgmma`) takes its right side from shared memory, eight columns of it though all are
-equal, and 25 cycles for 16 inputs. Here each warp loads its 16 rows of the matrix (`ldmatrix`), as fast as shared
-memory gives them: 8 KB, 64 rows by 64 inputs, in 64 cycles.
+A warpgroup's own instruction (`wgmma`) reads its right side from shared memory, in eight columns although all are
+equal, and takes 25 cycles for 16 inputs. Here each warp loads its 16 rows of the matrix (`ldmatrix`), as fast as shared
+memory delivers them: 8 KB, 64 rows by 64 inputs, in 64 cycles.
 
-The eight columns of a right side are not equal: each is another part of the vector. A right side (16, 8) has two parts
-of eight inputs in each column, one above the other, so that 128 inputs are one right side. A thread holds it in two
-registers, where equal columns take sixteen. Eight pieces of the matrix, of 16 inputs each, are multiplied by it. Of the
-n-th product only the n-th column is wanted, that of the piece's own inputs; so each has sums of its own, and at the end
-the eight columns are added.
+Here the eight columns of a right side are not equal: each is another part of the vector. A right side (16, 8) has two
+parts of eight inputs in each column, one above the other, so that 128 inputs are one right side. A thread holds it in
+two registers, where equal columns would take sixteen. Eight pieces of the matrix, of 16 inputs each, are multiplied by
+it. Only the n-th column of the n-th product is wanted, the one of the piece's own inputs; so each product has sums of
+its own, and at the end the eight columns are added.
 
-The inputs of a piece need not lie beside each other. They are the n-th part of a tile of 64 inputs, and that of the
-tile beside it, so that the upper half of a right side lies in memory as the vector does, and so does the lower one
-(PTX, "Matrix Fragments for mma.m16n8k16").
+The inputs of a piece need not be adjacent. They are the n-th part of a tile of 64 inputs, and the n-th part of the tile
+beside it, so that both halves of a right side are in memory in the vector's order (PTX, "Matrix Fragments for
+mma.m16n8k16").
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ PARTS = 8
 """Columns of a right side."""
 MULTIPLY = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
 INPUTS = 2 * TILE[1]
-"""Of one right side; a vector has a multiple of them."""
+"""Inputs of one right side; a vector has a multiple of them."""
 
 
 def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
-    """Writes a vector, float32 (n,), each number of which one thread has, as the right side of a product in bfloat16;
-    `ref` is int32 (n / 2,) in shared memory, a pair each. It begins when no warp reads the one before any more."""
+    """Writes a vector, float32 (n,), each number held by one thread, as the right side of a product in bfloat16; `ref`
+    is int32 (n / 2,) in shared memory, a pair each. It waits until no warp reads the previous right side any more."""
 
     def write(context: Any, x: Any, ref: Any) -> None:
         del context
@@ -61,7 +61,8 @@ def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
 
 def put_text(numbers: int) -> str:
     """Returns the PTX that writes one or two neighbouring numbers of a right side, which has the vector's order: $0 is
-    where that is, $1 which of the inputs the first is, an even one where there are two, and the numbers follow."""
+    the address of the right side, $1 the index of the first number among the inputs, an even one where there are two,
+    and the numbers follow."""
     at = ".reg .b32 at, pair; .reg .b16 one; shl.b32 at, $1, 1; add.u32 at, at, $0;"
     if numbers == 2:
         return f"{{ {at} cvt.rn.bf16x2.f32 pair, $3, $2; st.shared.b32 [at], pair; }}"
@@ -87,9 +88,9 @@ def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
 
 
 def product_text(widths: Sequence[int]) -> str:
-    """Returns the PTX of a product with matrices of so many inputs each, multiples of `INPUTS`: $0 and $1 are the sums
-    of a thread's two rows, of which the second is the eighth behind the first; $2 is where the right side is, $3 the
-    thread's number, and then follows where the matrices are."""
+    """Returns the PTX of a product with matrices of `widths` inputs each, multiples of `INPUTS`: $0 and $1 are the sums
+    of a thread's two rows, of which the second is the eighth after the first; $2 is the address of the right side, $3
+    the thread's number, and the addresses of the matrices follow."""
     pairs = sum(widths) // INPUTS
     lines = [
         f".reg .b32 row, matrix, half, warp, turn, base, right, place<{PARTS}>;",
@@ -135,7 +136,7 @@ def _added() -> list[str]:
 
 
 def _rows(found: Sequence[Any]) -> Any:
-    """Returns the sums of a product, of which each thread has those of two rows."""
+    """Returns the sums of a product; each thread has those of two rows."""
     layout = ROW.to_mgpu()
     registers = np.empty(layout.registers_shape((ROWS,)), dtype=object)
     assert registers.size == len(found), registers.shape
@@ -145,7 +146,7 @@ def _rows(found: Sequence[Any]) -> Any:
 
 
 def _address(ref: Any) -> Any:
-    """Returns where something is in shared memory."""
+    """Returns the address of an array in shared memory."""
     return llvm.ptrtoint(_i32(), mosaic.memref_ptr(ref))
 
 

@@ -22,24 +22,24 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def send_for_readout(program: Program, *, early: bool) -> None:
-    """Starts to copy this program's first pieces of the readout: those that have places from the beginning, or the
-    others, which need those of `out`."""
+    """Starts to copy this program's first pieces of the readout: if `early`, those whose places are free from the
+    beginning, otherwise the others, which need the places of `out`."""
     layout = program.layout
     for i in range(layout.early) if early else range(layout.early, layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
 
 
 def drain_readout(program: Program) -> None:
-    """Waits for the pieces that were sent for early."""
+    """Waits for the pieces whose copies were started early."""
     for i in range(program.layout.early):
         pl.when(i < _pieces(program))(lambda i=i: plgpu.barrier_wait(program.near["readout_arrival"].at[i]))
 
 
 def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array) -> None:
-    """Leaves the best token of this program's part of the vocabulary for `choose`, of the last state (D,) of the
+    """Publishes for `choose` the best token of this program's part of the vocabulary, given the last state (D,) of the
     `number`-th token and the scale and shift of the final norm.
 
-    Its first pieces must be on their way (`send_for_readout`).
+    The copies of its first pieces must have been started (`send_for_readout`).
     """
     p, layout = program, program.layout
     p.normalise(state, affine)
@@ -74,9 +74,10 @@ def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Ar
 def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the `number`-th token and its log-probability, and how often programs have arrived by then.
 
-    Among the `top_k` likeliest tokens it is the best by its score: the best of all, if fewer than so many are likelier;
-    if not, neither it nor any that is less likely can be, and the best of the others is asked next. Each such round
-    takes two meetings. Tokens as likely as the last of the `top_k` are among them.
+    It is the token with the best score among the `top_k` likeliest: the best of all, if fewer than `top_k` tokens are
+    likelier; if not, neither that one nor any less likely token can be chosen, and the best of the others is tried
+    next. Each such round takes two barriers of all programs. Tokens as likely as the last of the `top_k` count among
+    them.
     """
     p = program
     word, logit, logprob = choose(p, number)
@@ -99,8 +100,8 @@ def settle(program: Program, number: jax.Array, met: jax.Array) -> tuple[jax.Arr
 
 
 def choose(program: Program, number: jax.Array, row: Any = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best token of all for a row, the first of equals, its logit and its log-probability, after all
-    programs met; it is the `number`-th."""
+    """Returns the `number`-th token of a row, which is the best of all programs' tokens (the first of equals), its
+    logit and its log-probability, after all programs met."""
     layout, places = program.layout, (program.layout.slots,)
     if layout.several:
         there = plgpu.broadcasted_iota(jnp.int32, places, 0, layout=ROW) < layout.programs
@@ -119,26 +120,26 @@ def choose(program: Program, number: jax.Array, row: Any = 0) -> tuple[jax.Array
         its = jnp.exp(logit - top)
         total = total - jnp.exp(jnp.max(jnp.where(there & (words == word), rounded, LEAST)) - top)
         total = jnp.maximum(total, 0.0) + its
-    # Where no logit is a number, any token that has an embedding.
+    # Where no logit is a number, this is any token that has an embedding.
     return jnp.minimum(word, layout.words - 1), logit, logit - top - jnp.log(total)
 
 
 def empty(p: Program) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns where a search over tiles begins, (`ROWS`,) each: the least score, no word, and 0."""
+    """Returns the initial values of a search over tiles, (`ROWS`,) each: the least score, no word, and 0."""
     values = jnp.float32(LEAST), jnp.int32(p.layout.vocabulary), jnp.float32(0)
     least, none, nothing = (plgpu.layout_cast(jnp.full((ROWS,), value), ROW) for value in values)
     return least, none, nothing
 
 
 def _best_of(p: Program, score: jax.Array, word: jax.Array, logit: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the best score, its first word and that one's logit, of those of all rows."""
+    """Returns the best score of all rows, the first word that has it, and that word's logit."""
     best = jnp.max(score)
     word = jnp.min(jnp.where(score == best, word, p.layout.vocabulary))
     return best, word, jnp.max(jnp.where(score == best, logit, LEAST))
 
 
 def _best_above(p: Program, floor: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the same of this program's tokens whose logit is above a floor."""
+    """Returns the best score, word and logit among this program's tokens whose logit is above a floor."""
 
     def tile(n: jax.Array, best: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         words = (p.me + n * p.layout.programs) * ROWS + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
@@ -164,14 +165,14 @@ def _likelier(p: Program, logit: jax.Array, met: jax.Array) -> tuple[jax.Array, 
 
 
 def leave(p: Program, number: jax.Array, *values: jax.Array) -> None:
-    """Leaves the first ones of `BEST` for `choose`."""
+    """Publishes `values`, the first ones of `BEST`, for `choose`."""
     for name, value in zip(BEST, values, strict=False):
         p.between[name][lax.rem(number, 2), p.me] = value
 
 
 def noise(program: Program, places: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns what is added to scores where the `number`-th token is drawn: to those of words, whose places are these
-    among all words of all rows."""
+    """Returns the noise that is added to scores where the `number`-th token is drawn, for the words at `places` among
+    all words of all rows."""
     keys = program.vectors["keys"]
     bits = _random_bits(keys[number, 0], keys[number, 1], places.astype(jnp.uint32))
     ones = (bits >> 9) | jnp.uint32(0x3F800000)  # floats from 1 up to 2
@@ -180,8 +181,8 @@ def noise(program: Program, places: jax.Array, number: jax.Array) -> jax.Array:
 
 
 def _random_bits(key0: jax.Array, key1: jax.Array, places: jax.Array) -> jax.Array:
-    """Returns what JAX draws for places of an array, uint32: Threefry with 20 rounds (Salmon et al. 2011, "Parallel
-    random numbers: as easy as 1, 2, 3") of a counter, both of its words folded into one."""
+    """Returns the bits that JAX draws for places of an array, uint32: Threefry with 20 rounds (Salmon et al. 2011,
+    "Parallel random numbers: as easy as 1, 2, 3") of a counter, both of its words folded into one."""
     keys = (key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA))
     x, y = jnp.zeros_like(places) + keys[0], places + keys[1]
     for group in range(5):
@@ -197,7 +198,7 @@ def _random_bits(key0: jax.Array, key1: jax.Array, places: jax.Array) -> jax.Arr
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 TINY = float(jnp.finfo(jnp.float32).tiny)
 BEST = ("best", "best_word", "best_logit", "top_logit", "sum")
-"""Under which names a program keeps its `Best` for the others."""
+"""The names under which a program publishes its `Best`."""
 
 
 def tiles(program: Program) -> jax.Array:
@@ -221,8 +222,8 @@ def _fetch(program: Program, piece: jax.Array) -> None:
 
 
 def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref, *, behind: int = 0) -> None:
-    """Multiplies the pieces of a tile by the state, (columns, width), and sends for another one as soon as the place of
-    each is free: when no more than `behind` products are on their way, itself not among them."""
+    """Multiplies the pieces of a tile by the state, (columns, width), and starts to copy another piece as soon as the
+    place of each is free: when no more than `behind` later products are still running."""
     layout, near, parts = program.layout, program.near, _parts(program)
     for step in range(parts + behind):
         if step < parts:

@@ -22,11 +22,11 @@ DONE = TEXTS.index("done")
 
 
 def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
-    """Leaves the best token of each row in this program's part of the vocabulary for `choose_rows`, of the normalised
-    last states.
+    """Publishes for `choose_rows` the best token of each row in this program's part of the vocabulary, given the
+    normalised last states.
 
-    A row that has ended gets the token `end`, with its log-probability. The first pieces of the readout must be on
-    their way.
+    A row that has ended gets the token `end`, with its log-probability. The copies of the first pieces of the readout
+    must have been started.
     """
     p, layout = program, program.layout
     take_normed(p, token, jnp.int32(layout.steps), 0, p.affine_refs("end"))
@@ -54,7 +54,8 @@ def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
 
 
 def choose_rows(program: Program, token: Tokens, end: jax.Array, tokens: Ref, logprobs: Ref) -> None:
-    """Writes the next token of each row that this program has, and what is kept of the row, after all programs met."""
+    """Writes the next token of each row that this program has, and updates the row's `TEXTS`, after all programs
+    met."""
     p, number, texts = program, token.number, program.between["texts"]
 
     def work(n: Any, row: jax.Array) -> None:
@@ -75,7 +76,7 @@ def all_ended(program: Program) -> jax.Array:
 
 
 def _leave(p: Program, number: jax.Array, best: Best) -> None:
-    """Leaves the best of each column for `choose`."""
+    """Publishes the best of each column for `choose`."""
     score, word, logit, top, total = best
     most = jnp.max(score, axis=0)
     first = jnp.min(jnp.where(score == _everywhere(most), word, p.layout.vocabulary), axis=0)

@@ -30,19 +30,19 @@ def decode(
     persistent: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the tokens after each text, int32 (B, limit), their log-probabilities, float32 (B, limit), and how
-    many there are, int32 (); what stands behind these is not set. Tokens of a row that has ended are `begin.end`, until
+    many there are, int32 (); entries after these are not set. Tokens of a row that has ended are `begin.end`, until
     all have ended.
 
     Args:
         matrices: those of `odelm.models.kernels.tables`, for the layout of the kernels.
-        vectors: as there, and `hidden`, float32 (B, S), what is added to the scores of each place of the memory: 0, or
-            `attend.LEAST` at one not to be attended to. Those from `begin.place` on are not seen before they are
-            filled. If the layout is `sampled`, also `temperature`, float32 (1,), and `keys`, uint32 (limit, 2), the
+        vectors: as there, and `hidden`, float32 (B, S), which is added to the scores of each place of the memory: 0, or
+            `attend.LEAST` at one not to be attended to. Places from `begin.place` on are not attended to before they
+            are filled. If the layout is `sampled`, also `temperature`, float32 (1,), and `keys`, uint32 (limit, 2), the
             data of the key by which each token is drawn; if it is `filtered`, `top_k`, int32 (1,).
         memory: references (`jax.new_ref`) of keys and values (N, B, S, J K) in the layout's dtype, with finite numbers
             everywhere; they are written to.
-        limit: the most tokens that there may be.
-        persistent: whether one launch computes all; its programs wait for each other and must all run at once.
+        limit: the most tokens that can be generated.
+        persistent: whether one launch computes all phases; its programs wait for each other and must all run at once.
             Otherwise each phase is a launch.
     """
     # XLA would fill arrays of one number anew for every token.
@@ -68,7 +68,7 @@ def decode(
 
 def begin_exchange(layout: Layout, *, marked: bool) -> Arrays:
     """Returns the arrays that `exchanged` describes, with zeros. Programs read only what the same launch wrote, except
-    the count of arrivals, the units that fill up the last slice of the hidden ones, and marks: 0 is that of no step."""
+    the count of arrivals, the hidden units that fill up the last slice, and marks: 0 marks no step."""
     return {name: jnp.zeros(of.shape, of.dtype) for name, of in exchanged(layout, marked=marked).items()}
 
 
@@ -120,7 +120,7 @@ def _all_tokens_of_rows(program: Program, numbers: Ref, tokens: Ref, logprobs: R
 
 
 def _finish(program: Program, done: jax.Array, made: Ref) -> None:
-    """Waits for what is still on its way, and writes how many tokens there are."""
+    """Waits for copies that are still running, and writes how many tokens there are."""
     program.end()
     drain_readout(program)
 
@@ -130,8 +130,8 @@ def _finish(program: Program, done: jax.Array, made: Ref) -> None:
 
 
 def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.Array | None = None) -> jax.Array:
-    """Computes all phases of a token, up to the choice of the next, and returns how often programs have arrived; of
-    several rows those that have ended get the token `end`."""
+    """Computes all phases of a token, up to the choice of the next, and returns how often programs have arrived; with
+    several rows, those that have ended get the token `end`."""
     layout, last = program.layout, program.layout.steps - 1
     phases = phases_of(layout)
 

@@ -1,4 +1,4 @@
-"""How a kernel is made of a layout, and where texts begin to be continued."""
+"""How a kernel is made from a layout, and where the continuation of texts begins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from odelm.models.kernels.program import Program, Ref
 
 plgpu: Any = mosaic_gpu
 PROFILED = 450
-"""Begins and ends that a trace has room for."""
+"""Begin and end events that a trace has room for."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Begin:
-    """Where the texts of B rows begin to be continued; int32 (B,) or ()."""
+    """Where the continuation of the texts of B rows begins; int32 (B,) or ()."""
 
     token: jax.Array
     """(B,), the newest token of each, which is not in the memory yet."""
@@ -30,7 +30,7 @@ class Begin:
     place: jax.Array
     """(B,), where its key and value go in the memory: behind all others."""
     done: jax.Array
-    """(B,), 1 for a row that has ended; of a single row nothing is computed then."""
+    """(B,), 1 for a row that has ended; with a single row, nothing is computed then."""
     count: jax.Array
     """(), how many tokens to generate at most."""
     end: jax.Array
@@ -52,9 +52,9 @@ class Kernels:
     """A folder for traces of each launch, Chrome's JSON, in cycles."""
 
     def make(self, run: Callable[..., None], *, programs: int | None = None) -> Callable[..., None]:
-        """Returns a kernel that calls `run(program, numbers, *refs)`, of arguments (refs of `Program`, numbers, *refs).
+        """Returns a kernel that calls `run(program, numbers, *refs)` and takes (refs of `Program`, numbers, *refs).
 
-        The programs do not meet if their number is given.
+        The programs do not wait for each other if `programs`, their number, is given.
         """
         layout, meeting = self.layout, programs is None
 

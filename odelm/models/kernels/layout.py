@@ -1,4 +1,4 @@
-"""How a model's matrices are shared out among the programs of a kernel, and which models a kernel takes."""
+"""How a model's matrices are divided among the programs of a kernel, and which models a kernel takes."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,28 +11,30 @@ from odelm.models.kernels.sharing import splits
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 ROWS = 64
-"""Rows of a matrix that a program multiplies at a time: those of a Hopper tensor core's instruction. A head has as many
-numbers, so that who multiplies by its rows has all of it."""
+"""Rows of a matrix that a program multiplies at a time: as many as a Hopper tensor core's instruction takes. A head has
+as many numbers, so that the program that multiplies by its rows has all of it."""
 COLUMNS = 8
-"""Columns of the other factor, the fewest of that instruction: rows of the batch, or for one row all equal. In shared
-memory each is a row: inputs first would take 16 columns, and matrices copied by 32 bytes, not 128."""
+"""Columns of the other factor, the fewest that the instruction takes: rows of the batch, or for one row all equal. In
+shared memory each column is a row: with inputs first there would be 16 columns, and matrices copied by 32 bytes, not
+128."""
 RING_SLICES = {16: (128, 64), 8: (384, 256, 128)}
-"""Inputs of the readout's rows that a program multiplies at a time, by preference, for rows of so many bits."""
+"""Inputs of the readout's rows that a program multiplies at a time, in order of preference, by the bits of a row's
+numbers."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
-"""The maps whose pieces take turns with one place in a program's shared memory, in a step's order. The piece of "out"
-has places of the readout's ring, which are free until the readout, or one of its own where the readout is rounded."""
+"""The maps whose pieces take turns in one place of a program's shared memory, in a step's order. The piece of "out"
+uses places of the readout's ring, which are free until the readout, or one of its own where the readout is rounded."""
 THREADS = 128
-"""Of a program: a vector of which each of them holds as many numbers is read and written fastest."""
+"""Threads of a program: a vector is read and written fastest if each of them holds equally many of its numbers."""
 CHUNK = 64
 """Positions whose keys a program reads at a time."""
 PROGRAMS = 132
 """Multiprocessors of an H100 or H200: all programs have to run at once, since they wait for each other."""
 SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
-"""Shared memory that a program of a Hopper card may have, and what of it is left for reductions and barriers."""
+"""Shared memory that a program of a Hopper card may have, and the part of it left for reductions and barriers."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
-"""How many pieces of the readout may be on their way or in use; as many as there is shared memory for."""
+"""How many pieces of the readout may be in flight or in use; the most for which there is shared memory."""
 WIDEST = 1024
 """The widest state: a program keeps `ROWS` rows of that many inputs."""
 
@@ -49,7 +51,7 @@ class Layout:
     vocabulary: int
     """V, a multiple of `ROWS`: the readout's rows may be filled up."""
     words: int
-    """How many of them are tokens."""
+    """How many of the readout's rows are tokens."""
     room: int
     """S, places of the memory, a multiple of `chunk`."""
     steps: int
@@ -65,32 +67,32 @@ class Layout:
     sampled: bool = False
     """Whether a token is drawn by its probability, at a temperature; otherwise it is the likeliest."""
     filtered: bool = False
-    """Whether it is drawn among so many likeliest ones; only where one launch computes all."""
+    """Whether a token is drawn among the `top_k` likeliest ones; only where one launch computes all phases."""
     dtype: Any = jnp.bfloat16
-    """Of the matrices and of the keys and values."""
+    """The dtype of the matrices and of the keys and values."""
     programs: int = PROGRAMS
     out_slice: int = ROWS
-    """Inputs of the output matrix of attention that are summed over at a time; of the other maps as many as the state
-    is wide. Where a map has more inputs, the sums of its slices are added by those who read them."""
+    """Inputs of attention's output matrix that are summed over at a time; the other maps sum over as many as the state
+    is wide. Where a map has more inputs, the programs that read the sums of its slices add them."""
     chunk: int = CHUNK
     chunk_splits: int = 8
     """How many programs share the positions of a head; every program with a piece of `out` reads all their averages."""
     chunk_places: int = 1
-    """Chunks of keys and values that are on their way or in use, of several rows."""
+    """Chunks of keys and values that are in flight or in use, where there are several rows."""
     marks: bool = False
-    """Whether what is handed on has marks (`odelm.models.kernels.marked`), so that programs need not meet within a
+    """Whether published results have marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
     ring: int = 3
-    """Pieces of the readout that are on their way or in use; the last ones, if they are of 16 bits, keep a piece of
-    `out` until then."""
+    """Pieces of the readout that are in flight or in use; with 16 bits, the last places hold a piece of `out` until the
+    readout."""
     ring_slice: int = RING_SLICES[16][-1]
     readout_bits: int = 16
-    """8: the readout multiplies rows rounded to int8, and computes again what may be the best of them from the rows of
-    `dtype` (`odelm.models.kernels.rounded`). Not where tokens are `filtered`, or there are several rows."""
+    """8: the readout multiplies rows rounded to int8, and computes the candidates for the best again from the rows of
+    `dtype` (`odelm.models.kernels.rounded`). Unsupported where tokens are `filtered`, or there are several rows."""
     by_warps: bool = False
-    """Whether each warp multiplies its rows of a block's matrices by itself (`odelm.models.kernels.by_warps`); only in
-    bfloat16, and where the readout is rounded, since that of 16 bits needs another right side, for which there would be
-    no room."""
+    """Whether each warp multiplies its own rows of a block's matrices (`odelm.models.kernels.by_warps`); only in
+    bfloat16, and where the readout is rounded, since a readout of 16 bits needs another right side, for which there
+    would be no room."""
 
     @property
     def several(self) -> bool:
@@ -113,21 +115,21 @@ class Layout:
 
     @property
     def up(self) -> int:
-        """What the first feed-forward matrix gives."""
+        """Outputs of the first feed-forward matrix."""
         return self.hidden * self.factors
 
     @property
     def factors(self) -> int:
-        """How many of these a hidden unit is made of."""
+        """How many outputs of the first feed-forward matrix a hidden unit is made of."""
         return 2 if self.activation == "swiglu" else 1
 
     @property
     def filled_hidden(self) -> int:
-        """How many hidden units there are if zeros fill the last slice up."""
+        """How many hidden units there are once zeros fill the last slice up."""
         return -(-self.hidden // self.width) * self.width
 
     def inputs(self, name: str) -> int:
-        """Returns how many inputs a map has, those of the hidden units filled up to whole slices."""
+        """Returns how many inputs a map has; hidden units are filled up to whole slices."""
         return {"out": self.heads * self.head_size, "down": self.filled_hidden}.get(name, self.width)
 
     def slice_of(self, name: str) -> int:
@@ -135,7 +137,7 @@ class Layout:
         return self.out_slice if name == "out" else self.width
 
     def splits(self, name: str) -> int:
-        """Returns in how many slices the inputs of a map are cut."""
+        """Returns into how many slices the inputs of a map are cut."""
         return self.inputs(name) // self.slice_of(name)
 
     def pieces(self, name: str) -> int:
@@ -146,7 +148,7 @@ class Layout:
     def owners(self, name: str) -> tuple[int, int, int]:
         """Returns (base, first, span): piece n of a map belongs to program base + (first + n) % span.
 
-        As far as there are programs enough, none has pieces of two maps of a place, which then need not take turns.
+        If there are enough programs, none has pieces of two maps that share a place, so that they need not take turns.
         """
         programs, before = self.programs, self.pieces("qkv")
         match name:
@@ -162,12 +164,12 @@ class Layout:
 
     @property
     def early(self) -> int:
-        """How many pieces of the readout may be sent for while the steps are computed."""
+        """How many pieces of the readout may be copied while the steps are computed."""
         return self.ring - (0 if self.rounded else self.out_places)
 
     def participants(self, *names: str) -> int:
-        """Returns how many programs have a piece of any of these maps; with no names, have a part in attention; with
-        the name "rows", have a row of the batch."""
+        """Returns how many programs have a piece of any of these maps; with no names, how many have a part in
+        attention; with the name "rows", how many have a row of the batch."""
         if not names:
             return min(self.attended, self.programs)
         if names == ("rows",):
@@ -180,12 +182,12 @@ class Layout:
 
     @property
     def attended(self) -> int:
-        """How many parts attention has."""
+        """Into how many parts attention is divided."""
         return self.rows * self.heads * self.chunk_splits
 
     @property
     def marked(self) -> bool:
-        """Whether there are marks, and several programs for them."""
+        """Whether published results have marks: `marks`, with several programs."""
         return self.marks and self.programs > 1
 
     @property
@@ -195,7 +197,7 @@ class Layout:
 
     @property
     def rounded_names(self) -> tuple[str, ...]:
-        """What a program keeps of its words where the readout is rounded."""
+        """The names of the numbers that a program keeps of its words where the readout is rounded."""
         return ("logits", "most", "noise") if self.sampled else ("logits", "most")
 
     @property
@@ -210,7 +212,7 @@ class Layout:
 
     @property
     def shared_bytes(self) -> int:
-        """What a program takes of shared memory, but for reductions and barriers."""
+        """The shared memory that a program uses, in bytes, except for reductions and barriers."""
         numbers = self.longest if self.by_warps else COLUMNS * self.longest
         numbers += 2 * self.chunk_places * self.chunk * self.head_size + ROWS * self.width
         ring = ROWS * self.ring * self.ring_slice
@@ -225,7 +227,7 @@ class Layout:
 
     @property
     def fits(self) -> bool:
-        """Whether a Hopper card has so much, and the ring has a place that is not that of `out`."""
+        """Whether a Hopper card has that much shared memory, and the ring has a place that `out` does not use."""
         return self.early > 0 and self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
 
     @property
@@ -235,11 +237,11 @@ class Layout:
 
 
 def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
-    """Returns the layout of a model that `unsupported` finds nothing in; `room` is that of the memory at least.
+    """Returns the layout of a model that `unsupported` accepts; the memory has at least `room` places.
 
-    The readout gets the shared memory that is left. `options` are fields of the layout, which are not chosen then; but
-    rows of 8 bits, which are chosen, become those of 16 where tokens are filtered, there are several rows, or there is
-    no room for both. `by_warps` is chosen too, and is off where it cannot be.
+    The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
+    Readout rows have 8 bits by default, and in any case 16 where tokens are filtered, there are several rows, or there
+    is no room for both. `by_warps` is on by default, and off where it is unsupported.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
@@ -268,7 +270,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
 
 def _slice(inputs: int) -> int:
-    """Returns a slice of about a third of so many inputs, of which each of `THREADS` threads has the same share."""
+    """Returns the size of a slice, about a third of `inputs`, of which each of `THREADS` threads has the same share."""
     return max(n for n in range(THREADS, max(inputs // 3, THREADS) + 1, THREADS) if inputs % n == 0)
 
 

@@ -1,7 +1,7 @@
-"""Numbers handed from program to program in global memory, each with a mark that says when it was written.
+"""Numbers passed between programs in global memory, each with a mark that says when it was written.
 
-A reader polls until all marks are those of the present step, so that no signal has to follow the numbers, and a program
-waits only for those from which it reads. A number and its mark are one word of 64 bits, which is written and read as a
+A reader polls until all marks are those of the present step, so that no separate signal is needed, and a program waits
+only for the programs from which it reads. A number and its mark are one word of 64 bits, which is written and read as a
 whole (PTX, "Memory consistency model"; NCCL passes data in the same way in its protocol LL).
 
 An array of n numbers is int32 (.., n, 2): the bits of a float32, and a mark, which is never 0.
@@ -27,13 +27,13 @@ COLUMN, ROW = plgpu.Layout.WGMMA.reduce(0), plgpu.Layout.WGMMA.reduce(1)
 
 
 def strided(n: int) -> Any:
-    """Returns the layout in which a thread holds neighbouring numbers, each of which no other has."""
+    """Returns the layout in which a thread holds neighbouring numbers, which no other thread holds."""
     return plgpu.Layout.WG_STRIDED((n,), 2 if n % 256 == 0 else 1)
 
 
 def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
-    """Writes float32 (n,) with a mark, int32 (). In the layout each number is held once, or they are those of a column
-    or a row of a product."""
+    """Writes float32 (n,) with a mark, int32 (). In the layout each number is held once, or the numbers are those of a
+    column or a row of a product."""
     copies = {COLUMN: _of_column, ROW: _of_row}.get(layout, lambda thread, number: None)
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
@@ -53,8 +53,8 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
 
 
 def put_columns_marked(x: jax.Array, ref: Ref, stride: int, columns: int, mark: jax.Array) -> None:
-    """Writes the first columns of a product, float32 (n, `COLUMNS`), with a mark: each becomes n neighbouring words,
-    those of the first at `ref`, of each other one `stride` words behind the one before."""
+    """Writes the first columns of a product, float32 (n, `COLUMNS`), with a mark: each column becomes n neighbouring
+    words, the first column's at `ref`, each next column's `stride` words after the one before."""
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
@@ -79,7 +79,7 @@ def _of_row(thread: Any, number: int) -> Any:
 
 
 def _of_column(thread: Any, number: int) -> Any:
-    """Whether a thread is one of the four, of all with the same numbers, that write a register."""
+    """Whether a thread is one of the four that write a register, among all threads with the same numbers."""
     return arith.cmpi(arith.CmpIPredicate.eq, arith.shrui(thread, _number(2)), _number(number))
 
 
@@ -89,8 +89,8 @@ _STORE_MINE = "{ .reg .b64 word; mov.b64 word, {$1, $2}; @$3 st.relaxed.gpu.glob
 
 def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
     """Returns float32 (n,) of each of `refs` of the same n, as soon as all of them have the mark; in a layout, by
-    default that in which each number is held once. What is expected last should be the last of them: until it is
-    there, only it is read."""
+    default that in which each number is held once. The array expected last should be the last of `refs`: until it is
+    complete, only it is read."""
     n = refs[-1].shape[0]
     places = strided(n) if layout is None else layout
     shape = plgpu.ShapeDtypeStruct((n,), jnp.float32, layout=places)
@@ -127,7 +127,7 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
 
 
 def _loop(refs: int, registers: int, length: int, step: int, outputs: int) -> str:
-    """Returns PTX that reads words until all have the mark, with the last array alone at first."""
+    """Returns PTX that reads words until all have the mark, at first only those of the last array."""
 
     def load(ref: int) -> list[str]:
         lines = []

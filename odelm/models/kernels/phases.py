@@ -1,8 +1,10 @@
-"""The phases of a depth step, each of which reads what others left in it: a state goes in, and what moves it comes out.
+"""The phases of a depth step, each of which reads what earlier ones published. A state goes in, the changes to it come
+out.
 
 With parallel branches there are three, since both branches read the same state: into both, attention, out of both.
-Otherwise there are five. Of several rows of the batch each has a program that adds what moves its state and normalises
-it, in a phase before those that enter a branch: if all programs did so for all rows, they would read most of the time.
+Otherwise there are five. Where the batch has several rows, each row has a program that adds the changes to its state
+and normalises it, in a phase before those that enter a branch: if all programs did so for all rows, they would spend
+most of the time reading.
 """
 
 import math
@@ -30,7 +32,7 @@ Phase = Callable[[Program, Any, Step], Any]
 
 
 def phases_of(layout: Layout) -> dict[Phase, tuple[str, ...]]:
-    """Returns the phases of a step, in turn, and the maps of each, or "rows" for those with a program for a row."""
+    """Returns the phases of a step, in order, and the maps of each, or "rows" for those with a program for a row."""
     rows: tuple[str, ...] = ("rows",)
     if layout.parallel:
         phases = {gather: rows, _enter_both: ("qkv", "up"), attend: (), _leave_both: ("out", "down")}
@@ -41,7 +43,7 @@ def phases_of(layout: Layout) -> dict[Phase, tuple[str, ...]]:
 
 
 def gather(program: Program, token: Newest, step: Step) -> None:
-    """Keeps the state of each row that enters a step, or leaves the last, and hands it on normalised."""
+    """Publishes the state of each row that enters a step, or leaves the last, as it is and normalised."""
     p = program
 
     def work(number: Any, row: jax.Array) -> None:
@@ -55,7 +57,7 @@ def gather(program: Program, token: Newest, step: Step) -> None:
 
 
 def gather_between(program: Program, token: Newest, step: Step) -> None:
-    """Hands on the state of each row behind the attention branch, normalised."""
+    """Publishes the state of each row after the attention branch, normalised."""
     p = program
 
     def work(number: Any, row: jax.Array) -> None:
@@ -67,8 +69,8 @@ def gather_between(program: Program, token: Newest, step: Step) -> None:
 
 
 def take_normed(program: Program, token: Newest, step: Step, place: int, affine: tuple[Any, Any]) -> None:
-    """Writes the normalised states of several rows into the right side of a product, by a norm's scale and shift, which
-    are references."""
+    """Writes the normalised states of several rows into the right side of a product, with a norm's scale and shift
+    applied; `affine` are references to both."""
     p, size = program, program.layout.width
     scale, shift = (vector(ref, beside(size).reduce(0)) for ref in affine)
     rows = p.receive_rows(lambda row: [("normed", row, place)], mark=p.mark(token, step))
@@ -76,8 +78,8 @@ def take_normed(program: Program, token: Newest, step: Step, place: int, affine:
 
 
 def enter(program: Program, token: Newest, step: Step) -> None:
-    """Computes queries, divided by the root of a head's size, keys and values from the state that enters a step, first
-    of all the token's embedding. It keeps that state, and the keys and values in the memory."""
+    """Computes queries, divided by the root of a head's size, keys and values from the state that enters a step, which
+    is the token's embedding in the first. Stores that state, and the keys and values in the memory."""
     p, layout = program, program.layout
     H, J, K = layout.heads, layout.kv_heads, layout.head_size
 
@@ -116,13 +118,14 @@ def enter(program: Program, token: Newest, step: Step) -> None:
 
 
 def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
-    """Returns the cosines or sines of the tokens' positions, as what comes of a product."""
+    """Returns the cosines or sines of the tokens' positions, in the shape of a product's result."""
     found = [vector(p.vectors[name].at[token.of(row).position]) for row in range(p.layout.rows)]
     return by_column(found) if p.layout.several else found[0]
 
 
 def _fill_of(p: Program) -> Fill:
-    """Returns what writes the normalised state as a product's right side: nothing, where `prepare` has done so."""
+    """Returns the function that writes the normalised state as a product's right side; it does nothing where `prepare`
+    has written it."""
     return (lambda offset, size: None) if p.layout.several or p.layout.by_warps else p.take
 
 
@@ -161,7 +164,7 @@ def leave_attention(program: Program, token: Newest, step: Step) -> None:
 
 
 def _averaged(parts: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
-    """Returns the average of averages, by the logarithms of their weights."""
+    """Returns the weighted average of averages, given the logarithms of their weights."""
     top = reduce(jnp.maximum, weights)
     factors = [jnp.exp(one - top) for one in weights]
     averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
@@ -235,20 +238,20 @@ def moved(program: Program, token: Newest, step: Step, row: Any = 0) -> jax.Arra
 
 
 def _after_attention(p: Program, token: Newest, step: Step, row: Any = 0) -> jax.Array:
-    """Returns the state (D,) in a step behind the attention branch."""
+    """Returns the state (D,) in a step after the attention branch."""
     state, *moves = p.receive(*_state(p, step, row, "out"), mark=p.mark(token, step))
     return state + reduce(add, moves)
 
 
 def _state(p: Program, step: Step, row: Any, *names: str) -> list[tuple[Any, ...]]:
-    """Returns where the state of a row that entered a step is, and what the slices of these maps add to it."""
+    """Returns the places of the state of a row that entered a step, and of what the slices of these maps add to it."""
     turn = lax.rem(step, 2)
     moves = [(name, row, turn, part) for name in names for part in range(p.layout.splits(name))]
     return [("state", row, turn), *moves]
 
 
 def _leave(p: Program, name: str, branch: str, token: Newest, step: Step, fill: Fill) -> None:
-    """Leaves what a branch adds, through its gate; the first slice of inputs adds the bias."""
+    """Publishes what a branch adds, times its gate; the first slice of inputs adds the bias."""
 
     def constants(tile: jax.Array) -> tuple[jax.Array, ...]:
         place = pl.ds(tile * ROWS, ROWS)

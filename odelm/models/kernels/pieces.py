@@ -1,4 +1,5 @@
-"""Which pieces of a block's matrices a program has, where they are in its shared memory, and when they come."""
+"""Which pieces of a block's matrices a program has, where they are in its shared memory, and when they are copied
+there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Pieces:
     me: jax.Array
     """int32 (), the number of the program."""
     zero: Any
-    """0, of which the compiler may know nothing."""
+    """0, hidden from the compiler."""
     matrices: dict[str, Ref]
     blocks: Ref
     """int32 (N,), the block of each step."""
@@ -37,8 +38,8 @@ class Pieces:
     """Whether one launch computes all phases; otherwise each is a launch of its own."""
 
     def rank(self, name: str) -> tuple[jax.Array, int]:
-        """Returns the first piece of a map that this program has, below 0 if it cannot have one, and how many pieces
-        further the next is."""
+        """Returns the first piece of a map that this program has, below 0 if it cannot have one, and the number of
+        pieces from one to the next."""
         base, first, span = self.layout.owners(name)
         return jnp.where(self.me < base, -1, lax.rem(self.me - base + span - first, span)), span
 
@@ -54,15 +55,15 @@ class Pieces:
 
     @property
     def _same(self) -> bool:
-        """Whether what belongs to a program's place may stay there: all steps have one block."""
+        """Whether a piece may stay in its place: all steps have one block."""
         return self.meeting and self.matrices["qkv"].shape[0] == 1
 
     def resident(self) -> jax.Array:
-        """Whether a piece is the only one that takes turns, with itself."""
+        """Whether this program has only one piece of the maps that take turns, which may stay in its place."""
         return (self.count() == 1) if self._same else jnp.bool(False)
 
     def awaited(self, name: str, step: jax.Array) -> jax.Array:
-        """Whether a piece that is about to be used was sent for after the last use of its place."""
+        """Whether the copy of a piece that is about to be used was started after the last use of its place."""
         if name in TURNS:
             return ~self.resident()
         return (step == 0) | (not (self._same and self.layout.rounds(name) == 1))
@@ -101,7 +102,7 @@ class Pieces:
             plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
 
     def fetch_first(self, names: tuple[str, ...], step: jax.Array) -> None:
-        """Sends for the first piece that this program has of these maps."""
+        """Starts to copy the first piece that this program has of these maps."""
         if names:
             lax.cond(
                 self.has(names[0], 0),
@@ -110,13 +111,13 @@ class Pieces:
             )
 
     def fetch_after(self, name: str, number: Any, step: jax.Array) -> None:
-        """Sends for the piece that is multiplied next after the `number`-th of a map; only of this map where a phase is
-        a launch of its own."""
+        """Starts to copy the piece that is multiplied next after the `number`-th of a map; only one of this map where
+        each phase is a launch of its own."""
         names = TURNS if name in TURNS else (name,)
         later, following = names[names.index(name) + 1 :], lax.rem(step + 1, self.layout.steps)
 
         def first() -> None:
-            # Of `out` there is none to send for behind the last step, where the readout begins.
+            # There is no piece of `out` to copy after the last step, where the readout begins.
             pl.when((following > 0) | (name in TURNS))(lambda: self.fetch_first(names, following))
 
         def others() -> None:
@@ -136,7 +137,7 @@ class Pieces:
 
 
 def share(count: int, rank: jax.Array, span: int, work: Callable[[Any, jax.Array], None]) -> None:
-    """Does the pieces `rank`, `rank` + `span` .. of `count`, none if the rank is below 0."""
+    """Calls `work` for the pieces `rank`, `rank` + `span` .. of `count`, none if the rank is below 0."""
     if count <= span:
         pl.when((rank >= 0) & (rank < count))(lambda: work(0, rank))
         return

@@ -1,4 +1,5 @@
-"""What all phases of a kernel share: its arrays, what programs hand on, and products with a block's matrices."""
+"""What all phases of a kernel share: its arrays, the results that programs publish, and products with a block's
+matrices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,13 +22,13 @@ from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copie
 from odelm.models.kernels.tokens import Token, Tokens
 
 plgpu: Any = mosaic_gpu
-"""Whose names and signatures differ between releases of JAX."""
+"""Untyped, because its names and signatures differ between releases of JAX."""
 Ref = Any
 """An array that a kernel reads and writes in place."""
 Fill = Callable[[jax.Array, int], None]
-"""Writes so many inputs from an offset on as the right side of a product."""
+"""Writes a number of inputs, from an offset on, as the right side of a product."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
-"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they come in the meantime."""
+"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
 Store = Callable[..., None]
 """Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
 
@@ -40,11 +41,11 @@ class Program:
     me: jax.Array
     """int32 (), its number."""
     matrices: dict[str, Ref]
-    """Of `tables.matrices`, in global memory as the next two."""
+    """Those of `tables.matrices`, in global memory like the next two."""
     vectors: dict[str, Ref]
-    """Of `tables.vectors`."""
+    """Those of `tables.vectors`."""
     between: dict[str, Ref]
-    """What phases hand on to each other, as in `arrays.exchanged`."""
+    """The results that phases pass to each other, as in `arrays.exchanged`."""
     keys: Ref
     """(N, B, S, J K) of the memory, and the values; read and written."""
     values: Ref
@@ -53,7 +54,7 @@ class Program:
     meeting: bool
     """Whether one launch computes all phases; otherwise each is a launch of its own."""
     zero: Any = 0
-    """0, of which the compiler may know nothing."""
+    """0, hidden from the compiler."""
 
     @property
     def pieces(self) -> Pieces:
@@ -62,7 +63,7 @@ class Program:
 
     @property
     def marked(self) -> bool:
-        """Whether what is handed on within a token has marks."""
+        """Whether results published within a token have marks."""
         return self.meeting and self.layout.marked
 
     @property
@@ -71,8 +72,7 @@ class Program:
         return self.meeting and self.layout.programs > 1
 
     def mark(self, token: Token | Tokens, step: jax.Array) -> jax.Array:
-        """Returns the mark of what is handed on in a step, or after the last: no other of a launch has it, and it is
-        not 0."""
+        """Returns the mark of results published in a step, or after the last: not 0, and unique within a launch."""
         return token.number * (self.layout.steps + self.layout.several) + step + 1
 
     def publish(self, x: jax.Array, name: str, row: Any, *place: Any, mark: jax.Array, layout: Any) -> None:
@@ -84,7 +84,7 @@ class Program:
             put(x, ref)
 
     def publish_all(self, x: jax.Array, name: str, *place: Any, mark: jax.Array) -> None:
-        """Writes what came of a product under a name: a vector, or of several rows those in its columns."""
+        """Publishes the result of a product under a name: a vector, or with several rows the vectors in its columns."""
         if not self.layout.several:
             self.publish(x, name, 0, *place, mark=mark, layout=ROW)
         elif self.marked:
@@ -95,8 +95,8 @@ class Program:
                 put(column_of(x, row), self.between[name].at[(row, *place)])
 
     def receive(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
-        """Returns published vectors of one length, (name, row, *place) each, the one that is expected last at the
-        end."""
+        """Returns published vectors of one length, from (name, row, *place) each; the one expected last should be the
+        last of `places`."""
         refs = [self.between[name].at[tuple(place)] for name, *place in places]
         if self.marked:
             return read_marked(refs, mark, layout)
@@ -119,7 +119,7 @@ class Program:
             self.take(0, size)
 
     def arrive(self, part: jax.Array) -> None:
-        """Says that this program has done its `part` of a phase, if it has one.
+        """Signals that this program has done its `part` of a phase, if it has one.
 
         A program without a part does not delay the others, so what it reads must not change before its next part.
         """
@@ -128,13 +128,13 @@ class Program:
                 pl.when(part)(lambda: arrive(self.between["arrived"]))
 
     def wait(self, count: jax.Array) -> None:
-        """Waits until programs have arrived `count` times in all. What they wrote before is then seen."""
+        """Waits until programs have arrived `count` times in all. What they wrote before is then visible."""
         if self.shares_work:
             with jax.named_scope("wait"):
                 wait(self.between["arrived"], count)
 
     def meet(self, count: jax.Array) -> jax.Array:
-        """Waits until all programs are here, and returns how often they have arrived by then."""
+        """Waits until all programs have arrived, and returns how often they have arrived by then."""
         self.arrive(jnp.bool(True))
         self.wait(count + self.layout.programs)
         return count + self.layout.programs
@@ -149,7 +149,8 @@ class Program:
     def with_opaque_numbers(self) -> "Program":
         """Returns this program with its numbers hidden from the compiler.
 
-        Otherwise it computes all addresses that depend on them before the loops, more than there are registers for.
+        Otherwise the compiler computes all addresses that depend on them before the loops, more than there are
+        registers for.
         """
         if not self.shares_work:
             return self
@@ -167,10 +168,11 @@ class Program:
     def multiply(
         self, name: str, step: jax.Array, constants: Constants, prepare: Callable[[], None], fill: Fill, store: Store
     ) -> None:
-        """Computes this program's pieces of a linear map of a block, which are near or on their way.
+        """Computes this program's pieces of a linear map of a block, which are in shared memory or being copied.
 
-        Programs that have one `prepare` first. As soon as a piece has been used, the next one of its place is sent for,
-        unless it stays. Where a phase is a launch of its own, it sends for its own.
+        Programs that have a piece call `prepare` first. As soon as a piece has been used, the copy of the next one of
+        its place is started, unless it stays. Where each phase is a launch of its own, it starts the copies of its own
+        pieces.
         """
         splits, size = self.layout.splits(name), self.layout.slice_of(name)
         pieces, by_warps = self.pieces, self.layout.by_warps
@@ -203,28 +205,28 @@ class Program:
         share(self.layout.pieces(name), *pieces.rank(name), piece)
 
     def inputs(self, size: int) -> Ref:
-        """Returns the right side of a product, turned: (`COLUMNS`, size)."""
+        """Returns the right side of a product, transposed: (`COLUMNS`, size)."""
         return self.near["inputs"].at[self.zero, :, pl.ds(0, size)]
 
     def begin(self) -> None:
-        """Sends for the first piece of every place, and waits for the one that stays."""
+        """Starts to copy the first piece of every place, and waits for the one that stays."""
         self.pieces.fetch_first(TURNS, jnp.int32(0))
         pl.when(self.pieces.resident())(lambda: self.pieces.wait(TURNS[0]))
         self.begin_token()
 
     def begin_token(self) -> None:
-        """Sends for the piece of `out`, whose places a readout of 16 bits leaves after every token."""
+        """Starts to copy the piece of `out`, whose places a readout of 16 bits uses for every token."""
         pl.when(self.pieces.has("out", 0))(lambda: self.pieces.fetch("out", 0, jnp.int32(0)))
 
     def end(self) -> None:
-        """Waits for what is still on its way."""
+        """Waits for copies that are still running."""
         pieces = self.pieces
         pl.when((pieces.count() > 0) & ~pieces.resident())(lambda: pieces.wait(TURNS[0]))
         pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
-        """Returns (`ROWS`,) float32, what `accumulate` sums up in an accumulator whose columns are all equal; where
-        there are several rows all columns, (`ROWS`, `COLUMNS`)."""
+        """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal; with
+        several rows all columns, (`ROWS`, `COLUMNS`)."""
 
         def summed(acc: Ref) -> jax.Array:
             accumulate(acc)
@@ -234,17 +236,17 @@ class Program:
         return sums if self.layout.several else jnp.max(sums, axis=1)
 
     def affine(self, name: str, step: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns a norm's scale and shift (D,), of a step if given."""
+        """Returns a norm's scale and shift (D,), those of a step if one is given."""
         place = ... if step is None else step
         return self.vectors[f"{name}_scale"][place], self.vectors[f"{name}_shift"][place]
 
     def affine_refs(self, name: str, step: jax.Array | None = None) -> tuple[Ref, Ref]:
-        """Returns references to the same."""
+        """Returns references to a norm's scale and shift, as in `affine`."""
         scale, shift = self.vectors[f"{name}_scale"], self.vectors[f"{name}_shift"]
         return (scale, shift) if step is None else (scale.at[step], shift.at[step])
 
     def normalise(self, h: jax.Array, affine: tuple[jax.Array, jax.Array]) -> None:
-        """Keeps the normalised state (D,) near, times the scale, plus the shift."""
+        """Keeps the normalised state (D,), times the scale, plus the shift, in shared memory."""
         scale, shift = affine
         with jax.named_scope("normalise"):
             self.near["state"].at[pl.ds(0, self.layout.width)][...] = self.normed(h) * scale + shift
@@ -266,7 +268,7 @@ class Program:
         return h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
 
     def take(self, offset: jax.Array | int, size: int) -> None:
-        """Writes a slice of the vector kept near into all columns of the right side of a product."""
+        """Writes a slice of the vector kept in shared memory into all columns of the right side of a product."""
         x, columns = vector(self.near["state"].at[pl.ds(offset, size)]), self.inputs(size).transpose((1, 0))
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
 

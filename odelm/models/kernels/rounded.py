@@ -1,16 +1,17 @@
 """The readout of rows rounded to int8: half of the memory traffic, and the same token as from the rows themselves.
 
-The rounded rows give each logit up to an error of which the tables have a bound, and so the least and the most that a
-word's score can be. No word whose most is below the least of another can be the best. The others, a few in all, are
+The rounded rows give each logit up to an error for which the tables have a bound, and so the least and the most that a
+word's score can be. No word whose most is below another word's least can be the best. The others, a few in all, are
 computed again from the rows as the model has them, and the best of these is the best of all. The sum of exponentials
-for the log-probability is that of the rounded logits, but for the chosen word, whose own is exact (`choice.choose`).
+for the log-probability is that of the rounded logits, except for the chosen word, whose own logit is exact
+(`choice.choose`).
 
-The state x is three numbers of int8 for each of its own, which are columns of the product with the rounded rows; that
+Each number of the state x becomes three of int8, which are columns of the product with the rounded rows; that product
 sums in int32 without rounding:
 
     x = |x| / UNIT (2^14 x0 + 2^7 x1 + x2 + r),    |r| < 1 each
 
-So x is right to 32 / UNIT = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
+So x is accurate to 32 / UNIT = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
 |row| |x|: `tables.ROUNDING` is above both. A score is logit / temperature + noise, and rounding keeps the order of two
 scores, so that the score of the most that a logit can be is the most that its score can be.
 """
@@ -33,9 +34,10 @@ from odelm.models.kernels.signals import highest, raise_to
 
 plgpu: Any = mosaic_gpu
 UNIT = 127 * 2.0**14
-"""Of these the state is as long as it is."""
+"""The length of the state in the units of its int8 numbers."""
 WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
-"""What is added to a number of float32 up to 2^22 so that its last bits are the next whole number, and its bits."""
+"""The constant that, added to a float32 number up to 2^22, makes its last bits the nearest whole number, and its
+bits."""
 BYTES = plgpu.Layout.TILED(Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 """How a warpgroup holds `COLUMNS` rows of int8 to write them as the tensor core reads them: 8 bytes a thread."""
 
@@ -62,7 +64,7 @@ def read_out_rounded(
         its = jnp.where(words < layout.words, its, LEAST)
         margin = error * length
         least, most = (_score(p, its + by, noises) for by in (-margin, margin))
-        there = (words < layout.words) & (least > LEAST)  # nothing is above LEAST that is not a number
+        there = (words < layout.words) & (least > LEAST)  # NaN is not above LEAST
         p.near["most"].at[place][...] = jnp.where(there, most, LEAST)
         p.near["logits"].at[place][...] = its
         if noises is not None:
@@ -83,8 +85,8 @@ def read_out_rounded(
 
 
 def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the best score of this program's words, the first word that has it, its logit, and its rounded logit, of
-    those that may be the best of all: whose most is not below a bound."""
+    """Returns the best score of this program's words, the first word that has it, its logit, and its rounded logit,
+    among the words that may be the best of all: those whose most is not below a bound."""
     layout, count = p.layout, p.layout.kept_words
     state = p.near["state"][pl.ds(0, layout.width)]
 
@@ -115,8 +117,8 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
 
 
 def _take(p: Program) -> jax.Array:
-    """Rounds the state kept near to the dtype of the rows, writes it in int8 as the right side of a product, and
-    returns its length, float32 ()."""
+    """Rounds the state kept in shared memory to the dtype of the rows, writes it in int8 as the right side of a
+    product, and returns its length, float32 ()."""
     near = p.near["state"].at[pl.ds(0, p.layout.width)]
     x = near[...].astype(p.layout.dtype).astype(jnp.float32)
     near[...] = x
@@ -150,7 +152,8 @@ def _score(p: Program, logits: jax.Array, noises: jax.Array | None) -> jax.Array
 
 
 def _highest(p: Program, bound: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns the higher of a bound and what programs have raised theirs to by now; each warp may see another."""
+    """Returns the higher of a bound and the value to which programs have raised theirs by now; warps may see different
+    ones."""
     return jnp.maximum(bound, highest(p.between["bound"].at[0], number + 1, LEAST)) if p.shares_work else bound
 
 

@@ -1,4 +1,4 @@
-"""Vectors of several rows of the batch, which are the columns of a product's right side and of what comes out of it."""
+"""Vectors of several rows of the batch, which are the columns of a product's right side and of its result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from odelm.models.kernels.layout import COLUMNS, ROWS, THREADS
 plgpu: Any = mosaic_gpu
 Ref = Any
 MOST_WORDS = 64
-"""Words that each thread may have on their way at once, at two registers each."""
+"""Words that each thread may be reading at once, at two registers each."""
 
 
 def beside(n: int) -> Any:
@@ -25,13 +25,13 @@ def beside(n: int) -> Any:
 
 
 def across(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns a vector (`ROWS`,) for each column of what came of a product, if that has columns."""
+    """Returns a vector (`ROWS`,) for each column of a product's result, if that has columns."""
     return x if y.ndim == 1 else lax.broadcast_in_dim(x, y.shape, (0,))
 
 
 def total(x: jax.Array) -> jax.Array:
-    """Returns the sum over the outputs of a tile, of (`ROWS`,) one number, of (`ROWS`, `COLUMNS`) one for each column
-    everywhere in it."""
+    """Returns the sum over the outputs of a tile: for (`ROWS`,) one number, for (`ROWS`, `COLUMNS`) one per column,
+    repeated over its rows."""
     return jnp.sum(x) if x.ndim == 1 else lax.broadcast_in_dim(jnp.sum(x, axis=0), x.shape, (1,))
 
 
@@ -41,7 +41,7 @@ def column_of(x: jax.Array, row: int) -> jax.Array:
 
 
 def by_column(vectors: list[jax.Array]) -> jax.Array:
-    """Returns (`ROWS`, `COLUMNS`) of vectors (`ROWS`,), the first columns, with zeros in the others."""
+    """Returns (`ROWS`, `COLUMNS`) with vectors (`ROWS`,) as the first columns and zeros in the others."""
     column, shape = _columns(), (ROWS, COLUMNS)
     found = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
     for row, x in enumerate(vectors):

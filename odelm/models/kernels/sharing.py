@@ -3,12 +3,12 @@
 MOST_SPLITS = 11
 """The most programs that share a head's positions."""
 ATTENDED, CHUNK_CYCLES, SPLIT_CYCLES = 1_600, 800, 100
-"""Estimated cycles of a part of attention without its chunks, of a chunk, and of those who read a part of a row."""
+"""Estimated cycles of a part of attention without its chunks, of a chunk, and of reading a part of a row."""
 
 
 def splits(heads: int, rows: int, programs: int, chunks: int) -> int:
     """Returns among how many programs to share the positions of each head of each row: for one row all that there are,
-    otherwise the number whose estimate of cycles is least: programs may take several turns, or stay idle."""
+    otherwise the number with the fewest estimated cycles: programs may take several turns, or stay idle."""
     if rows == 1:
         return max(1, min(MOST_SPLITS, programs // heads))
 

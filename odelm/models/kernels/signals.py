@@ -12,7 +12,7 @@ from jaxlib.mlir.dialects import arith, gpu
 
 plgpu: Any = mosaic_gpu
 mosaic: Any = utils
-"""What Pallas makes kernels of, whose names differ between releases of JAX too."""
+"""The layer that Pallas makes kernels of; its names differ between releases of JAX too."""
 Ref = Any
 _inlined = signature(mosaic.inline_ptx).parameters if hasattr(mosaic, "inline_ptx") else {}  # since jax 0.11
 CONVERGENT: dict[str, Any] = {"convergent": True} if "convergent" in _inlined else {}
@@ -20,9 +20,9 @@ CONVERGENT: dict[str, Any] = {"convergent": True} if "convergent" in _inlined el
 
 
 def arrive(counter: Ref) -> None:
-    """Adds 1 to a counter, int32 (1,) in global memory, behind all that this program wrote.
+    """Adds 1 to a counter, int32 (1,) in global memory, after everything that this program wrote.
 
-    (The semaphores of Pallas are seen by other devices too, which takes longer.)
+    (The semaphores of Pallas are visible to other devices too, which takes longer.)
     """
 
     def signal(context: Any, counter: Any) -> None:
@@ -45,7 +45,7 @@ def wait(counter: Ref, target: jax.Array) -> None:
 
 
 def meet_warps() -> None:
-    """Waits until all warps of this program are here."""
+    """Waits until all warps of this program have arrived."""
 
     def meet(context: Any) -> None:
         del context
@@ -55,10 +55,11 @@ def meet_warps() -> None:
 
 
 def raise_to(value: jax.Array, ref: Ref, mark: jax.Array) -> None:
-    """Raises a word of global memory, int32 (2,), to a value, float32 (), unless it has a higher one. It begins anew
-    with each mark, int32 (), which must be above those before.
+    """Raises a word of global memory, int32 (2,), to a value, float32 (), unless it has a higher one. The word begins
+    anew with each mark, int32 (), which must be above earlier marks.
 
-    The word is one number of 64 bits: the mark in front, then the value's bits, changed so that they have its order.
+    The word is one number of 64 bits: the mark in front, then the value's bits, changed so that they sort as the values
+    do.
     """
 
     def write(context: Any, value: Any, ref: Any, mark: Any) -> None:
@@ -79,8 +80,8 @@ mov.b64 word, {bits, $2}; @$3 red.relaxed.gpu.global.max.u64 [$0], word; }"""
 
 
 def highest(ref: Ref, mark: jax.Array, default: float) -> jax.Array:
-    """Returns the value to which a word has been raised with a mark by now, or if none the default; float32 (). It is
-    the same in all threads of a warp; warps may see others."""
+    """Returns the value to which a word has been raised with a mark by now, or the default if it has not; float32 ().
+    All threads of a warp get the same value; warps may see different ones."""
 
     def read(context: Any, ref: Any, mark: Any) -> Any:
         del context
@@ -117,8 +118,8 @@ def opaque(number: jax.Array) -> jax.Array:
 
 
 def order_copies_after_stores() -> None:
-    """Orders the copying unit's reads of global memory after stores that this program knows of: it has a path to memory
-    of its own (PTX, "Proxies")."""
+    """Orders the copying unit's reads of global memory after stores that this program knows of: that unit has its own
+    path to memory (PTX, "Proxies")."""
 
     def order(context: Any) -> None:
         del context

@@ -1,4 +1,4 @@
-"""What a kernel reads of a model: its matrices with the inputs last, and for every step of a plan its vectors."""
+"""The arrays of a model that a kernel reads: matrices with the inputs last, and the vectors of every step of a plan."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from odelm.ode import Plan
 
 Arrays = dict[str, jax.Array]
 ROUNDING = 2.0**-12
-"""Of |row| |x|: more than all rounding of a row's product that is not its own to int8."""
+"""As a share of |row| |x|: more than all rounding in a row's product, except that of the row to int8."""
 
 
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
@@ -34,9 +34,10 @@ def matrices(model: CausalLM, layout: Layout) -> Arrays:
 
 def readout(rows: jax.Array, layout: Layout) -> Arrays:
     """Returns the rows (V, D) of the readout, cut into pieces of `ROWS` by `ring_slice` inputs, (.., ring_slice), one
-    behind the other: memory gives what is stored together faster.
+    after the other: memory delivers data that is stored together faster.
 
-    Where the layout is `rounded` the pieces are int8, and the rows themselves and what belongs to each are there too.
+    Where the layout is `rounded` the pieces are int8, and the rows themselves, and the scale and the bound of each, are
+    there too.
     """
     rows = jnp.pad(rows, ((0, layout.vocabulary - rows.shape[0]), (0, 0))).astype(layout.dtype)
     found = {}
@@ -62,7 +63,7 @@ def rounded_rows(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def vectors(model: CausalLM, plan: DepthPlan, layout: Layout) -> Arrays:
-    """Returns what changes from step to step, with leading axis N, and what belongs to the positions and the end.
+    """Returns the vectors of each step, with leading axis N, and those of the positions and of the final norm.
 
     Biases that are added after a gate are multiplied by it.
     """

@@ -41,5 +41,5 @@ class Tokens:
 
 
 TEXTS = ("word", "position", "place", "done")
-"""What is kept of each of several rows: its newest token, its first one's position and place in this launch, and
+"""The numbers kept of each of several rows: its newest token, its first one's position and place in this launch, and
 whether it has ended."""
