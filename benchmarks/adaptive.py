@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import odelm
+from benchmarks import run_program
 from odelm.data.loader import held_out_rows
 from odelm.data.prepare import prepare
 
@@ -50,4 +51,4 @@ def tell(what: str, model, hidden: jax.Array, expected: jax.Array) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from benchmarks import run_program
+
 REPEATS, WARMUP = 20, 3
 
 
@@ -85,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,6 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from benchmarks import run_program
 from odelm.infer.latency import measure
 from odelm.models.attention import attend
 from odelm.models.packed_attention import packed_attention
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

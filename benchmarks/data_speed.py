@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from benchmarks import run_program
 from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.loader import train_batches
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

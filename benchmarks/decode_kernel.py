@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
+from benchmarks import run_program
 from benchmarks.absent_card import UNTIMED, card_of, shapes_on
 from benchmarks.training import SHAPES, VOCABULARY
 from odelm.infer.decode import Decoding, advance, prefill
@@ -247,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
+from benchmarks import run_program
 from odelm.infer import latency
 from odelm.infer.narrowing import encode_narrowing
 from odelm.infer.runner import Runner, with_dtype
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import run_program
 from benchmarks.variants import PLAIN
 from odelm import sharding
 from odelm.config import Config, StepSamplingConfig, load_recipe, replace
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

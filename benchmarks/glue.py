@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_program
 from odelm.config import TASKS, DataConfig
 from odelm.data.glue import read_task, task_folder
 from odelm.evals.seeds import RESULTS
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_program
 from benchmarks.inference_peers import transformers_encode, transformers_generate, transformers_loop
 from benchmarks.timing import ENCODER_WORDS, ENCODERS, Measure, Times, median_seconds
 from benchmarks.training import SHAPES, VOCABULARY
@@ -227,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
+from benchmarks import run_program
 from benchmarks.training import SHAPES, VOCABULARY
 from odelm.infer.sampling import sampling_options
 
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

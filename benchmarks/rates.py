@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import run_program
 from benchmarks.variants import Variant
 from odelm.config import Config, load_recipe, replace
 from odelm.data.prepare import prepare
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

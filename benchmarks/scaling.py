@@ -25,11 +25,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_program
 from benchmarks.scaling_case import MESH, MODELS, Case, run_case
 from benchmarks.scaling_report import lines_of, write_report
 from odelm.errors import InputError
 from odelm.files import write_text
-from odelm.programs.command_line import told_in_one_line, use_compilation_cache
+from odelm.programs.command_line import use_compilation_cache
 from odelm.programs.joining import joined
 
 SCALINGS = ("weak", "strong")
@@ -228,4 +229,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main))
+    run_program(main)

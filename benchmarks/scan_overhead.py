@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import odelm
+from benchmarks import run_program
 from odelm.infer.latency import measure
 from odelm.models import BlockField
 
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import odelm
+from benchmarks import run_program
 from odelm.config import Config
 from odelm.data.prepare import prepare
 from odelm.data.windows import joined
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

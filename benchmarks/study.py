@@ -22,13 +22,13 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import odelm
+from benchmarks import run_program
 from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
 from odelm.config import Config, default_steps, replace, to_json
@@ -40,7 +40,7 @@ from odelm.evals.tasks.find import find_tasks
 from odelm.evals.tasks.items import SentencePair
 from odelm.files import write_text
 from odelm.models.parameters import parameters
-from odelm.programs.command_line import told_in_one_line, use_compilation_cache
+from odelm.programs.command_line import use_compilation_cache
 from odelm.train.run import train
 
 Record = dict[str, Any]
@@ -245,4 +245,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(told_in_one_line(main))
+    run_program(main)

@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import run_program
+
 Record = dict[str, Any]
 Runs = dict[str, list[Record]]
 SHARES = ("acc", "acc_norm")
@@ -169,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

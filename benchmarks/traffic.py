@@ -18,6 +18,7 @@ from unittest import mock
 
 import jax
 
+from benchmarks import run_program
 from benchmarks.absent_card import UNTIMED, card_of
 from benchmarks.training import SHAPES, VOCABULARY, odelm_config
 from odelm.config import Config, StepSamplingConfig
@@ -91,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

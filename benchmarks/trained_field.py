@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 import odelm
+from benchmarks import run_program
 from odelm.data.loader import eval_batches
 from odelm.data.prepare import prepare
 from odelm.infer.runner import with_options
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import run_program
 from odelm.config import Config, MeshConfig, ModelConfig, StepSamplingConfig, TrainConfig
 from odelm.train.flops import training_flops
 
@@ -276,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import run_program
 from odelm import sharding
 from odelm.config import Config, load_recipe, replace
 from odelm.data.loader import held_out_rows, train_batches
@@ -296,4 +297,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

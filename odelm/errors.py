@@ -47,6 +47,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns a hint naming the choice closest to a mistyped `name`, followed by all the choices."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}choices: {', '.join(choices)}"

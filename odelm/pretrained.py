@@ -41,6 +41,8 @@ def load(
     if is_url(path):
         path = remote.fetched(str(path), checkpoint.to_stderr)
     path = shipped.found(path)
+    if not path.is_dir():
+        raise InputError(shipped.not_found(path))
     model, config, tokenizer = _loaded(path, step, adjust, mesh)
     if with_profile:
         model.profile = profile.read_for(model, path / profile.PROFILE)

@@ -210,22 +210,22 @@ def _measured(
             evaluations = evaluations_of(runner, setting)
         elif not held_out:
             evaluations = float(np.mean(calls[setting]()[1]))
-        past = (
-            None
-            if before is None or setting.early_exit or not _fits(before, setting)
-            else _quality(before, setting, held_out)[0]
-        )
+        former = None if before is None or setting.early_exit else _as_before(runner, before, setting)
+        past = None if before is None or former is None else _quality(before, former, held_out)[0]
         measured.append(Measured(latencies[setting], evaluations, loss, past))
     return measured
 
 
-def _fits(runner: Runner, setting: Setting) -> bool:
-    if setting.grid is None:
-        return setting.steps is None or setting.steps % runner.model.config.groups == 0
-    try:
-        return bool(setting.plan(runner))
-    except InputError:
-        return False
+def _as_before(runner: Runner, before: Runner, setting: Setting) -> Setting | None:
+    """Returns how the model that this one was adapted from makes as many evaluations, None if it cannot."""
+    config, former = runner.model.config, before.model.config
+    if (config.ends, config.core) != (former.ends, former.core):
+        if setting.steps is None or setting.grid is not None or setting.solver != "euler":
+            return None
+        setting = dataclasses.replace(setting, steps=setting.steps + config.ends - former.ends)
+    with contextlib.suppress(InputError):
+        return setting if setting.steps is None or setting.plan(before) else None
+    return None
 
 
 def _tolerance(setting: Setting) -> float:

@@ -168,6 +168,8 @@ def predict(model: SharedTransformer, h: jax.Array) -> jax.Array:
 
 def check_exits(model: SharedTransformer, plan: DepthPlan, rule: EarlyExit) -> None:
     """Raises InputError for a plan of another method than Euler's, and for predictions that the model does not make."""
+    if not isinstance(rule, EarlyExit):
+        raise InputError(f"early_exit is {rule!r}, expected odelm.EarlyExit, such as odelm.EarlyExit(0.1)")
     if any(part.solver is not None or part.tableau != EULER for part in plan):
         raise InputError("early exits are from steps of Euler's method: leave out the solver and the integrator")
     if model.config.kv_span > 1:

@@ -17,10 +17,7 @@ def found(name: str) -> Path:
         return remote.fetched(name, checkpoint.to_stderr)
     source = shipped.found(name)
     if not source.is_dir():
-        raise InputError(
-            f"{source} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the models "
-            f"that come with odelm, {', '.join(shipped.names())}"
-        )
+        raise InputError(shipped.not_found(source))
     return source
 
 

@@ -21,6 +21,14 @@ def found(path: str | Path) -> Path:
     return FOLDER / str(path) if not given.exists() and str(path) in names() else given
 
 
+def not_found(path: Path) -> str:
+    """Returns what an error says of a path that is neither a directory nor the name of a model."""
+    return (
+        f"{path} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the models that "
+        f"come with odelm, {', '.join(names())}"
+    )
+
+
 def name_of(path: Path) -> str | None:
     """Returns which of the models is in a folder, None for another folder."""
     return path.name if path.parent == FOLDER and path.name in names() else None

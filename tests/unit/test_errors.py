@@ -11,5 +11,9 @@ def test_nearest_does_not_guess_from_afar():
     assert nearest("xyz", ["midpoint", "heun"]) == "choices: heun, midpoint"
 
 
+def test_nearest_takes_what_is_no_name():
+    assert nearest(None, ["midpoint", "heun"]) == "choices: heun, midpoint"
+
+
 def test_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)

@@ -33,6 +33,11 @@ def test_each_is_a_bundle_of_ten_megabytes_at_most_with_a_card_and_text():
         assert all(json.loads(line)["text"] for line in (folder / shipped.HELD_OUT).read_text().splitlines())
 
 
+def test_what_is_no_model_is_told_with_what_there_is(tmp_path):
+    with pytest.raises(odelm.InputError, match="nothing is not a directory; give a training run.*small-decoder"):
+        odelm.load(tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_losses_are_those_that_it_was_shipped_with(name):
     model, config, tokenizer = odelm.load(name)

@@ -65,6 +65,23 @@ def test_settings_put_diffrax_beside_the_scan_where_both_can_follow_the_solver(r
         settings(runner, (2,), solver="kvaerno3")
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_model_before_adaptation_makes_as_many_evaluations(groups, make_model, held_out, fixed_latencies):
+    """Four layers became a core of two between a prelude and a coda: its full depth is that of the four."""
+    adapted = Runner.of(make_model(dtype="float32", prelude=1, coda=1))
+    before = Runner.of(make_model(dtype="float32", groups=groups))
+    chosen = [Setting("euler", 2), Setting("euler", 1), Setting("heun", 1), Setting("euler", 2, grid=(0.0, 0.5, 2.0))]
+    rows = sweep(adapted, chosen, batch=2, length=6, held_out=held_out, before=before)
+    by_itself = sweep(before, [Setting("euler", 4)], batch=2, length=6, held_out=held_out)
+    assert [row["evaluations"] for row in rows[:2]] == [4, 3]
+    assert rows[0]["loss_before"] == by_itself[0]["loss"]
+    assert (rows[1]["loss_before"] is None) == (groups == 2), "three steps do not spread over two groups"
+    if groups == 1:
+        three = sweep(before, [Setting("euler", 3)], batch=2, length=6, held_out=held_out)
+        assert rows[1]["loss_before"] == three[0]["loss"]
+    assert rows[2]["loss_before"] is rows[3]["loss_before"] is None
+
+
 @pytest.mark.parametrize(
     ("steps", "options", "words"),
     [((0,), {}, "steps is 0"), ((2,), {"solver": "hen"}, "heun"), ((2,), {"tolerance": float("nan")}, "nan")],

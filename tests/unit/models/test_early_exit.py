@@ -225,6 +225,8 @@ def test_mistakes_are_told(make_model):
     regression = Classifier.from_encoder(make_model(kind="encoder"), outputs=1, rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="a regression predicts no probabilities"):
         encode_with_exits(regression, Inputs(ROWS), regression.plan(), EarlyExit(0.1, "prediction"))
+    with pytest.raises(InputError, match=r"early_exit is 0.1, expected odelm.EarlyExit"):
+        odelm.Generator(model, early_exit=0.1)
     with pytest.raises(InputError, match="tolerance is 0, expected a number above 0"):
         EarlyExit(0)
     with pytest.raises(InputError, match="measure of early exits is 'states'.*state"):
