@@ -73,7 +73,8 @@ def try_drafts(
         temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `Generator.stream`; at a higher temperature
             fewer drafts are accepted.
 
-    Raises InputError for a generator that cannot draft: with two grids, with early exits, or with drafts already.
+    Raises InputError for a generator that cannot draft: with two grids, with early exits, with drafts already, or with
+    a kernel that was asked for by name.
     """
     if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
         raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
@@ -101,7 +102,8 @@ def try_drafts(
 
 
 def _drafting_with(generator: Generator, drafting: Drafting, *, end: int = NO_END) -> Generator:
-    other = Generator.of(generator.runner, generator.tokenizer, generator.plan, drafting=drafting)
+    of_both = generator.runner, generator.tokenizer, generator.plan
+    other = Generator.of(*of_both, drafting=drafting, kernel=generator.kernels.asked)
     other.end = end
     return other
 

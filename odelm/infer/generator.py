@@ -142,7 +142,7 @@ class Generator:
         self.runner, self.tokenizer, self.plan = runner, tokenizer, plan
         self.prefill_plan, self.drafting, self.early_exit = prefill_plan, drafting, early_exit
         self.draft_counts: DraftCounts | None = None
-        self._kernels = ByKernel(kernel, drafts=drafting is not None)
+        self.kernels = ByKernel(kernel, drafts=drafting is not None)
         found = None if tokenizer is None else end_id(tokenizer, end_token) if end_token else find_id(tokenizer, "end")
         self.end = NO_END if found is None else found
 
@@ -231,7 +231,7 @@ class Generator:
     @property
     def kernel_choice(self) -> Choice:
         """What decoded the last call."""
-        return self._kernels.choice
+        return self.kernels.choice
 
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
         """Returns the bytes of the keys and values of `batch` rows, for prompts up to `longest` tokens and the new
@@ -254,8 +254,8 @@ class Generator:
         """Returns the state with `until` tokens in each row."""
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if isinstance(state, Decoding):
-            if self._kernels.choose(self.runner, plan, state, sampling, early_exit=self.early_exit is not None):
-                return self._kernels.advance(self.runner, plan, state, sampling, until, end=self.end)
+            if self.kernels.choose(self.runner, plan, state, sampling, early_exit=self.early_exit is not None):
+                return self.kernels.advance(self.runner, plan, state, sampling, until, end=self.end)
             return _advance(graph, params, plan, state, sampling, until, end=self.end, early_exit=self.early_exit)
         return _speculate(graph, params, plan, self.drafting, state, sampling, until, end=self.end)
 

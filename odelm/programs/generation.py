@@ -154,7 +154,7 @@ def _drafting(runner: Any, tokenizer: Any, plan: Any, prompt: str, flags: FlagVa
 
     if flags.draft_steps is not None:
         return make_drafting(runner.plan(flags.draft_steps, "euler"), flags.draft_length)
-    plain = Generator.of(runner, tokenizer, plan, end_token=end_token)
+    plain = Generator.of(runner, tokenizer, plan, kernel=flags.kernel, end_token=end_token)
     trials = try_drafts(
         plain, [prompt], new_tokens=min(flags.new_tokens, 48),
         temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed,

@@ -168,7 +168,7 @@ def _infer() -> int:
     loaded = pretrained.load(
         source, step=step, adjust=None if target else _with_options, mesh=_mesh(), with_profile=uses_profile
     )
-    step = sources.updates_of(source) if bundled else step
+    step = sources.updates_of(source) if bundled else step  # loading a bundle has checked its files
     if quantization.one_kind(FLAGS):
         loaded = quantization.quantized(loaded, FLAGS, _options(source), _steps, source=source, step=step)
     if limit is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from benchmarks import exits, run_program
 from odelm.config import Config, ModelConfig
 from odelm.errors import InputError
 from odelm.programs import command_line
@@ -112,6 +113,17 @@ def test_what_is_no_flag_is_told_in_one_line(values, capsys):
         assert command_line.run(lambda: pytest.fail("ran"), values, [wrong], "") == 2
         told = capsys.readouterr().err
         assert words in told and told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_benchmarks_tell_a_mistake_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["exits", f"--model={tmp_path / 'nothing'}"])
+    with pytest.raises(SystemExit, match="2"):
+        run_program(exits.main)
+    assert "nothing is not a directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        run_program(lambda: None)
+    programs = [file.read_text() for file in Path(exits.__file__).parent.glob("*.py")]
+    assert all("    run_program(main)" in text for text in programs if 'if __name__ == "__main__"' in text)
 
 
 def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, capsys):

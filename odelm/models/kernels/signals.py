@@ -80,8 +80,8 @@ mov.b64 word, {bits, $2}; @$3 red.relaxed.gpu.global.max.u64 [$0], word; }"""
 
 
 def highest(ref: Ref, mark: jax.Array, default: float) -> jax.Array:
-    """Returns the value to which a word has been raised with a mark by now, or the default if it has not; float32 ().
-    All threads of a warp get the same value; warps may see different ones."""
+    """Returns the highest value that was written to a word with this mark so far, float32 (), or the default before the
+    first. All threads of a warp get the same value; warps may see different ones."""
 
     def read(context: Any, ref: Any, mark: Any) -> Any:
         del context

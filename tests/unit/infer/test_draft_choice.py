@@ -122,6 +122,14 @@ def test_mistakes_are_told(options, words, generator):
         try_drafts(generator, PROMPTS, **options)
 
 
+def test_the_kernel_that_was_asked_for_is_kept(generator, monkeypatch):
+    monkeypatch.setattr(draft_choice, "measure", lambda calls, **options: {i: Latency(9.0 - i, 9.0) for i in calls})
+    chosen = with_fastest_drafts(Generator(generator.runner.model, kernel="xla"), PROMPTS, steps=2, new_tokens=6)
+    assert chosen.drafting is not None and chosen.kernels.asked == "xla"
+    with pytest.raises(InputError, match="kernel 'persistent' takes no drafts"):
+        try_drafts(Generator(generator.runner.model, kernel="persistent"), PROMPTS, steps=2, new_tokens=6)
+
+
 @pytest.mark.parametrize("options", [dict(draft_steps=2), dict(prefill_steps=2), dict(early_exit=odelm.EarlyExit(0.1))])
 def test_a_generator_that_cannot_draft_is_refused(options, generator):
     with pytest.raises(InputError, match="of one grid, without drafts and early exits"):
