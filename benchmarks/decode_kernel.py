@@ -36,7 +36,8 @@ from odelm.infer.in_kernel import advance_in_kernel
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of, unsupported
+from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
 HOWS = ("xla", "launches", "persistent")

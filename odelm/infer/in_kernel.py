@@ -9,7 +9,7 @@ from odelm.infer.decode import Decoding
 from odelm.infer.sampling import Sampling
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.decode import Arrays, Begin, Kernels, decode
-from odelm.models.kernels.layout import COLUMNS
+from odelm.models.kernels.layout import MOST_ROWS
 from odelm.models.memory import KeyValues, Memory
 
 COLDEST = 1e-20
@@ -26,7 +26,7 @@ def advance_in_kernel(
     end: int,
     persistent: bool = True,
 ) -> Decoding:
-    """Returns the same as `odelm.infer.decode.advance`, for as many rows as the layout has, at most `COLUMNS`.
+    """Returns the same as `odelm.infer.decode.advance`, for as many rows as the layout has, at most `MOST_ROWS`.
 
     It takes the likeliest tokens. If the layout is `sampled`, it draws them at the temperature from the whole
     vocabulary, or, if the layout is also `filtered` (one row only), from the `top_k` likeliest; the key must be a
@@ -36,7 +36,7 @@ def advance_in_kernel(
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout
     room, rows = layout.room, len(state.last)
-    assert rows == layout.rows <= COLUMNS, f"{rows} rows, of which the kernels take {layout.rows}, at most {COLUMNS}"
+    assert rows == layout.rows <= MOST_ROWS, f"{rows} rows, of which the kernels take {layout.rows}"
     assert not (layout.several and layout.filtered), "top_k with several rows"
     start = jnp.broadcast_to(jnp.asarray(memory.length, jnp.int32), (rows,))
     places = jnp.arange(room)[None]

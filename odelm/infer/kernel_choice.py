@@ -18,7 +18,8 @@ from odelm.infer.decode import Decoding
 from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
 from odelm.models import CausalLM
-from odelm.models.kernels.layout import COLUMNS, PROGRAMS, Layout, layout_of, unsupported
+from odelm.models.kernels.layout import MOST_ROWS, PROGRAMS, Layout, layout_of
+from odelm.models.kernels.supported import unsupported
 from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan
 
@@ -26,6 +27,8 @@ KERNELS = ("auto", "persistent", "launches", "xla")
 """The valid names; "auto" takes the first of the others that can decode the case."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
+MEASURED_ROWS = 8
+"""The most rows that "auto" gives to a kernel: more have not been measured."""
 Arrays = dict[str, jax.Array]
 
 
@@ -63,6 +66,9 @@ class ByKernel:
         cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
+            rows = len(state.last)
+            if reason is None and self.asked == "auto" and rows > MEASURED_ROWS:
+                reason = f"{rows} rows, more than {MEASURED_ROWS}: kernel 'persistent' takes them too"
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
             self.choice = choose(self.asked, reason, device, filtered=filtered)
@@ -114,7 +120,7 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
     bits = told("jax_threefry_partitionable") and not told("jax_high_dynamic_range_gumbel")
     reasons = {
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
-        f"{rows} rows; kernels take at most {COLUMNS}": rows > COLUMNS,
+        f"{rows} rows; kernels take at most {MOST_ROWS}": rows > MOST_ROWS,
         "top_k with several rows": drawn and bool(sampling.top_k) and rows > 1,
         "tokens leave the depth early": early_exit,
         "tokens are drawn with top_p, min_p or a penalty": bool(filters),

@@ -116,7 +116,8 @@ flags.DEFINE_enum(
     "kernel",
     "auto",
     ["auto", "persistent", "launches", "xla"],
-    "What decodes text: a kernel for up to 8 rows on a Hopper GPU, or XLA; auto takes the fastest that can.",
+    "What decodes text: a kernel on a Hopper GPU, for up to 32 rows, or XLA; auto takes the fastest that can, and a "
+    "kernel for up to 8 rows.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)

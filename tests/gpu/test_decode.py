@@ -29,7 +29,8 @@ from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of, unsupported
+from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
 NEW, PROMPT = 40, 100
@@ -134,7 +135,8 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, options, monkeypatc
 @pytest.mark.parametrize(
     ("name", "rows", "persistent"),
     [("parallel", 2, True), ("ends", 8, True), ("parallel", 8, True), ("swiglu", 3, True), ("medium", 4, True)]
-    + [("narrow", 5, True), ("parallel", 2, False)],
+    + [("narrow", 5, True), ("parallel", 2, False), ("parallel", 32, True), ("ends", 9, True), ("narrow", 17, True)]
+    + [("medium", 16, True), ("parallel", 32, False)],
 )
 def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
@@ -142,7 +144,7 @@ def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, monkeypa
     runner, steps = Runner.of(with_dtype(exact, "bfloat16")), exact.config.core // 2
     plan = runner.model.plan(steps=steps)
     kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, rows=rows))
-    lengths = np.array([PROMPT, 37, 64, 65, 1, PROMPT, 99, 20])[:rows]
+    lengths = np.array(4 * [PROMPT, 37, 64, 65, 1, PROMPT, 99, 20])[:rows]
 
     @jax.jit
     def run(params, prompts):

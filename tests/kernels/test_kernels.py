@@ -23,7 +23,8 @@ from jax.experimental.pallas import mosaic_gpu
 from odelm.infer.in_kernel import advance_in_kernel
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of, unsupported
+from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
 INTERPRETED = getattr(mosaic_gpu, "InterpretGPUParams")()  # noqa: B009 (jax 0.10 lacks it)

@@ -21,7 +21,7 @@ from odelm.models.kernels.layout import layout_of
 from tests.kernels.test_kernels import INTERPRETED, MODELS, NEW, WORDS, in_kernel, model_of
 
 PROMPT = 20
-LENGTHS = 20, 13, 1, 17, 20, 8, 19, 2
+LENGTHS = (20, 13, 1, 17, 20, 8, 19, 2) * 4
 
 
 def begun(model: odelm.CausalLM, plan: tuple, rows: int, *, end: int = -1) -> Decoding:
@@ -45,11 +45,12 @@ def assert_same(found: Decoding, expected: Decoding, atol: float = 2e-5) -> None
 
 CASES = [
     (2, "default", 1, 3), (8, "parallel", 1, NEW), (3, "ends", 4, 3), (2, "swiglu", 3, 3), (3, "gpt2", 1, 3),
-    (3, "grouped", 12, 3), (8, "kv_heads", 5, 3), (5, "groups", 1, 3),
+    (3, "grouped", 12, 3), (8, "kv_heads", 5, 3), (5, "groups", 1, 3), (9, "kv_heads", 1, 3), (17, "parallel", 7, 3),
+    (32, "swiglu", 1, 3), (32, "default", 4, 3), (24, "ends", 3, 3),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "name", "programs", "until"), few(CASES, *CASES[:3]))
+@pytest.mark.parametrize(("rows", "name", "programs", "until"), few(CASES, *CASES[:3], (9, "kv_heads", 1, 3)))
 def test_kernels_decode_several_rows_as_the_model_does(rows, name, programs, until):
     model = model_of(**MODELS[name])
     plan = model.plan(steps=2)
@@ -111,11 +112,14 @@ def test_several_rows_are_decoded_by_a_kernel(monkeypatch):
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
+    many = odelm.Generator(model, steps=1)
+    many(9 * prompts[:1], **options)
+    assert str(many.kernel_choice) == "xla (9 rows, more than 8: kernel 'persistent' takes them too)"
     generator = odelm.Generator(model, steps=1, kernel="persistent")
     with pytest.raises(InputError, match="top_k with several rows"):
         generator(prompts, top_k=5, **options)
-    with pytest.raises(InputError, match="9 rows; kernels take at most 8"):
-        generator(9 * prompts[:1], **options)
+    with pytest.raises(InputError, match="33 rows; kernels take at most 32"):
+        generator(33 * prompts[:1], **options)
 
 
 def test_several_rows_read_out_in_16_bits():
@@ -124,7 +128,7 @@ def test_several_rows_read_out_in_16_bits():
     assert layout.readout_bits == 16
 
 
-@pytest.mark.parametrize(("rows", "splits"), [(1, 11), (2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize(("rows", "splits"), [(1, 11), (2, 4), (4, 2), (8, 1), (9, 1), (32, 1)])
 def test_programs_are_shared_out_over_rows(rows, splits):
     shape = dict(kind="decoder", vocab_size=WORDS, width=768, heads=12, depth=1, max_length=1024)
     layout = layout_of(odelm.ModelConfig(**shape), model_of().plan(steps=1), 767, rows=rows)

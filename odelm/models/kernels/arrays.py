@@ -16,8 +16,8 @@ def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct
 
     The batch axis is the first, but for best tokens the last. Results of the step before that a step reads, and best
     tokens, alternate between two places: a program may read one while the next is written. `normed` has one place for
-    the state that enters a step and one for the state after its attention: the program that writes a place again
-    depends on all that read it.
+    what enters the first branch and one for the second: the program that writes a place again depends on all that read
+    it.
     """
     s, D, attended = layout, layout.width, (layout.chunk_splits, layout.heads * layout.head_size)
     steps = {
@@ -33,8 +33,11 @@ def exchanged(layout: Layout, *, marked: bool) -> dict[str, jax.ShapeDtypeStruct
     if s.several:
         steps["normed"] = (2, D)
     steps = {name: (s.rows, *of) for name, of in steps.items()}
-    found = {name: shape((*of, 2), jnp.int32) if marked else shape(of, jnp.float32) for name, of in steps.items()}
-    best = (2, s.slots, COLUMNS) if s.several else (2, s.slots)
+    found = {name: shape(of, jnp.float32) for name, of in steps.items()}
+    if marked:
+        halves = {name: 2 if name in s.paired else 1 for name in steps}
+        found = {name: shape((*of[:-1], of[-1] // halves[name], 2), jnp.int32) for name, of in steps.items()}
+    best = (2, s.slots, s.columns) if s.several else (2, s.slots)
     found |= {name: shape(best, jnp.float32) for name in ("best", "best_logit", "top_logit", "sum")}
     found["likelier"] = shape((s.slots,), jnp.float32)
     if s.rounded:
@@ -57,7 +60,7 @@ def scratch(layout: Layout) -> dict[str, Any]:
     if s.by_warps:
         kept |= {"pairs": plgpu.SMEM((s.longest // 2,), jnp.int32)}
     else:
-        kept |= {"inputs": plgpu.SMEM((1, COLUMNS, s.longest), dtype)}
+        kept |= {"inputs": plgpu.SMEM((1, s.columns, s.longest), dtype)}
     return kept | {
         "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
         "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),

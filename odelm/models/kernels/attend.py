@@ -12,7 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.marked import COLUMN, ROW
-from odelm.models.kernels.program import Program, vector
+from odelm.models.kernels.plain import put, vector
+from odelm.models.kernels.program import Program
 from odelm.models.kernels.tokens import Token, Tokens
 
 LEAST = -1e30
@@ -39,18 +40,21 @@ def send_for_memory(program: Program, token: Token | Tokens, step: jax.Array) ->
 def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
     """Averages values over the places up to the token's; publishes the averages, and the logarithms of their weights.
 
-    The programs of a head take turns with chunks of places; the first program also has the new place. The first chunks
-    must be on their way (`send_for_memory`).
+    The programs of a head take turns with chunks of places; the first program also has the new place, and the first of
+    those that share a key and a value stores them in the memory. The first chunks must be on their way
+    (`send_for_memory`).
     """
     layout, C = program.layout, program.layout.chunk_splits
 
     def work(number: Any, item: jax.Array) -> None:
         row, head, c = _part(layout, item)
-        place, group = token.of(row).place, head // (layout.heads // layout.kv_heads)
+        place, sharing = token.of(row).place, layout.heads // layout.kv_heads
+        group = head // sharing
         mark = program.mark(token, step)
         places = [("qkv", row, of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
         query, key, value = program.receive(*places, mark=mark, layout=COLUMN)
-        key, value = (x.astype(layout.dtype).astype(jnp.float32) for x in (key, value))
+        new = key.astype(layout.dtype), value.astype(layout.dtype)
+        key, value = (x.astype(jnp.float32) for x in new)
         own, first = jnp.sum(query * key), (c == 0).astype(jnp.float32)
         start = jnp.where(c == 0, own, LEAST), first, value * first
         count = jnp.maximum(pl.cdiv(pl.cdiv(place, layout.chunk) - c, C), 0)
@@ -78,7 +82,13 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
         program.publish(context / some, "context", *here, mark=mark, layout=COLUMN)
-        program.publish(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
+        if C > 1:
+            program.publish(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
+
+        @pl.when((c == 0) & (lax.rem(head, sharing) == 0))
+        def keep_new() -> None:
+            for x, memory in zip(new, (program.keys, program.values), strict=True):
+                put(x, memory.at[step, row, place, pl.ds(group * layout.head_size, layout.head_size)])
 
     program.share(layout.attended, work)
 

@@ -15,7 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW
-from odelm.models.kernels.program import Program, Ref, vector
+from odelm.models.kernels.plain import vector
+from odelm.models.kernels.program import Program, Ref
 
 Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""

@@ -10,14 +10,14 @@ from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.choice import BEST, Best, add_pieces, choose, noise, tiles
-from odelm.models.kernels.layout import COLUMNS, ROWS
+from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import COLUMN
 from odelm.models.kernels.phases import take_normed
-from odelm.models.kernels.program import Program, Ref, put, vector
+from odelm.models.kernels.plain import put, vector
+from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.tokens import TEXTS, Tokens
 
 plgpu: Any = mosaic_gpu
-SHAPE = ROWS, COLUMNS
 DONE = TEXTS.index("done")
 
 
@@ -29,18 +29,20 @@ def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
     must have been started.
     """
     p, layout = program, program.layout
-    take_normed(p, token, jnp.int32(layout.steps), 0, p.affine_refs("end"))
+    take_normed(p, token, jnp.int32(layout.steps), 0)
     plgpu.commit_smem()
-    inputs = p.inputs(layout.width)
-    ended = lax.broadcast_in_dim(vector(p.between["texts"].at[DONE], COLUMN) > 0, SHAPE, (1,))
+    inputs, shape = p.inputs(layout.width), (ROWS, layout.columns)
+    ended = lax.broadcast_in_dim(vector(p.between["texts"].at[DONE], COLUMN) > 0, shape, (1,))
 
     def tile(n: jax.Array, best: Best) -> Best:
-        words = (p.me + n * layout.programs) * ROWS + _indices(0)
+        words = (p.me + n * layout.programs) * ROWS + _indices(shape, 0)
         with jax.named_scope("product"):
             its = jnp.where(words < layout.words, p.product(lambda acc: add_pieces(p, n, acc, inputs)), LEAST)
         scores = its
         if layout.sampled:
-            scores = its / p.vectors["temperature"][0] + noise(p, words + _indices(1) * layout.words, token.number)
+            scores = its / p.vectors["temperature"][0] + noise(
+                p, words + _indices(shape, 1) * layout.words, token.number
+            )
             scores = jnp.where(words < layout.words, scores, LEAST)
         scores = jnp.where(ended, jnp.where(words == jnp.maximum(end, 0), 0.0, LEAST), scores)
         score, word, logit, top, total = best
@@ -49,7 +51,8 @@ def read_out_rows(program: Program, token: Tokens, end: jax.Array) -> None:
         score, word, logit = (jnp.where(better, *one) for one in ((scores, score), (words, word), (its, logit)))
         return score, word, logit, new, total
 
-    least, none, nothing = (_filled(x) for x in (jnp.float32(LEAST), jnp.int32(layout.vocabulary), jnp.float32(0)))
+    values = jnp.float32(LEAST), jnp.int32(layout.vocabulary), jnp.float32(0)
+    least, none, nothing = (plgpu.layout_cast(jnp.full(shape, x), plgpu.Layout.WGMMA) for x in values)
     _leave(p, token.number, lax.fori_loop(0, tiles(p), tile, (least, none, least, least, nothing)))
 
 
@@ -78,23 +81,18 @@ def all_ended(program: Program) -> jax.Array:
 def _leave(p: Program, number: jax.Array, best: Best) -> None:
     """Publishes the best of each column for `choose`."""
     score, word, logit, top, total = best
+
+    def everywhere(x: jax.Array) -> jax.Array:
+        return lax.broadcast_in_dim(x, score.shape, (1,))
+
     most = jnp.max(score, axis=0)
-    first = jnp.min(jnp.where(score == _everywhere(most), word, p.layout.vocabulary), axis=0)
-    its = jnp.max(jnp.where(word == _everywhere(first), logit, LEAST), axis=0)
+    first = jnp.min(jnp.where(score == everywhere(most), word, p.layout.vocabulary), axis=0)
+    its = jnp.max(jnp.where(word == everywhere(first), logit, LEAST), axis=0)
     highest = jnp.max(top, axis=0)
-    total = jnp.sum(total * jnp.exp(top - _everywhere(highest)), axis=0)
+    total = jnp.sum(total * jnp.exp(top - everywhere(highest)), axis=0)
     for name, x in zip(BEST, (most, first, its, highest, total), strict=True):
         put(x, p.between[name].at[lax.rem(number, 2), p.me])
 
 
-def _everywhere(x: jax.Array) -> jax.Array:
-    """Returns (`ROWS`, `COLUMNS`) with the number of each column."""
-    return lax.broadcast_in_dim(x, SHAPE, (1,))
-
-
-def _filled(value: jax.Array) -> jax.Array:
-    return plgpu.layout_cast(jnp.full(SHAPE, value), plgpu.Layout.WGMMA)
-
-
-def _indices(axis: int) -> jax.Array:
-    return plgpu.broadcasted_iota(jnp.int32, SHAPE, axis, layout=plgpu.Layout.WGMMA)
+def _indices(shape: tuple[int, int], axis: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)

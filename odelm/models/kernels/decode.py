@@ -12,7 +12,7 @@ from odelm.models.kernels.choice_rows import all_ended, choose_rows, read_out_ro
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.launches import by_launches, by_launches_of_rows, read_out_of
 from odelm.models.kernels.layout import Layout
-from odelm.models.kernels.phases import gather, moved, phases_of
+from odelm.models.kernels.phases import gather_last, moved, phases_of
 from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.tokens import Token, Tokens
 
@@ -160,7 +160,7 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
     with jax.named_scope("read_out"):
         if isinstance(token, Tokens):
             assert end is not None
-            gather(program, token, jnp.int32(layout.steps))
+            gather_last(program, token)
             if not program.marked:
                 program.arrive(program.has("rows"))
             met = behind(("rows",), met)

@@ -37,9 +37,9 @@ class Begin:
     """(), the token after which a row ends; -1 is none."""
 
     def texts(self) -> jax.Array:
-        """Returns what `tokens.TEXTS` names, int32 (.., `COLUMNS`)."""
+        """Returns what `tokens.TEXTS` names, int32 (.., columns of a product)."""
         found = jnp.stack([self.token, self.position, self.place, self.done]).astype(jnp.int32)
-        return jnp.pad(found, ((0, 0), (0, COLUMNS - found.shape[1])))
+        return jnp.pad(found, ((0, 0), (0, -found.shape[1] % COLUMNS)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from odelm.models.kernels.choice import choose, read_out, send_for_readout
 from odelm.models.kernels.choice_rows import choose_rows, read_out_rows
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.layout import Layout
-from odelm.models.kernels.phases import gather, moved, phases_of
+from odelm.models.kernels.phases import gather_last, moved, phases_of
 from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.rounded import read_out_rounded
 from odelm.models.kernels.tokens import TEXTS, Token, Tokens
@@ -83,6 +83,9 @@ def by_launches_of_rows(kernels: Kernels, refs: Any, begin: Begin, results: tupl
 
         return kernels.make(run, programs=layout.programs)
 
+    def run_gather(program: Program, numbers: Ref) -> None:
+        gather_last(program, Tokens(program.between["texts"], numbers[0]))
+
     def run_readout(program: Program, numbers: Ref) -> None:
         send_for_readout(program, early=True)
         send_for_readout(program, early=False)
@@ -92,7 +95,7 @@ def by_launches_of_rows(kernels: Kernels, refs: Any, begin: Begin, results: tupl
         choose_rows(program, Tokens(program.between["texts"], numbers[0]), numbers[1], tokens, logprobs)
 
     launches = [phase_kernel(phase, step) for step in range(layout.steps) for phase in phases_of(layout)]
-    launches += [phase_kernel(gather, layout.steps), kernels.make(run_readout, programs=layout.programs)]
+    launches += [kernels.make(run, programs=layout.programs) for run in (run_gather, run_readout)]
     choice = kernels.make(run_choice, programs=layout.programs)
 
     def going(carry: tuple[jax.Array, jax.Array]) -> jax.Array:

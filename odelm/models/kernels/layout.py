@@ -8,15 +8,17 @@ import jax.numpy as jnp
 
 from odelm.config import ModelConfig
 from odelm.models.kernels.sharing import splits
-from odelm.models.transformer import DepthPlan, SharedTransformer
+from odelm.models.transformer import DepthPlan
 
 ROWS = 64
 """Rows of a matrix that a program multiplies at a time: as many as a Hopper tensor core's instruction takes. A head has
 as many numbers, so that the program that multiplies by its rows has all of it."""
 COLUMNS = 8
-"""Columns of the other factor, the fewest that the instruction takes: rows of the batch, or for one row all equal. In
-shared memory each column is a row: with inputs first there would be 16 columns, and matrices copied by 32 bytes, not
-128."""
+"""Columns of the other factor, the fewest that the instruction takes: rows of the batch, or for one row all equal. More
+rows take as many columns more at a time. In shared memory each column is a row: with inputs first there would be 16
+columns, and matrices copied by 32 bytes, not 128."""
+MOST_ROWS = 32
+"""The most rows of the batch: a product's right side has that many columns in shared memory, beside a matrix."""
 RING_SLICES = {16: (128, 64), 8: (384, 256, 128)}
 """Inputs of the readout's rows that a program multiplies at a time, in order of preference, by the bits of a row's
 numbers."""
@@ -63,7 +65,7 @@ class Layout:
     rotary: bool
     qk_norm: bool
     rows: int = 1
-    """B, rows of the batch that are decoded at once, at most `COLUMNS`."""
+    """B, rows of the batch that are decoded at once, at most `MOST_ROWS`."""
     sampled: bool = False
     """Whether a token is drawn by its probability, at a temperature; otherwise it is the likeliest."""
     filtered: bool = False
@@ -82,6 +84,9 @@ class Layout:
     marks: bool = False
     """Whether published results have marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
+    pairs: bool = False
+    """Whether, with several rows and marks, results that their readers only round to bfloat16 are published by twos
+    (`odelm.models.kernels.paired`)."""
     ring: int = 3
     """Pieces of the readout that are in flight or in use; with 16 bits, the last places hold a piece of `out` until the
     readout."""
@@ -97,6 +102,11 @@ class Layout:
     @property
     def several(self) -> bool:
         return self.rows > 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of a product, a multiple of `COLUMNS`."""
+        return -(-self.rows // COLUMNS) * COLUMNS
 
     @property
     def rounded(self) -> bool:
@@ -191,6 +201,15 @@ class Layout:
         return self.marks and self.programs > 1
 
     @property
+    def paired(self) -> tuple[str, ...]:
+        """The names of the results that are published by twos where they have marks: see `pairs`."""
+        if not self.pairs or not self.several or self.dtype != jnp.bfloat16 or self.width % (2 * THREADS):
+            return ()
+        whole = self.chunk_splits == 1 and self.out_slice % (2 * THREADS) == 0
+        names = {"normed": True, "up": self.factors == 1, "context": whole}
+        return tuple(name for name, holds in names.items() if holds)
+
+    @property
     def tiles(self) -> int:
         """How many tiles of the readout a program has at most."""
         return -(-self.vocabulary // (ROWS * self.programs))
@@ -213,7 +232,7 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """The shared memory that a program uses, in bytes, except for reductions and barriers."""
-        numbers = self.longest if self.by_warps else COLUMNS * self.longest
+        numbers = self.longest if self.by_warps else self.columns * self.longest
         numbers += 2 * self.chunk_places * self.chunk * self.head_size + ROWS * self.width
         ring = ROWS * self.ring * self.ring_slice
         numbers += ROWS * self.out_slice if self.rounded else ring
@@ -247,7 +266,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    chosen |= dict(readout_bits=8, by_warps=True)
+    chosen |= dict(readout_bits=8, by_warps=True, pairs=options.get("rows", 1) > COLUMNS)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -261,7 +280,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         options["by_warps"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
-        rings = [dict(ring=ring, ring_slice=sizes[0], chunk_places=2) for ring in RINGS if ring > 3] + rings
+        # Up to `COLUMNS` rows, a second chunk is worth small pieces of the readout less than a third place is.
+        larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
+        rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
     found = next((one for one in all_of if one.fits), None)
     if layout.rounded and (layout.filtered or layout.several or found is None):
@@ -272,28 +293,3 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 def _slice(inputs: int) -> int:
     """Returns the size of a slice, about a third of `inputs`, of which each of `THREADS` threads has the same share."""
     return max(n for n in range(THREADS, max(inputs // 3, THREADS) + 1, THREADS) if inputs % n == 0)
-
-
-def unsupported(model: SharedTransformer, plan: DepthPlan) -> str | None:
-    """Returns why no kernel takes a model along a plan, in a few words; None if one does."""
-    config = model.config
-    attended, hidden = config.heads * config.head_size, config.feedforward_size
-    reasons = {
-        "it is no decoder": config.kind != "decoder",
-        "it is quantised": model.quantization is not None,
-        "it is post-norm": config.norm_placement != "pre",
-        "its state has lanes": config.lanes > 1,
-        "its groups have inner blocks": config.inner_blocks > 1,
-        "its layers have corrections of their own": config.layer_rank > 0,
-        "its embedding is factorised": config.embed_dim is not None or config.embed_norm,
-        "it shares keys and values along depth": config.kv_span > 1,
-        "its tokens have types": bool(config.token_types),
-        f"its heads are of {config.head_size}, not {ROWS}": config.head_size != ROWS,
-        f"its width is {config.width}, no multiple of {THREADS}": config.width % THREADS != 0,
-        f"its width is {config.width}, above {WIDEST}": config.width > WIDEST,
-        f"its heads have {attended} numbers, no multiple of {THREADS}": attended % THREADS != 0,
-        f"its hidden units are {hidden}, no multiple of {ROWS}": hidden % ROWS != 0,
-        "the solver takes several stages": any(part.times.shape[1] > 1 for part in plan),
-        "the integrator is Diffrax's": any(part.solver is not None for part in plan),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)

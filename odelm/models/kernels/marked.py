@@ -7,7 +7,8 @@ whole (PTX, "Memory consistency model"; NCCL passes data in the same way in its 
 An array of n numbers is int32 (.., n, 2): the bits of a float32, and a mark, which is never 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -34,18 +35,17 @@ def strided(n: int) -> Any:
 def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
     """Writes float32 (n,) with a mark, int32 (). In the layout each number is held once, or the numbers are those of a
     column or a row of a product."""
-    copies = {COLUMN: _of_column, ROW: _of_row}.get(layout, lambda thread, number: None)
+    of = writer(layout)
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
-        if layout == COLUMN:  # only one warp writes: the others must have read what its numbers replace elsewhere
-            mosaic.warpgroup_barrier()
+        of.begin()
         base, me = mosaic.memref_ptr(ref), thread()
         for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
-            mine = copies(me, number)
+            mine = of.mine(me, number)
             for i in range(register.type.shape[0]):
                 value = vector.extract(register, dynamic_position=[], static_position=[i])
-                given = [_moved(base, places[0], i), value, mark.registers.item(), *([] if mine is None else [mine])]
+                given = [address(base, places[0], i), value, mark.registers.item(), *([] if mine is None else [mine])]
                 mosaic.inline_ptx(_STORE if mine is None else _STORE_MINE, *given, has_side_effects=True)
 
     splat = plgpu.Layout.WG_SPLAT
@@ -53,7 +53,7 @@ def put_marked(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
 
 
 def put_columns_marked(x: jax.Array, ref: Ref, stride: int, columns: int, mark: jax.Array) -> None:
-    """Writes the first columns of a product, float32 (n, `COLUMNS`), with a mark: each column becomes n neighbouring
+    """Writes the first columns of a product, float32 (n, columns), with a mark: each column becomes n neighbouring
     words, the first column's at `ref`, each next column's `stride` words after the one before."""
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
@@ -65,11 +65,28 @@ def put_columns_marked(x: jax.Array, ref: Ref, stride: int, columns: int, mark: 
                 of = arith.addi(column, arith.constant(index, i))
                 place = arith.addi(arith.muli(of, arith.constant(index, stride)), row)
                 mine = arith.cmpi(arith.CmpIPredicate.ult, of, arith.constant(index, columns))
-                given = [_moved(base, place, 0), value, mark.registers.item(), mine]
+                given = [address(base, place), value, mark.registers.item(), mine]
                 mosaic.inline_ptx(_STORE_MINE, *given, has_side_effects=True)
 
     splat = plgpu.Layout.WG_SPLAT
     plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), splat))(write)(x, ref, mark)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Which threads write the numbers of a vector that several threads have."""
+
+    mine: Callable[[Any, int], Any]
+    """Returns, for a thread and the number of a register, whether the thread writes it; None if it always does."""
+    begin: Callable[[], None] = lambda: None
+    """To be called before the first number is written."""
+
+
+def writer(layout: Any) -> Writer:
+    """Returns which threads write a vector of a layout: see `put_marked`."""
+    if layout == COLUMN:  # only one warp writes: the others must have read what its numbers replace elsewhere
+        return Writer(_of_column, mosaic.warpgroup_barrier)
+    return Writer(_of_row if layout == ROW else lambda thread, number: None)
 
 
 def _of_row(thread: Any, number: int) -> Any:
@@ -110,10 +127,10 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
     starts = [places[0] for places in layout.thread_idxs((n,))]
     shape = layout.registers_shape((n,))
     length = layout.registers_element_type(ir.F32Type.get()).shape[0]
-    bases = [_moved(mosaic.memref_ptr(ref), starts[0], 0) for ref in refs]
+    bases = [address(mosaic.memref_ptr(ref), starts[0]) for ref in refs]
     step = n // len(starts)  # from the numbers of one register to those of the next
     count = len(refs) * len(starts) * length
-    text = _loop(len(refs), len(starts), length, step, outputs=count)
+    text = loop_text(len(refs), len(starts), length, step, outputs=count)
     found = mosaic.inline_ptx(text, *bases, mark, result_types=[ir.F32Type.get()] * count, has_side_effects=True)
     arrays = []
     for r in range(len(refs)):
@@ -126,8 +143,9 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
     return tuple(arrays)
 
 
-def _loop(refs: int, registers: int, length: int, step: int, outputs: int) -> str:
-    """Returns PTX that reads words until all have the mark, at first only those of the last array."""
+def loop_text(refs: int, registers: int, length: int, step: int, outputs: int) -> str:
+    """Returns PTX that reads words until all have the mark, at first only those of the last array: `length` words
+    beside each other for each of so many registers, which are `step` words apart."""
 
     def load(ref: int) -> list[str]:
         lines = []
@@ -155,7 +173,7 @@ def _loop(refs: int, registers: int, length: int, step: int, outputs: int) -> st
     return "{ " + "\n".join(lines) + " }"
 
 
-def _moved(pointer: Any, place: Any, more: int) -> Any:
+def address(pointer: Any, place: Any, more: int = 0) -> Any:
     """Returns the address of a word."""
 
     i64 = ir.IntegerType.get_signless(64)

@@ -7,8 +7,7 @@ and normalises it, in a phase before those that enter a branch: if all programs 
 most of the time reading.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -18,11 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from odelm.models.kernels.activation import activated
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.marked import strided
-from odelm.models.kernels.program import Fill, Program, put, vector
-from odelm.models.kernels.several import across, beside, by_column, column_of, total
+from odelm.models.kernels.plain import vector
+from odelm.models.kernels.program import Fill, Program
+from odelm.models.kernels.several import across, beside, by_column, total
 from odelm.models.kernels.tokens import Token, Tokens
 
 Step = jax.Array
@@ -43,49 +44,60 @@ def phases_of(layout: Layout) -> dict[Phase, tuple[str, ...]]:
 
 
 def gather(program: Program, token: Newest, step: Step) -> None:
-    """Publishes the state of each row that enters a step, or leaves the last, as it is and normalised."""
-    p = program
+    """Publishes the state of each row that enters a step, and what enters the branches that begin with it."""
+    names = ("norm1", "norm2") if program.layout.parallel else ("norm1",)
+    _gather(program, token, step, [program.affine_refs(name, step) for name in names])
+
+
+def gather_last(program: Program, token: Newest) -> None:
+    """Publishes what enters the readout for each row."""
+    _gather(program, token, jnp.int32(program.layout.steps), [program.affine_refs("end")])
+
+
+def _gather(p: Program, token: Newest, step: Step, norms: list[tuple[Any, Any]]) -> None:
+    """Publishes the state of each row that enters a step, or leaves the last, as it is and by some norms, given
+    references to their scales and shifts."""
 
     def work(number: Any, row: jax.Array) -> None:
         del number
         kept = dict(mark=p.mark(token, step), layout=strided(p.layout.width))
         state = entering(p, token, step, row)
-        p.publish(p.normed(state), "normed", row, 0, **kept)
+        normed = p.normed(state)
+        for place, (scale, shift) in enumerate(norms):
+            p.publish(normed * scale[...] + shift[...], "normed", row, place, **kept)
         p.publish(state, "state", row, lax.rem(step, 2), **kept)
 
     p.share(p.layout.rows, work)
 
 
 def gather_between(program: Program, token: Newest, step: Step) -> None:
-    """Publishes the state of each row after the attention branch, normalised."""
+    """Publishes what enters the feed-forward branch for each row, from the state after the attention branch."""
     p = program
 
     def work(number: Any, row: jax.Array) -> None:
         del number
-        state = _after_attention(p, token, step, row)
-        p.publish(p.normed(state), "normed", row, 1, mark=p.mark(token, step), layout=strided(p.layout.width))
+        scale, shift = p.affine("norm2", step)
+        x = p.normed(_after_attention(p, token, step, row)) * scale + shift
+        p.publish(x, "normed", row, 1, mark=p.mark(token, step), layout=strided(p.layout.width))
 
     p.share(p.layout.rows, work)
 
 
-def take_normed(program: Program, token: Newest, step: Step, place: int, affine: tuple[Any, Any]) -> None:
-    """Writes the normalised states of several rows into the right side of a product, with a norm's scale and shift
-    applied; `affine` are references to both."""
-    p, size = program, program.layout.width
-    scale, shift = (vector(ref, beside(size).reduce(0)) for ref in affine)
-    rows = p.receive_rows(lambda row: [("normed", row, place)], mark=p.mark(token, step))
-    p.take_rows([x * scale + shift for (x,) in rows], size)
+def take_normed(program: Program, token: Newest, step: Step, place: int) -> None:
+    """Writes the normalised states of several rows into the right side of a product."""
+    mark = program.mark(token, step)
+    program.take_received(lambda row: [("normed", row, place)], lambda x: x, program.layout.width, mark=mark)
 
 
 def enter(program: Program, token: Newest, step: Step) -> None:
     """Computes queries, divided by the root of a head's size, keys and values from the state that enters a step, which
-    is the token's embedding in the first. Stores that state, and the keys and values in the memory."""
+    is the token's embedding in the first. Publishes that state, where the batch has a single row."""
     p, layout = program, program.layout
-    H, J, K = layout.heads, layout.kv_heads, layout.head_size
+    H, J = layout.heads, layout.kv_heads
 
     def prepare() -> None:
         if layout.several:
-            take_normed(p, token, step, 0, p.affine_refs("norm1", step))
+            take_normed(p, token, step, 0)
             return
         affine = p.affine("norm1", step)
         state = entering(p, token, step)
@@ -105,14 +117,6 @@ def enter(program: Program, token: Newest, step: Step) -> None:
         y = (y + across(bias, y)) * across(scale, y)
         x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
         p.publish_all(x, "qkv", head, mark=p.mark(token, step))
-        for first, memory in ((H, p.keys), (H + J, p.values)):
-
-            @pl.when((head >= first) & (head < first + J))
-            def keep_new(first: int = first, memory: Any = memory) -> None:
-                for row in range(layout.rows):
-                    new = column_of(x, row) if layout.several else x
-                    here = memory.at[step, row, token.of(row).place, pl.ds((head - first) * K, K)]
-                    put(new.astype(layout.dtype), here)
 
     p.multiply("qkv", step, constants, prepare, _fill_of(p), store)
 
@@ -155,16 +159,18 @@ def leave_attention(program: Program, token: Newest, step: Step) -> None:
         place = pl.ds(offset, size)
 
         def places(row: int) -> list[tuple[Any, ...]]:
-            return [(name, row, c, place) for name in ("context", "weight") for c in range(C)]
+            names = ("context", "weight") if C > 1 else ("context",)
+            return [(name, row, c, place) for name in names for c in range(C)]
 
-        rows = p.receive_rows(places, mark=p.mark(token, step))
-        p.take_rows([_averaged(found[:C], found[C:]) for found in rows], size)
+        p.take_received(places, lambda *found: _averaged(found[:C], found[C:]), size, mark=p.mark(token, step))
 
     _leave(p, "out", "1", token, step, fill)
 
 
-def _averaged(parts: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
-    """Returns the weighted average of averages, given the logarithms of their weights."""
+def _averaged(parts: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
+    """Returns the weighted average of averages, given the logarithms of their weights; of a single one, without."""
+    if len(parts) == 1:
+        return parts[0]
     top = reduce(jnp.maximum, weights)
     factors = [jnp.exp(one - top) for one in weights]
     averaged = reduce(add, [part * factor for part, factor in zip(parts, factors, strict=True)])
@@ -177,7 +183,7 @@ def feed(program: Program, token: Newest, step: Step) -> None:
 
     def prepare() -> None:
         if p.layout.several:
-            take_normed(p, token, step, 0 if p.layout.parallel else 1, p.affine_refs("norm2", step))
+            take_normed(p, token, step, 1)
             return
         affine = p.affine("norm2", step)
         state = entering(p, token, step) if p.layout.parallel else _after_attention(p, token, step)
@@ -212,8 +218,13 @@ def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
         if factors == 2:
             ref = p.vectors["hidden_scale"].at[step, place]
             scale = vector(ref, beside(size).reduce(0)) if several else ref[...]
-        rows = p.receive_rows(lambda row: [("up", row, of, place) for of in range(factors)], mark=p.mark(token, step))
-        p.take_rows([x if scale is None else activated(x, "silu") * gated[0] * scale for x, *gated in rows], size)
+
+        def units(x: jax.Array, *gated: jax.Array) -> jax.Array:
+            return x if scale is None else activated(x, "silu") * gated[0] * scale
+
+        p.take_received(
+            lambda row: [("up", row, of, place) for of in range(factors)], units, size, mark=p.mark(token, step)
+        )
 
     _leave(p, "down", "2", token, step, fill)
 
@@ -263,22 +274,6 @@ def _leave(p: Program, name: str, branch: str, token: Newest, step: Step, fill: 
         p.publish_all(y, name, *place, mark=p.mark(token, step))
 
     p.multiply(name, step, constants, lambda: None, fill, store)
-
-
-def activated(x: jax.Array, name: str) -> jax.Array:
-    """Applies an activation of one argument, by the operations that a kernel has."""
-    match name:
-        case "gelu":
-            return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
-        case "gelu_tanh":
-            return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-        case "relu":
-            return jnp.maximum(x, 0.0)
-        case "relu2":
-            return jnp.square(jnp.maximum(x, 0.0))
-        case "silu":
-            return x / (1 + jnp.exp(-x))
-    raise ValueError(f"activation is {name!r}")
 
 
 def _enter_both(program: Program, token: Newest, step: Step) -> None:

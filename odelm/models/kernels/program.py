@@ -14,10 +14,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.by_warps import put_pairs
-from odelm.models.kernels.layout import COLUMNS, ROWS, TURNS, Layout
+from odelm.models.kernels.layout import ROWS, TURNS, Layout
 from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked, strided
+from odelm.models.kernels.paired import put_columns_paired, put_paired, read_paired
 from odelm.models.kernels.pieces import Pieces, share
-from odelm.models.kernels.several import column_of, receive_by_row, take_rows
+from odelm.models.kernels.plain import put, vector
+from odelm.models.kernels.several import by_groups, column_of, take_received
 from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copies_after_stores, wait
 from odelm.models.kernels.tokens import Token, Tokens
 
@@ -29,6 +31,8 @@ Fill = Callable[[jax.Array, int], None]
 """Writes a number of inputs, from an offset on, as the right side of a product."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
+Places = Callable[[int], list[tuple[Any, ...]]]
+"""Returns, for a row of the batch, the places (name, row, *place) of vectors that were published for it."""
 Store = Callable[..., None]
 """Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
 
@@ -75,11 +79,22 @@ class Program:
         """Returns the mark of results published in a step, or after the last: not 0, and unique within a launch."""
         return token.number * (self.layout.steps + self.layout.several) + step + 1
 
+    def paired(self, name: str) -> bool:
+        """Whether results of a name are published by twos."""
+        return self.marked and name in self.layout.paired
+
+    def place(self, name: str, *place: Any) -> Ref:
+        """Returns where a vector is published, from its name, its row, and its place there, whose last part may be some
+        of its numbers."""
+        if self.paired(name) and isinstance(place[-1], pl.Slice):
+            place = *place[:-1], pl.ds(place[-1].start >> 1, place[-1].size >> 1)
+        return self.between[name].at[place]
+
     def publish(self, x: jax.Array, name: str, row: Any, *place: Any, mark: jax.Array, layout: Any) -> None:
         """Writes a vector of a row of the batch under a name, for the other programs."""
-        ref = self.between[name].at[(row, *place)]
+        ref = self.place(name, row, *place)
         if self.marked:
-            put_marked(x, ref, mark, layout)
+            (put_paired if self.paired(name) else put_marked)(x, ref, mark, layout)
         else:
             put(x, ref)
 
@@ -88,34 +103,34 @@ class Program:
         if not self.layout.several:
             self.publish(x, name, 0, *place, mark=mark, layout=ROW)
         elif self.marked:
-            words = self.between[name]
-            put_columns_marked(x, words.at[(0, *place)], prod(words.shape[1:-1]), self.layout.rows, mark)
+            write = put_columns_paired if self.paired(name) else put_columns_marked
+            write(x, self.place(name, 0, *place), prod(self.between[name].shape[1:-1]), self.layout.rows, mark)
         else:
             for row in range(self.layout.rows):
                 put(column_of(x, row), self.between[name].at[(row, *place)])
 
     def receive(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
         """Returns published vectors of one length, from (name, row, *place) each; the one expected last should be the
-        last of `places`."""
-        refs = [self.between[name].at[tuple(place)] for name, *place in places]
+        last of `places`. They are float32, or bfloat16 where they were published by twos."""
+        refs = [self.place(*one) for one in places]
         if self.marked:
-            return read_marked(refs, mark, layout)
+            return (read_paired if self.paired(places[0][0]) else read_marked)(refs, mark, layout)
         return [ref[...] if layout is None else vector(ref, layout) for ref in refs]
 
-    def receive_rows(self, places: Callable[[int], list[tuple[Any, ...]]], *, mark: jax.Array) -> list[list[jax.Array]]:
-        """Returns for each row what was published at `places(row)`, as `receive` does, for `take_rows`."""
-        if not self.layout.several:
-            return [self.receive(*places(0), mark=mark)]
-        return receive_by_row(self, places, mark)
-
-    def take_rows(self, vectors: list[jax.Array], size: int) -> None:
-        """Writes a vector (size,) for each row as the right side of a product."""
+    def take_received(self, places: Places, finish: Callable[..., jax.Array], size: int, *, mark: jax.Array) -> None:
+        """Writes for each row a vector (size,) as the right side of a product: what `finish` makes of the vectors
+        published at `places(row)`."""
         if self.layout.several:
-            take_rows(vectors, self.inputs(size))
-        elif self.layout.by_warps:
-            put_pairs(vectors[0], self.near["pairs"], strided(size))
+            take_received(self, places, finish, self.inputs(size), mark)
         else:
-            self.near["state"].at[pl.ds(0, size)][...] = vectors[0]
+            self.take_vector(finish(*self.receive(*places(0), mark=mark)), size)
+
+    def take_vector(self, x: jax.Array, size: int) -> None:
+        """Writes a vector (size,) as the right side of a product, for a single row."""
+        if self.layout.by_warps:
+            put_pairs(x, self.near["pairs"], strided(size))
+        else:
+            self.near["state"].at[pl.ds(0, size)][...] = x
             self.take(0, size)
 
     def arrive(self, part: jax.Array) -> None:
@@ -205,7 +220,7 @@ class Program:
         share(self.layout.pieces(name), *pieces.rank(name), piece)
 
     def inputs(self, size: int) -> Ref:
-        """Returns the right side of a product, transposed: (`COLUMNS`, size)."""
+        """Returns the right side of a product, transposed: (columns, size)."""
         return self.near["inputs"].at[self.zero, :, pl.ds(0, size)]
 
     def begin(self) -> None:
@@ -226,13 +241,13 @@ class Program:
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal; with
-        several rows all columns, (`ROWS`, `COLUMNS`)."""
+        several rows all columns, (`ROWS`, columns)."""
 
         def summed(acc: Ref) -> jax.Array:
             accumulate(acc)
             return acc[...]
 
-        sums = pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.float32))
+        sums = pl.run_scoped(summed, plgpu.ACC((ROWS, self.layout.columns), jnp.float32))
         return sums if self.layout.several else jnp.max(sums, axis=1)
 
     def affine(self, name: str, step: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -259,7 +274,7 @@ class Program:
             return
         scale, shift = affine
         with jax.named_scope("normalise"):
-            self.take_rows([self.normed(h) * scale + shift], self.layout.width)
+            self.take_vector(self.normed(h) * scale + shift, self.layout.width)
 
     def normed(self, h: jax.Array) -> jax.Array:
         """Returns a state (D,) normalised, without scale and shift."""
@@ -274,20 +289,11 @@ class Program:
 
     def turned(self, x: jax.Array) -> jax.Array:
         """Returns the outputs of a tile (`ROWS`, ..) with its halves swapped."""
-        near, half = self.near["turned"], ROWS // 2
-        near.at[pl.ds(0, ROWS)][...] = x
-        near.at[pl.ds(ROWS, ROWS)][...] = x
-        return vector(near.at[pl.ds(half, ROWS)], plgpu.Layout.WGMMA if self.layout.several else ROW)
 
+        def swapped(some: jax.Array) -> jax.Array:
+            near, half = self.near["turned"], ROWS // 2
+            near.at[pl.ds(0, ROWS)][...] = some
+            near.at[pl.ds(ROWS, ROWS)][...] = some
+            return vector(near.at[pl.ds(half, ROWS)], plgpu.Layout.WGMMA if self.layout.several else ROW)
 
-def vector(ref: Ref, layout: Any = ROW) -> jax.Array:
-    """Returns a vector in a layout, read from memory."""
-    return plgpu.load(ref, layout=layout, optimized=False)
-
-
-def put(x: jax.Array, ref: Ref) -> None:
-    """Writes a vector to global memory, whatever its layout."""
-    if hasattr(plgpu, "store"):  # since jax 0.12, where a plain write must fill whole sectors of memory
-        plgpu.store(ref, x, optimized=False)
-    else:
-        ref[...] = x
+        return by_groups(swapped, x) if self.layout.several else swapped(x)

@@ -29,7 +29,8 @@ from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.choice import TINY, add_pieces, empty, leave, noise, tiles
 from odelm.models.kernels.layout import COLUMNS, ROWS
 from odelm.models.kernels.marked import ROW, strided
-from odelm.models.kernels.program import Program, Ref, vector
+from odelm.models.kernels.plain import vector
+from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.signals import highest, raise_to
 
 plgpu: Any = mosaic_gpu

@@ -2,8 +2,9 @@
 
 MOST_SPLITS = 11
 """The most programs that share a head's positions."""
-ATTENDED, CHUNK_CYCLES, SPLIT_CYCLES = 1_600, 800, 100
-"""Estimated cycles of a part of attention without its chunks, of a chunk, and of reading a part of a row."""
+ATTENDED, CHUNK_CYCLES, SPLIT_CYCLES, WHOLE_CYCLES = 1_600, 800, 180, 45
+"""Estimated cycles of a part of attention without its chunks, of a chunk, and of reading a part of a row, with the
+weights of its heads, or a whole row, which has none and may be published by twos."""
 
 
 def splits(heads: int, rows: int, programs: int, chunks: int) -> int:
@@ -14,6 +15,7 @@ def splits(heads: int, rows: int, programs: int, chunks: int) -> int:
 
     def cycles(splits: int) -> int:
         turns = -(-heads * rows * splits // programs)
-        return turns * (ATTENDED + -(-chunks // splits) * CHUNK_CYCLES) + splits * rows * SPLIT_CYCLES
+        row = splits * SPLIT_CYCLES if splits > 1 else WHOLE_CYCLES
+        return turns * (ATTENDED + -(-chunks // splits) * CHUNK_CYCLES) + rows * row
 
     return min(range(1, MOST_SPLITS + 1), key=cycles)

@@ -30,7 +30,7 @@ class Tokens:
     """The tokens of several rows that are computed together."""
 
     texts: Ref
-    """int32 (`TEXTS`, `COLUMNS`)."""
+    """int32 (`TEXTS`, columns of a product)."""
     number: jax.Array
     """As in `Token`."""
 

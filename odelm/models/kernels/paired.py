@@ -1,0 +1,130 @@
+"""Marked numbers by twos: where every reader rounds a number to bfloat16, a word of 64 bits holds two and a mark.
+
+Several rows of the batch make programs read much: at each step all programs read what enters their product from all
+rows. In words of `odelm.models.kernels.marked` this is 8 bytes a number, here 4. The writer rounds, as the reader would
+have done.
+
+An array of n numbers is int32 (.., n / 2, 2): two of bfloat16, the first one in the lower bits, and a mark.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mosaic.gpu import FragmentedArray
+from jax.experimental.pallas import mosaic_gpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, vector
+
+from odelm.models.kernels.marked import address, loop_text, thread, writer
+from odelm.models.kernels.signals import CONVERGENT, mosaic
+
+plgpu: Any = mosaic_gpu
+Ref = Any
+
+
+def put_paired(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
+    """Writes float32 (n,) with a mark, as `marked.put_marked` does, in a layout whose threads hold two neighbouring
+    numbers at a time."""
+    of = writer(layout)
+
+    def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
+        del context
+        of.begin()
+        base, me = mosaic.memref_ptr(ref), thread()
+        for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
+            low, high = (vector.extract(register, dynamic_position=[], static_position=[i]) for i in range(2))
+            mine = of.mine(me, number)
+            given = [
+                address(base, _half(places[0])),
+                low,
+                high,
+                mark.registers.item(),
+                *([] if mine is None else [mine]),
+            ]
+            mosaic.inline_ptx(put_text(chosen=mine is not None), *given, has_side_effects=True)
+
+    splat = plgpu.Layout.WG_SPLAT
+    plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(), splat))(write)(x, ref, mark)
+
+
+def put_columns_paired(x: jax.Array, ref: Ref, stride: int, columns: int, mark: jax.Array) -> None:
+    """Writes the first columns of a product, float32 (n, columns), with a mark: each column becomes n / 2 neighbouring
+    words, the first column's at `ref`, each next column's `stride` words after the one before.
+
+    A thread has two columns of a row, and its neighbour four lanes away those of the next row: they exchange one number
+    each, so that one has both rows of the first column, the other both rows of the second.
+    """
+
+    def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
+        del context
+        base, index = mosaic.memref_ptr(ref), ir.IndexType.get()
+        odd = arith.andi(arith.shrui(thread(), _i32(2)), _i32(1))
+        is_odd = arith.cmpi(arith.CmpIPredicate.eq, odd, _i32(1))
+        for (row, column), register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
+            both = [vector.extract(register, dynamic_position=[], static_position=[i]) for i in range(2)]
+            of = arith.addi(column, arith.index_cast(index, odd))
+            place = arith.addi(arith.muli(of, arith.constant(index, stride)), _half(row))
+            mine = arith.cmpi(arith.CmpIPredicate.ult, of, arith.constant(index, columns))
+            given = [address(base, place), *both, mark.registers.item(), is_odd, mine]
+            mosaic.inline_ptx(COLUMNS_TEXT, *given, has_side_effects=True, **CONVERGENT)
+
+    splat = plgpu.Layout.WG_SPLAT
+    plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), splat))(write)(x, ref, mark)
+
+
+def put_text(*, chosen: bool) -> str:
+    """Returns the PTX that writes a word: $0 is its address, $1 and $2 are the numbers, $3 the mark, and with `chosen`
+    $4 says whether to write."""
+    pair = ".reg .b32 pair; .reg .b64 word; cvt.rn.bf16x2.f32 pair, $2, $1; mov.b64 word, {pair, $3};"
+    return f"{{ {pair} {'@$4 ' if chosen else ''}st.relaxed.gpu.global.b64 [$0], word; }}"
+
+
+COLUMNS_TEXT = """{ .reg .b32 pair; .reg .f32 sent, got, low, high; .reg .b64 word;
+selp.f32 sent, $1, $2, $4; shfl.sync.bfly.b32 got, sent, 4, 0x1f, 0xffffffff;
+selp.f32 low, got, $1, $4; selp.f32 high, $2, got, $4;
+cvt.rn.bf16x2.f32 pair, high, low; mov.b64 word, {pair, $3}; @$5 st.relaxed.gpu.global.b64 [$0], word; }"""
+"""Writes a word of a column: $0 is its address, $1 and $2 are the thread's two columns of its row, $3 is the mark, $4
+whether the row is an odd one, $5 whether to write."""
+
+
+def read_paired(refs: Sequence[Ref], mark: jax.Array, layout: Any) -> list[jax.Array]:
+    """Returns bfloat16 (n,) of each of `refs` of the same n, as soon as all of them have the mark, in a layout whose
+    threads hold two neighbouring numbers at a time; the array expected last should be the last of `refs`."""
+    n = 2 * refs[-1].shape[0]
+    shape = plgpu.ShapeDtypeStruct((n,), jnp.bfloat16, layout=layout)
+
+    def read(context: Any, *arguments: Any) -> Any:
+        del context
+        *given, mark = arguments
+        return _read(given, n, layout.to_mgpu(), mark.registers.item())
+
+    types = (*[plgpu.RefType()] * len(refs), plgpu.Layout.WG_SPLAT)
+    return list(plgpu.inline_mgpu(arg_types=types, return_type=(shape,) * len(refs))(read)(*refs, mark))
+
+
+def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
+    starts, shape = [places[0] for places in layout.thread_idxs((n,))], layout.registers_shape((n,))
+    two = ir.VectorType.get((2,), ir.BF16Type.get())
+    assert layout.registers_element_type(ir.BF16Type.get()) == two, "a thread holds two neighbouring numbers"
+    bases = [address(mosaic.memref_ptr(ref), _half(starts[0])) for ref in refs]
+    count, i32 = len(refs) * len(starts), ir.IntegerType.get_signless(32)
+    text = loop_text(len(refs), len(starts), 1, n // 2 // len(starts), outputs=count)
+    found = mosaic.inline_ptx(text, *bases, mark, result_types=[i32] * count, has_side_effects=True)
+    arrays = []
+    for first in range(0, count, len(starts)):
+        registers = np.empty(shape, dtype=object)
+        for place, word in zip(np.ndindex(shape), found[first : first + len(starts)], strict=True):
+            registers[place] = vector.bitcast(two, vector.from_elements(ir.VectorType.get((1,), i32), [word]))
+        arrays.append(FragmentedArray(_registers=registers, _layout=layout, _is_signed=None))
+    return tuple(arrays)
+
+
+def _half(place: Any) -> Any:
+    return arith.shrui(place, arith.constant(ir.IndexType.get(), 1))
+
+
+def _i32(value: int) -> Any:
+    return arith.constant(ir.IntegerType.get_signless(32), value)
