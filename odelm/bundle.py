@@ -3,13 +3,13 @@
     model.safetensors   every parameter under its own name, as it is or in 8 bits (`odelm.int8_storage`)
     config.json         the config, as that of a run
     tokenizer.json      if the model has a tokenizer
-    profile.json        if what the bundle was made from has one; it is copied as it is
-    bundle.json         the sizes of the files, how many updates the model had, and what each artifact is
+    bundle.json         the sizes of these files, how many updates the model had, and what each artifact is
     manifest.sha256     the checksums of all of them
+    profile.json        if what the bundle was made from has one; it has a checksum of its own, and may be made anew
 
 Artifacts, such as those of `odelm.infer.export`, are further files. A bundle is written whole or not at all, and every
-byte is checked before it is used. Nothing in it is executed or unpickled. Files that `bundle.json` does not list, such
-as a report in `infer/`, are not looked at.
+byte is checked before it is used. Nothing in it is executed or unpickled. Other files, such as a report in `infer/`,
+are not looked at.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The dtypes that parameters may have, by their names in safetensors."""
 
 About = dict[str, Any]
-"""What `bundle.json` says: `format`, `odelm` (a version), `step`, `files` (bytes of each by its name), `artifacts`."""
+"""What `bundle.json` says: `format`, `odelm` (a version), `step`, `files` (bytes of each by its name), `artifacts`, and
+whether there is a `profile`."""
 Artifact = tuple[str, bytes, dict[str, Any]]
 """The name of a file, its bytes, and what `bundle.json` says of it."""
 
@@ -135,18 +136,13 @@ def _loads_as(stored: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> b
         return True
     for name, array in arrays.items():
         scales = stored.get(name + int8_storage.SCALES)
-        loaded = stored[name] if scales is None else int8_storage.unpacked(stored[name], scales)
-        if not np.array_equal(loaded, array):
+        if not np.array_equal(stored[name] if scales is None else int8_storage.unpacked(stored[name], scales), array):
             return False
     return True
 
 
 def _write_files(
-    folder: Path,
-    arrays: dict[str, np.ndarray],
-    config: Config,
-    tokenizer: Tokenizer | None,
-    profile: Path | None,
+    folder: Path, arrays: dict[str, np.ndarray], config: Config, tokenizer: Tokenizer | None, profile: Path | None
 ) -> None:
     save_file(arrays, str(folder / PARAMETERS))
     (folder / CONFIG).write_text(to_json(config))
@@ -192,6 +188,9 @@ def read_about(path: str | Path) -> About:
             raise manifest.Damaged(f"{manifest.MANIFEST} is missing")
         manifest.check(path, only={ABOUT})
         about = _parsed(path / ABOUT)
+        listed = about["files"].pop(PROFILE, None) is not None  # in a bundle of an older version
+        if (listed or about.get("profile")) and not (path / PROFILE).is_file():
+            raise manifest.Damaged(f"{PROFILE} is missing")
         # A copy that was cut short is found before gigabytes of checksums are computed.
         for name, size in about["files"].items():
             if (path / name).is_file() and (path / name).stat().st_size != size:
@@ -233,11 +232,12 @@ def _finish(folder: Path, step: int | None, artifacts: Iterable[Artifact], forma
         "format": format,
         "odelm": __version__,
         "step": step,
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != PROFILE},
+        "profile": (folder / PROFILE).is_file(),
         "artifacts": described,
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-    manifest.write(folder)
+    manifest.write(folder, but={PROFILE})
     return about
 
 

@@ -19,9 +19,9 @@ class Damaged(Exception):
     """A directory is not what its manifest says; the message names the file and what is wrong with it."""
 
 
-def write(directory: Path) -> None:
-    """Writes the manifest of a directory in which nothing else is written any more."""
-    names = _files(directory)
+def write(directory: Path, *, but: Collection[str] = ()) -> None:
+    """Writes the manifest of a directory in which nothing else is written any more, except for the files `but`."""
+    names = [name for name in _files(directory) if name not in but]
     with ThreadPoolExecutor() as pool:
         digests = pool.map(lambda name: _digest(directory / name), names)
     lines = [f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True)]

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odelm import bundle, checkpoint, interop, profile, remote, shipped
+from odelm import bundle, checkpoint, interop, remote, shipped
+from odelm import profile as profiles
 from odelm.config import Config
 from odelm.errors import InputError
 from odelm.files import is_url
@@ -22,6 +23,7 @@ def load(
     adjust: Callable[[Config], Config] | None = None,
     mesh: "Mesh | None" = None,
     with_profile: bool = True,
+    profile: str | Path | None = None,
 ) -> tuple[Model, Config, "Tokenizer | None"]:
     """Returns (model, config, tokenizer) of a run directory, of a bundle (`odelm.bundle`), of a Hugging Face folder, or
     of a model that comes with odelm, by its name, such as "small-decoder" (`odelm.shipped`).
@@ -34,6 +36,7 @@ def load(
             `kv_span`.
         mesh: a mesh of Auto axes whose `fsdp` and `tensor` cut the parameters of a run or bundle; None is one device.
         with_profile: whether a profile is read.
+        profile: a profile of this model that is elsewhere, in place of the one beside it.
 
     The tokenizer is None where there is no `tokenizer.json`. Raises InputError, naming what is missing or does not
     fit, for what is none of these, and for a profile that is damaged or of other parameters.
@@ -44,8 +47,10 @@ def load(
     if not path.is_dir():
         raise InputError(shipped.not_found(path))
     model, config, tokenizer = _loaded(path, step, adjust, mesh)
-    if with_profile:
-        model.profile = profile.read_for(model, path / profile.PROFILE)
+    if profile is not None:
+        model.profile = profiles.found_for(model, Path(profile).expanduser())
+    elif with_profile:
+        model.profile = profiles.read_for(model, path / profiles.PROFILE)
     return model, config, tokenizer
 
 

@@ -65,7 +65,8 @@ class Profile:
 
 def write(profile: Profile, path: Path) -> None:
     """Writes a profile, whole or not at all; raises InputError where it cannot be written."""
-    text = json.dumps({"version": VERSION} | dataclasses.asdict(profile), indent=2, allow_nan=False) + "\n"
+    found = {"version": VERSION} | dataclasses.asdict(profile)
+    text = json.dumps(found | {"checksum": fingerprint(found)}, indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
@@ -74,10 +75,17 @@ def write(profile: Profile, path: Path) -> None:
 
 
 def read(path: Path) -> Profile:
-    """Returns the profile in a file; raises InputError for one that is damaged, or of another version."""
+    """Returns the profile in a file; raises InputError for one that is damaged or was changed, or of another version.
+
+    A file without a checksum, such as one of an earlier version of odelm, is read as it is.
+    """
     try:
         found = json.loads(path.read_text())
+        checksum = found.pop("checksum", None)
+        changed = checksum is not None and checksum != fingerprint(found)
         version = found.pop("version")
+        if version == VERSION and changed:
+            raise ValueError("its checksum is that of other values")
         if version == VERSION:
             return _checked(Profile(**found | {"grid": tuple(map(float, found["grid"]))}))
     except OSError as error:
@@ -85,6 +93,14 @@ def read(path: Path) -> Profile:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is damaged, or no profile ({error!r}); {AGAIN}") from error
     raise InputError(f"{path} is a profile of version {version!r}, expected {VERSION}; {AGAIN}")
+
+
+def found_for(model: SharedTransformer, path: Path) -> Profile:
+    """Returns the profile in a file; raises InputError where there is none, or if it is of another model."""
+    profile = read_for(model, path)
+    if profile is None:
+        raise InputError(f"{path} is no file, expected a profile of `infer.py --max_loss_increase`")
+    return profile
 
 
 def read_for(model: SharedTransformer, path: Path) -> Profile | None:

@@ -74,11 +74,13 @@ def find_profile(
         "searched": searched,
         "units": "documents" if unseen.part.documents else "rows",
     }
-    publish(report, source / "infer" if out is None else out, name=REPORT)
     path = (source if out is None else out) / PROFILE
     profile = _profile(loaded, choice, limit, text, unseen.part.documents)
     profiles.write(profile, path)
+    publish(report, source / "infer" if out is None else out, name=REPORT)
     print(_told(profile))
+    if out is not None:
+        print(f"to use it: infer.py --profile_file={path}, or odelm.load(.., profile={str(path)!r})")
     return path
 
 

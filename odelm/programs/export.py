@@ -1,5 +1,7 @@
 """What `infer.py --export` does: a bundle of a model, with its forward pass at chosen step counts."""
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +63,44 @@ def export(
     artifacts = forward_artifacts(
         model, steps=steps, solver=flags.solver, integrator=flags.integrator, dtype=flags.dtype
     )
-    profile = source / PROFILE
+    profile = _profile_of(model, source, flags.profile_file)
+    if profile is not None and flags.steps is None:
+        artifacts = chain(artifacts, _as_profile_says(model, profile, steps, flags))
     about = bundle.write(
-        folder, model, config, tokenizer=tokenizer, step=step, profile=profile if profile.is_file() else None,
-        artifacts=artifacts, storage=flags.storage,
+        folder, model, config, tokenizer=tokenizer, step=step, profile=profile, artifacts=artifacts,
+        storage=flags.storage,
     )  # fmt: skip
     print(f"wrote {folder}")
-    if profile.is_file() and PROFILE not in about["files"]:
+    if profile is not None and not (folder / PROFILE).is_file():
         print(f"without {PROFILE}, which is of the parameters before they were rounded: search again in the bundle")
     for file in sorted(folder.iterdir()):
         artifact = about["artifacts"].get(file.name)
         print(f"{file.stat().st_size:>14,}  {file.name}" + ("" if artifact is None else f"  {described(artifact)}"))
+
+
+def _profile_of(model: Any, source: Path, given: str | None) -> Path | None:
+    """Returns the file of the model's profile, if it has one."""
+    from odelm import profile as profiles
+
+    if given is None:
+        path = source / profiles.PROFILE
+        return path if path.is_file() else None
+    path = Path(given).expanduser()
+    profiles.found_for(model, path)
+    return path
+
+
+def _as_profile_says(model: Any, path: Path, steps: tuple[int, ...], flags: FlagValues) -> Iterator[Any]:
+    """Returns the forward pass that a profile describes, unless it is one of those in equal steps."""
+    from odelm import profile as profiles
+    from odelm.infer.export import forward_artifacts
+    from odelm.ode.grid import equal
+
+    profile = profiles.found_for(model, path)
+    grids = [tuple(equal(model.config.core, count).tolist()) for count in steps]
+    if profile.solver == flags.solver and profile.grid in grids:
+        return iter(())
+    return forward_artifacts(model, grids=[profile.grid], solver=profile.solver, dtype=flags.dtype)
 
 
 def described(artifact: dict[str, Any]) -> str:

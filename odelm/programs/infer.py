@@ -59,6 +59,7 @@ _string(
     None,
     "Search for the cheapest steps whose loss is at most so much above that of full depth, such as 0.5% or 0.005.",
 )
+_string("profile_file", None, "Cross the depth as this profile of the model says; default: profile.json beside it.")
 _string("solver", "euler", "Name of the ODE solver.")
 flags.DEFINE_enum(
     "integrator",
@@ -142,6 +143,7 @@ for name, expected in dict(
     out="a directory",
     text="files",
     prompt_file="a file",
+    profile_file="a file",
     export="a directory",
     baseline="a directory",
 ).items():
@@ -166,9 +168,12 @@ def _infer() -> int:
     quantization.check(FLAGS)
     others = (FLAGS.steps, limit, target, FLAGS.quantize, FLAGS.early_exit, FLAGS.kv_span)
     uses_profile = all(other is None for other in others)
+    if FLAGS.profile_file is not None and not (uses_profile or target):
+        raise InputError("--profile_file says how the depth is crossed: leave out --steps and what else says so")
     loaded = pretrained.load(
-        source, step=step, adjust=None if target else _with_options, mesh=_mesh(), with_profile=uses_profile
-    )
+        source, step=step, adjust=None if target else _with_options, mesh=_mesh(), with_profile=uses_profile,
+        profile=None if target else FLAGS.profile_file,
+    )  # fmt: skip
     step = sources.updates_of(source) if bundled else step  # loading a bundle has checked its files
     if quantization.one_kind(FLAGS):
         loaded = quantization.quantized(loaded, FLAGS, _options(source), _steps, source=source, step=step)

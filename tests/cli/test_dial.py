@@ -75,6 +75,7 @@ def test_the_profile_is_loaded_with_the_run_and_used(tuned, call, tmp_path):
 def test_a_profile_with_unequal_steps_is_a_row_of_its_own(tuned, call, tmp_path):
     run = shutil.copytree(tuned, tmp_path / "run")
     profile = json.loads((run / PROFILE).read_text()) | {"grid": [0, 3, 4], "solver": "heun", "evaluations": 4}
+    del profile["checksum"]
     (run / PROFILE).write_text(json.dumps(profile))
     done = call("infer.py", f"--workdir={run}", "--repeats=1", "--eval_batches=1")
     *others, own = json.loads((run / "infer" / "report.json").read_text())["rows"]
@@ -147,3 +148,30 @@ def test_a_profile_is_written_to_out(call, decoder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {PROFILE, "dial.json", "dial.png"}
     assert sorted(decoder.rglob("*")) == before
+    path = tmp_path / "new" / "out" / PROFILE
+    assert f"infer.py --profile_file={path}" in done.stdout
+    prompt = [f"--workdir={decoder}", "--prompt=word1 and", "--temperature=0", "--new_tokens=5"]
+    own = call("infer.py", *prompt, f"--profile_file={path}")
+    assert own.stdout.count("word1 and") == 1 and own.returncode == 0, own.stderr
+    assert odelm.load(decoder, profile=path)[0].profile == odelm.profile.read(path)
+    refused(
+        call("infer.py", *prompt, f"--profile_file={path}", "--steps=2"), "--profile_file says how", "leave out --steps"
+    )
+    refused(call("infer.py", *prompt, f"--profile_file={tmp_path}"), f"{tmp_path} is no file, expected a profile")
+
+
+def test_a_bundle_has_the_profiles_own_forward_pass_and_takes_another_profile(tuned, call, run):
+    path = run / PROFILE
+    values = json.loads((tuned / PROFILE).read_text()) | {"grid": [0, 3, 4], "solver": "heun", "evaluations": 4}
+    del values["checksum"]
+    path.write_text(json.dumps(values))
+    done = call("infer.py", f"--workdir={run}", f"--export={run / 'b'}")
+    assert done.returncode == 0, done.stderr
+    artifacts = json.loads((run / "b" / "bundle.json").read_text())["artifacts"]
+    (own,) = [one for one in artifacts.values() if one["grid"]]
+    assert own["grid"] == [0, 3, 4] and own["solver"] == "heun" and len(artifacts) == 4
+    assert odelm.load(run / "b")[0].profile == odelm.profile.read(path)
+    done = call("infer.py", f"--model={run / 'b'}", "--max_loss_increase=20%", "--repeats=1", "--eval_batches=4")
+    assert done.returncode == 0, done.stderr
+    profile = odelm.load(run / "b")[0].profile
+    assert profile is not None and profile.grid != (0.0, 3.0, 4.0)

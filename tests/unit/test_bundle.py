@@ -28,7 +28,8 @@ from tests.unit.test_sharding import MODELS
 SMALL = Config(train=TrainConfig(length=16))
 ENCODER = dict(kind="encoder", token_types=2, sentence_order=True, embed_dim=8, norm_placement="post", embed_norm=True)
 ARTIFACT = ("forward.bin", b"a forward pass", {"steps": 2})
-FILES = ("bundle.json", "config.json", "forward.bin", "model.safetensors", "profile.json", "tokenizer.json")
+FILES = ("bundle.json", "config.json", "forward.bin", "model.safetensors", "tokenizer.json")
+"""Those in the manifest."""
 
 
 @pytest.fixture
@@ -194,13 +195,13 @@ def test_a_bundle_is_cut_over_a_mesh(whole):
     assert done.stdout == "agree\n", done.stderr
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST, "profile.json"])
 def test_a_missing_file_is_named(name, whole):
     (whole / name).unlink()
     assert f"{name} is missing" in refused(whole)
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, manifest.MANIFEST, "profile.json"])
 def test_an_altered_file_is_named(name, whole):
     data = bytearray((whole / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -218,6 +219,26 @@ def test_a_truncated_file_is_named(name, kept, whole):
     else:
         message = refused(whole)
         assert name in message and ("bytes in place of" in message or name in ("bundle.json", manifest.MANIFEST))
+
+
+def test_a_profile_is_made_anew_in_a_bundle(whole):
+    model = odelm.load(whole)[0]
+    other = dataclasses.replace(profile_of(model), grid=(0.0, 2.0, 4.0), loss_increase=0.001)
+    profiles.write(other, whole / "profile.json")
+    assert odelm.load(whole)[0].profile == other
+    (whole / "profile.json").write_text("{")
+    assert "profile.json is damaged" in refused(whole)
+
+
+def test_a_profile_in_the_manifest_of_an_older_bundle_may_be_made_anew_too(whole):
+    about = json.loads((whole / "bundle.json").read_text())
+    del about["profile"]
+    about["files"]["profile.json"] = 1
+    (whole / "bundle.json").write_text(json.dumps(about))
+    manifest.write(whole)
+    assert odelm.load(whole)[0].profile is not None
+    (whole / "profile.json").unlink()
+    assert "profile.json is missing" in refused(whole)
 
 
 def test_a_manifest_that_lacks_a_file_is_not_enough(whole):
@@ -325,7 +346,7 @@ def test_a_failed_write_leaves_nothing(make_model, tmp_path, monkeypatch):
         bundle.write(tmp_path / "b", make_model(), SMALL, artifacts=failing())
     assert not list(tmp_path.iterdir())
 
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(manifest, "write", full)

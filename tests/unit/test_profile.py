@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -59,10 +60,24 @@ CHANGES = {
 def test_a_damaged_profile_is_refused(change, tmp_path):
     path = tmp_path / PROFILE
     write(MADE, path)
-    path.write_text(change(path.read_text()))
+    text = re.sub(r',\n  "checksum": "\w+"', "", path.read_text())
+    path.write_text(text)
+    assert read(path) == MADE, "a file without a checksum is read as it is"
+    path.write_text(change(text))
     with pytest.raises(InputError, match=f"{path} is damaged.*make it again by") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / PROFILE
+    write(MADE, path)
+    text = path.read_text()
+    path.write_text(text.replace("0.004", "0.003"))
+    with pytest.raises(InputError, match="is damaged.*its checksum is that of other values"):
+        read(path)
+    path.write_text(json.dumps(json.loads(text)))
+    assert read(path) == MADE, "only the values count"
 
 
 def test_a_profile_of_another_version_or_none_is_refused(tmp_path):
