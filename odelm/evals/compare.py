@@ -19,11 +19,12 @@ from odelm.data.prepare import prepare, read_text
 from odelm.errors import InputError
 from odelm.evals.candidates import crossing
 from odelm.evals.examples import add_scores
-from odelm.evals.generation import compare_ways, ways
+from odelm.evals.generation import compare_ways, make_generator, ways
 from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.evals.report import make_report, publish
 from odelm.evals.sweep import Setting, settings, sweep
 from odelm.infer.prompts import some_tokens
+from odelm.infer.room import check_generation
 from odelm.infer.runner import Runner
 from odelm.models import CausalLM, Classifier, MaskedLM
 from odelm.models.early_exit import EarlyExit
@@ -158,6 +159,8 @@ def compare_generation(
         early_exits=options.early_exits, kv_spans=options.kv_spans,
     )  # fmt: skip
     rows, batches = batches_of(loaded, options, source=source, step=step)
+    for way in chosen:
+        check_generation(make_generator(runner, way, options.solver), options.batch, length // 2, new_tokens)
     given = some_tokens(batches, config.model, batch=options.batch, length=length // 2).tolist()
     measured = compare_ways(
         runner, chosen, given, new_tokens=new_tokens, held_out=batches, solver=options.solver, repeats=options.repeats,

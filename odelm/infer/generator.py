@@ -19,7 +19,7 @@ from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.drafts import DraftCounts, Drafting, Speculating, make_drafting, spare_places
 from odelm.infer.kernel_choice import ByKernel, Choice
 from odelm.infer.prompts import Prompts
-from odelm.infer.room import bytes_a_place, check_fits
+from odelm.infer.room import bytes_a_place, check_generation
 from odelm.infer.runner import Runner, with_options
 from odelm.infer.sampling import Sampling, sampling_options
 from odelm.infer.speculate import speculate, start_speculating
@@ -212,14 +212,7 @@ class Generator:
         """
         prompts_.check_room(given, new_tokens, self.runner.model.config)
         rows, lengths, room = prompts_.padded(given, new_tokens, self.runner.model.config.max_length)
-        longest = max(map(len, given))
-        kept = self.memory_bytes(len(given), longest, new_tokens)
-        # The memory of the prompts is only freed after it has been copied into the one that is kept.
-        needed = kept + rows.size * self._bytes_a_place[0]
-        places = self._places(longest, new_tokens)
-        check_fits(
-            needed, self.runner.params, f"a memory of {places} positions of {len(given)} rows, after its prompts"
-        )
+        check_generation(self, len(given), max(map(len, given)), new_tokens)
         options = dict(new_tokens=room, end=self.end, penalised=penalised)
         of_prompts = rows, lengths, sampling, key
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
@@ -236,16 +229,16 @@ class Generator:
     def memory_bytes(self, batch: int, longest: int, new_tokens: int) -> int:
         """Returns the bytes of the keys and values of `batch` rows, for prompts up to `longest` tokens and the new
         tokens."""
-        return batch * self._places(longest, new_tokens) * self._bytes_a_place[1]
+        return batch * self.places(longest, new_tokens) * self.place_bytes[1]
 
-    def _places(self, longest: int, new_tokens: int) -> int:
+    def places(self, longest: int, new_tokens: int) -> int:
         """Returns how many positions a memory has room for."""
         spare = -1 if self.drafting is None else spare_places(self.drafting.length)
         return sum(prompts_.sizes(longest, new_tokens, self.runner.model.config.max_length)) + spare
 
     @cached_property
-    def _bytes_a_place(self) -> tuple[int, int]:
-        """The bytes that a position takes while the prompts are read, and afterwards."""
+    def place_bytes(self) -> tuple[int, int]:
+        """The bytes that a position of a row takes while the prompts are read, and afterwards."""
         plans = [self.prefill_plan or self.plan, self.plan, *([self.drafting.plan] if self.drafting else [])]
         first, *later = (bytes_a_place(self.runner.model, plan) for plan in plans)
         return first, sum(later)

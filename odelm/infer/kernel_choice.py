@@ -80,7 +80,7 @@ class ByKernel:
         """Returns the same as `odelm.infer.decode.advance`, computed by the chosen kernel."""
         layout = _layout(_decoder(runner), plan, state, sampling)
         # The matrices depend only on the bits of the readout and on the size of its pieces.
-        same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False)
+        same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False, pairs=False)
         alike = dataclasses.replace(layout, sampled=False, filtered=False, **same)
         if alike not in self._matrices:
             last = list(self._matrices.items())[-1:]  # calls with one row, several, or top_k may alternate

@@ -1,11 +1,13 @@
 """The bytes that a memory will take, known before it is allocated."""
 
-import os
+from pathlib import Path
 from typing import Any
 
 import jax
+import psutil
 
 from odelm.errors import InputError
+from odelm.infer import prompts
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 
@@ -16,14 +18,34 @@ def bytes_a_place(model: SharedTransformer, plan: DepthPlan) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
+GROUP = Path("/sys/fs/cgroup")
+"""Where Linux says how much memory a container may have, in bytes."""
+
+
 def free_bytes(device: Any) -> int | None:
-    """Returns the free bytes of a device, or all memory of the machine for a CPU; None if unknown."""
+    """Returns the free bytes of a device, for a CPU those that the machine and the process's container have available;
+    None if unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    if device.platform == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    if device.platform != "cpu":
+        return None
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # there is no container, or it has no limit ("max")
+        return free
+    return max(min(free, limit - used), 0)
+
+
+def check_generation(generator: Any, rows: int, longest: int, new_tokens: int) -> None:
+    """Raises InputError if the memory in which an `odelm.Generator` would continue `rows` prompts of up to `longest`
+    tokens does not fit on its devices."""
+    width, _ = prompts.sizes(longest, new_tokens, generator.runner.model.config.max_length)
+    # The memory of the prompts is only freed after it has been copied into the one that is kept.
+    needed = generator.memory_bytes(rows, longest, new_tokens) + rows * width * generator.place_bytes[0]
+    what = f"a memory of {generator.places(longest, new_tokens)} positions of {rows} rows, after its prompts"
+    check_fits(needed, generator.runner.params, what)
 
 
 def check_fits(needed: int, params: Any, what: str) -> None:
@@ -33,6 +55,10 @@ def check_fits(needed: int, params: Any, what: str) -> None:
     total = sum(bytes for bytes in free if bytes is not None)
     if None not in free and needed > total:
         raise InputError(
-            f"{what}, takes {needed:,} bytes, but {len(devices)} devices have {total:,} free: "
+            f"{what}, takes {needed:,} bytes, but {_counted(len(devices))} {total:,} free: "
             "give fewer prompts, ask for fewer new tokens, or take fewer steps"
         )
+
+
+def _counted(devices: int) -> str:
+    return "its device has" if devices == 1 else f"{devices} devices have"

@@ -450,6 +450,7 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--baseline=missing"], ["missing is not a directory", "a bundle, a Hugging Face folder"]),
         (["--baseline=a", "--integrator=diffrax"], ["--integrator"]),
         (["--generate", "--new_tokens=1"], ["new_tokens", "at least 2"]),
+        (["--generate", "--batch=3000000", "--new_tokens=4"], ["3000000 rows", "bytes, but its device has"]),
     ],
 )
 def test_infer_refuses(arguments, words, call, decoder):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -152,16 +153,16 @@ def test_the_last_position_is_used(plain):
 
 def test_it_works_inside_the_callers_own_jit(plain):
     graph, params = nnx.split(plain.runner.model)
-    prompt = jnp.asarray([PROMPTS[0]])
+    prompts, lengths = jnp.array([[3, 1, 4, 0, 0, 0], [5, 0, 0, 0, 0, 0], PROMPTS[2]]), jnp.array([3, 1, 6])
 
     @jax.jit
     def tokens(params):
         model, sampling = nnx.merge(graph, params), Sampling()
         plan = model.plan(steps=2)
-        state = prefill(model, plan, prompt, jnp.array([3]), sampling, jax.random.key(0), new_tokens=5, end=-1)
+        state = prefill(model, plan, prompts, lengths, sampling, jax.random.key(0), new_tokens=5, end=-1)
         return advance(model, plan, state, sampling, 5, end=-1).tokens
 
-    assert tokens(params)[0].tolist() == plain([PROMPTS[0]], new_tokens=5)[0]
+    assert tokens(params).tolist() == plain(PROMPTS, new_tokens=5)
 
 
 @pytest.mark.thorough
@@ -186,13 +187,37 @@ def test_a_memory_takes_what_was_said(options, plain):
     assert generator.memory_bytes(3, 6, 7) == taken
 
 
+def test_decoding_ends_with_the_last_of_the_rows(make_config, randomise):
+    generator = Generator(varied(make_config, randomise), steps=2)
+    new, sampling = 12, Sampling()
+    free = generator(PROMPTS, new_tokens=new)
+    shared = set.intersection(*map(set, free))
+    assert shared, "one token that every row generates is needed"
+    generator.end = min(shared, key=lambda token: max(row.index(token) for row in free))
+    last = max(row.index(generator.end) for row in free)
+    assert 0 < last < new - 1
+    state = generator._advance(generator.begin(PROMPTS, new, sampling, jax.random.key(0)), sampling, jnp.int32(new))
+    assert int(state.count) == last + 1 and state.done.all()
+    assert [len(row) for row in generator(PROMPTS, new_tokens=new)] == [row.index(generator.end) for row in free]
+
+
 def test_a_memory_that_does_not_fit_is_refused(plain, monkeypatch):
     monkeypatch.setattr(room, "free_bytes", lambda _: 1000)
-    takes = "a memory of 31 positions of 3 rows, after its prompts, takes [0-9,]+ bytes, but 1 devices have 1,000 free"
+    takes = "a memory of 31 positions of 3 rows, after its prompts, takes [0-9,]+ bytes, but its device has 1,000 free"
     with pytest.raises(InputError, match=takes):
         plain(PROMPTS, new_tokens=3)
-    monkeypatch.undo()
-    assert (room.free_bytes(jax.devices()[0]) or 0) > 10**8
+
+
+def test_a_memory_may_take_what_the_machine_and_its_container_have_left(monkeypatch, tmp_path):
+    device, machine = jax.devices()[0], psutil.virtual_memory()
+    monkeypatch.setattr(room, "GROUP", tmp_path)
+    assert 10**8 < (room.free_bytes(device) or 0) < machine.total, "what is in use is not free"
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, free in (("1000\n", 700), ("200\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert room.free_bytes(device) == free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (room.free_bytes(device) or 0) > 10**8
 
 
 def test_a_dtype_of_its_own(plain):
