@@ -14,6 +14,7 @@ from odelm.infer.export import forward_artifacts
 from odelm.infer.runner import in_compute_dtypes
 from odelm.models.parameters import abstract_like, parameters, with_parameters
 from tests.calls import compiled
+from tests.thorough import few
 
 ENCODER = dict(kind="encoder", token_types=2, sentence_order=True, embed_dim=8, norm_placement="post", embed_norm=True,
                positions="learned", norm="layernorm", bias=True)  # fmt: skip
@@ -95,8 +96,7 @@ def without_odelm(make_model, tmp_path_factory):
     return folder
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(list(CASES), "decoder"))
 def test_a_process_without_odelm_computes_the_models_logits(name, without_odelm, make_model):
     options, way = CASES[name]
     model = make_model(**options)

@@ -165,7 +165,6 @@ def test_it_works_inside_the_callers_own_jit(plain):
     assert tokens(params).tolist() == plain(PROMPTS, new_tokens=5)
 
 
-@pytest.mark.thorough
 def test_what_stands_before_is_penalised(plain):
     for prompt, tokens in zip(PROMPTS, plain(PROMPTS, new_tokens=4, repetition_penalty=3.0), strict=True):
         text = list(prompt)

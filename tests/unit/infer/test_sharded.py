@@ -1,5 +1,6 @@
 """Text generated on a mesh of four devices: rows over `data`, heads over `tensor`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import few
+
 CODE = """
-import sys
+import json, sys
 import jax, numpy as np, odelm
 from flax import nnx
 from odelm.config import MeshConfig
@@ -22,26 +25,27 @@ params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape, np.float3
 mesh = make_mesh(MeshConfig(data=2, tensor=2))
 whole, cut = (nnx.merge(graph, p) for p in (params, jax.device_put(params, state_shardings(params, mesh))))
 prompts = [[3, 1, 4], [5], [9, 2, 6, 5], [1, 2]]
-for options in (dict(steps=2), dict(draft_steps=1, draft_length=2)):
-    expected = odelm.Generator(whole, **options)(prompts, new_tokens=6)
-    assert len(set(map(tuple, expected))) > 1
-    generator = odelm.Generator(cut, **options)
+options = json.loads(sys.argv[1])
+expected = odelm.Generator(whole, **options)(prompts, new_tokens=6)
+assert len(set(map(tuple, expected))) > 1
+generator = odelm.Generator(cut, **options)
+assert generator(prompts, new_tokens=6) == expected
+with jax.set_mesh(mesh):
     assert generator(prompts, new_tokens=6) == expected
-    with jax.set_mesh(mesh):
-        assert generator(prompts, new_tokens=6) == expected
-        assert generator(prompts[:3], new_tokens=6) == expected[:3]  # rows that the devices do not divide
-        state = generator.begin(prompts, 6, Sampling(), jax.random.key(0))
-    keys = state.memory.blocks[0].keys
-    (shape,) = {shard.data.shape for shard in keys.addressable_shards}
-    assert (shape[2], shape[4]) == (2, 2), (keys.shape, shape)
+    assert generator(prompts[:3], new_tokens=6) == expected[:3]  # rows that the devices do not divide
+    state = generator.begin(prompts, 6, Sampling(), jax.random.key(0))
+keys = state.memory.blocks[0].keys
+(shape,) = {shard.data.shape for shard in keys.addressable_shards}
+assert (shape[2], shape[4]) == (2, 2), (keys.shape, shape)
 """
+OPTIONS = {"steps": dict(steps=2), "drafts": dict(draft_steps=1, draft_length=2)}
 
 
-@pytest.mark.thorough
-def test_a_mesh_shares_out_rows_and_heads():
+@pytest.mark.parametrize("options", few(OPTIONS, "steps"))
+def test_a_mesh_shares_out_rows_and_heads(options):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "-c", CODE, json.dumps(options)],
         cwd=Path(__file__).parents[3],
         env=os.environ | {"XLA_FLAGS": flags},
         capture_output=True,

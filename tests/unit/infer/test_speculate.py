@@ -160,8 +160,7 @@ def ignore_the_draft(draft, exact, accepted, key):
 RULES = {"right": {}, "all are accepted": dict(_accepted=accept_all), "the rest is exact": dict(_rest=ignore_the_draft)}
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("wrong", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("wrong", few(RULES, "right", "the rest is exact"))
 def test_sampled_text_is_distributed_as_at_full_depth(wrong, model, monkeypatch):
     """Three tokens of many rows, against their exact probabilities; wrong rules are found out."""
     from scipy.stats import chisquare
