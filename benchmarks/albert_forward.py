@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks import run_program
+from benchmarks.options import whole
 
 REPEATS, WARMUP = 20, 3
 
@@ -65,9 +66,9 @@ RUNS = {"odelm": run_odelm, "transformers": run_transformers}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=whole, default=5)
+    parser.add_argument("--batch", type=whole, default=1)
+    parser.add_argument("--length", type=whole, default=128)
     parser.add_argument("--only", choices=RUNS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import run_program
+from benchmarks.options import several, whole
 from odelm.infer.latency import measure
 from odelm.models.attention import attend
 from odelm.models.packed_attention import packed_attention
@@ -53,17 +54,16 @@ def gradient(causal: bool, implementation: str, mask: jax.Array | None):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=16_384, help="in a batch, whatever the length")
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--tokens", type=whole, default=16_384, help="in a batch, whatever the length")
+    parser.add_argument("--heads", type=whole, default=12)
+    parser.add_argument("--size", type=whole, default=64)
+    parser.add_argument("--repeats", type=whole, default=20)
     parser.add_argument("--mask", choices=("none", "padding", "documents"), default="none")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
+    parser.add_argument("--lengths", type=several(whole), default=list(LENGTHS), help="A,B")
     options = parser.parse_args()
     print(jax.devices()[0].device_kind, f"jax {jax.__version__}", json.dumps(vars(options)))
-    for transform, causal, length in itertools.product(
-        (forward, gradient), (True, False), map(int, options.lengths.split(","))
-    ):
+    lengths: list[int] = options.lengths
+    for transform, causal, length in itertools.product((forward, gradient), (True, False), lengths):
         shape = (max(options.tokens // length, 1), length, options.heads, options.size)
         q, k, v = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3))
         # A row for each sequence, as a batch has them.

@@ -22,6 +22,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from benchmarks import run_program
+from benchmarks.options import whole
 from odelm.config import SPLITS, Config, replace
 from odelm.data.corpus import Corpus, find_corpus
 from odelm.data.loader import train_batches
@@ -119,10 +120,10 @@ def main() -> None:
     parser.add_argument("--source", default="")
     parser.add_argument("--data_dir", default=Config().data.data_dir)
     parser.add_argument("--exclude", default="", help="a part of the corpus to leave out")
-    parser.add_argument("--vocab_size", type=int, default=16_384)
-    parser.add_argument("--megabytes", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=2000)
+    parser.add_argument("--vocab_size", type=whole, default=16_384)
+    parser.add_argument("--megabytes", type=whole, default=16)
+    parser.add_argument("--repeats", type=whole, default=5)
+    parser.add_argument("--batches", type=whole, default=2000)
     parser.add_argument("--data_workers", type=int, default=0)
     options = parser.parse_args()
     # One core, as a worker of `prepare` has it.

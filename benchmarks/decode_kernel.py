@@ -16,6 +16,7 @@ leaves out float32. `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -30,13 +31,14 @@ from flax import nnx
 import odelm
 from benchmarks import run_program
 from benchmarks.absent_card import UNTIMED, card_of, shapes_on
+from benchmarks.options import numbers_by_name, one_of, several, whole
 from benchmarks.training import SHAPES, VOCABULARY
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.in_kernel import advance_in_kernel
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.layout import Layout, layout_of
 from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
@@ -70,7 +72,7 @@ class Case:
         self.sampling = sampling_options(temperature=options.temperature, top_k=options.top_k)
         room = options.context + options.tokens - 1
         given = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
-        given |= dict(rows=options.rows) | json.loads(options.layout)
+        given |= dict(rows=options.rows) | options.layout
         self.layout = layout_of(self.runner.model.config, self.plan, room, **given)
 
     def begin(self, params: Any) -> Decoding:
@@ -208,19 +210,20 @@ def compile_for(target: Path, case: Case, hows: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="small", help="of random weights: small, medium")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of random weights")
     parser.add_argument("--model", default="", help="or a trained model: a run, a folder, a name")
     parser.add_argument("--ends", type=int, default=0, help="blocks of its own before, and as many after, the core")
     parser.add_argument("--parallel", action="store_true", help="parallel branches")
-    parser.add_argument("--steps", default="12,3", help="steps over the core: A,B")
-    parser.add_argument("--context", type=int, default=512, help="tokens of the prompt")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
-    parser.add_argument("--rows", type=int, default=1, help="rows that are continued together, each of other tokens")
+    parser.add_argument("--steps", type=several(whole), default="12,3", help="steps over the core: A,B")
+    parser.add_argument("--context", type=whole, default=512, help="tokens of the prompt")
+    parser.add_argument("--tokens", type=whole, default=256, help="tokens to generate")
+    parser.add_argument("--rows", type=whole, default=1, help="rows that are continued together, each of other tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top_k", type=int, default=0, help="draw among so many likeliest tokens")
-    parser.add_argument("--how", default=",".join(HOWS), help="which ways, in turns")
-    parser.add_argument("--layout", default="{}", help="numbers of `odelm.models.kernels.layout.Layout`, as JSON")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--how", type=several(one_of(HOWS)), default=",".join(HOWS), help="which ways, in turns")
+    layout = numbers_by_name(field.name for field in dataclasses.fields(Layout))
+    parser.add_argument("--layout", type=layout, default="{}", help=f"numbers of `{Layout.__module__}.Layout`, as JSON")
+    parser.add_argument("--repeats", type=whole, default=7)
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against float32")
     parser.add_argument("--launches", type=int, default=0, help="launch the persistent kernel so often, and end")
     parser.add_argument(
@@ -231,19 +234,19 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     model, results = model_of(options), {}
-    for steps in map(int, options.steps.split(",")):
+    for steps in options.steps:
         case = Case(model, steps, options)
         products = "by warps" if case.layout.by_warps else "by wgmma"
         size = f"{case.layout.steps} evaluations, readout of {case.layout.readout_bits} bits, products {products}"
         print(f"  {options.rows} rows, {steps} steps, {size}, context {options.context}", flush=True)
         if options.compile_for:
-            compile_for(options.compile_for, case, options.how.split(","))
+            compile_for(options.compile_for, case, options.how)
         elif options.profile:
             profile(case, Path(options.profile))
         elif options.launches:
             launch_often(case, options.launches)
         else:
-            results[steps] = measure(case, options.how.split(","), options.repeats)
+            results[steps] = measure(case, options.how, options.repeats)
             if options.out:
                 options.out.write_text(json.dumps({"options": vars(options), "results": results}, default=str) + "\n")
 

@@ -21,6 +21,7 @@ from flax import nnx
 
 import odelm
 from benchmarks import run_program
+from benchmarks.options import positive, several, size, whole
 from odelm.infer import latency
 from odelm.infer.narrowing import encode_narrowing
 from odelm.infer.runner import Runner, with_dtype
@@ -56,27 +57,26 @@ def measure(programs: dict[str, Any], params: Any, tokens: jax.Array, repeats: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small-decoder", help="a run, a folder, a name")
-    parser.add_argument("--size", default="32x512", help="batch x length, several as A,B")
-    parser.add_argument("--tolerance", default="0.2", help="A,B")
+    parser.add_argument("--size", type=several(size), default="32x512", help="batch x length, several as A,B")
+    parser.add_argument("--tolerance", type=several(positive), default="0.2", help="A,B")
     parser.add_argument("--steps", type=int, help="default: full depth")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=whole, default=9)
     parser.add_argument("--out", type=Path, help="a file for all times, as JSON")
     options = parser.parse_args()
     model, *_ = odelm.load(options.model)
     runner, results = Runner.of(with_dtype(model, options.dtype)), {}
     plan = runner.plan(options.steps or model.config.core, "euler")
     print(f"{options.model} on {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for size in options.size.split(","):
-        rows, length = map(int, size.split("x"))
-        tokens = jax.random.randint(jax.random.key(0), (rows, length), 0, model.config.vocab_size)
-        programs = programs_of(runner, plan, [float(one) for one in options.tolerance.split(",")])
-        found = results[size] = measure(programs, runner.params, tokens, options.repeats)
-        whole = found["all steps"]["median"]
+    for shape in options.size:
+        tokens = jax.random.randint(jax.random.key(0), shape, 0, model.config.vocab_size)
+        programs = programs_of(runner, plan, options.tolerance)
+        found = results[str(shape)] = measure(programs, runner.params, tokens, options.repeats)
+        all_steps = found["all steps"]["median"]
         for name, one in found.items():
             print(
-                f"  {size} {name:24} {one['median']:8.2f} ms (p90 {one['p90']:.2f}), "
-                f"{whole / one['median']:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
+                f"  {shape} {name:24} {one['median']:8.2f} ms (p90 {one['p90']:.2f}), "
+                f"{all_steps / one['median']:.2f}x, {one['evaluations']:.2f} evaluations", flush=True,
             )  # fmt: skip
         if options.out:
             options.out.write_text(json.dumps(results) + "\n")

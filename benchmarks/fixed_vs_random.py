@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from benchmarks import run_program
+from benchmarks.options import whole
 from benchmarks.variants import PLAIN
 from odelm import sharding
 from odelm.config import Config, StepSamplingConfig, load_recipe, replace
@@ -98,7 +99,7 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=150.0, help="training time of each, in seconds")
-    parser.add_argument("--evaluations", type=int, default=3)
+    parser.add_argument("--evaluations", type=whole, default=3)
     parser.add_argument("--out", type=Path, help="write the curves as JSON")
     arguments = parser.parse_args()
     # The demo's model, with AdamW and all counts from the start: only the steps differ.

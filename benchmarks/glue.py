@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import run_program
+from benchmarks.options import one_of, several, whole
 from odelm.config import TASKS, DataConfig
 from odelm.data.glue import read_task, task_folder
 from odelm.evals.seeds import RESULTS
@@ -86,19 +87,18 @@ def main() -> None:
     parser.add_argument("--model", default="small-encoder", help="a run, a bundle, a Hugging Face folder or a name")
     parser.add_argument("--data", type=Path, required=True, help="the folder that has the folders of the tasks")
     parser.add_argument("--work", type=Path, required=True, help="where the runs go, and are resumed")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="which of them: A,B")
+    parser.add_argument("--tasks", type=several(one_of(TASKS)), default=",".join(TASKS), help="which of them: A,B")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=5.0)
-    parser.add_argument("--updates", type=int, default=2000, help="the most updates of a task")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--beside", type=int, default=1, help="tasks that are trained beside each other")
+    parser.add_argument("--updates", type=whole, default=2000, help="the most updates of a task")
+    parser.add_argument("--batch_size", type=whole, default=32)
+    parser.add_argument("--beside", type=whole, default=1, help="tasks that are trained beside each other")
     parser.add_argument("--out", type=Path, help="where to write all results as JSON")
     parser.add_argument("more", nargs="*", help="after --, options of every task")
     options = parser.parse_args()
     options.work, options.data = options.work.absolute(), options.data.absolute()
-    tasks = options.tasks.split(",")
-    run_all(tasks, options)
-    results = table(tasks, options.work)
+    run_all(options.tasks, options)
+    results = table(options.tasks, options.work)
     if options.out:
         options.out.write_text(json.dumps(results) + "\n")
 

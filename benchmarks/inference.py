@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks import run_program
 from benchmarks.inference_peers import transformers_encode, transformers_generate, transformers_loop
+from benchmarks.options import Size, one_of, several, size, whole, written
 from benchmarks.timing import ENCODER_WORDS, ENCODERS, Measure, Times, median_seconds
 from benchmarks.training import SHAPES, VOCABULARY
 
@@ -108,7 +109,7 @@ def odelm_encode(options: argparse.Namespace) -> Measure:
 
 
 def _counts(depth: int, options: argparse.Namespace) -> list[int]:
-    return [depth // int(part) for part in options.parts.split(",")]
+    return [depth // part for part in options.parts]
 
 
 ODELM = "odelm"
@@ -125,12 +126,13 @@ SIDES: dict[str, dict[str, Callable[[argparse.Namespace], Measure]]] = {
 class Side:
     """A process that compiles one side of one case, and is timed when it is asked."""
 
-    def __init__(self, name: str, options: argparse.Namespace, shape: str, size: str):
-        batch, length = size.split("x")
+    def __init__(self, name: str, options: argparse.Namespace, shape: str, size: Size):
         self.name = name
-        given = {"kind": options.kind, "shape": shape, "batch": batch, "length": length, "repeats": options.repeats}
-        given |= {"side": name, "quantize": options.quantize, "parts": options.parts, "kernel": options.kernel}
-        command = [sys.executable, "-m", "benchmarks.inference", *(f"--{key}={given[key]}" for key in given)]
+        given = {"kind": options.kind, "shape": shape, "batch": size.first, "length": size.second}
+        given |= {"side": name, "repeats": options.repeats, "quantize": options.quantize, "parts": options.parts}
+        given |= {"kernel": options.kernel}
+        flags = [f"--{key}={written(value)}" for key, value in given.items()]
+        command = [sys.executable, "-m", "benchmarks.inference", *flags]
         command += ["--parallel"] if options.parallel else []
         # The card is shared by processes of which one works at a time.
         shared = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
@@ -171,7 +173,7 @@ def answer(options: argparse.Namespace) -> None:
 def compared(options: argparse.Namespace) -> dict[str, Times]:
     """Returns the medians of the times of both sides, by case and label."""
     names = [name for name in SIDES[options.kind] if name != ODELM]
-    cases = list(itertools.product(options.shape.split(","), options.size.split(",")))
+    cases = list(itertools.product(options.shapes, options.size))
     peers = {case: [Side(name, options, *case) for name in names] for case in cases}
     for one in itertools.chain(*peers.values()):
         if not one.ready():
@@ -180,15 +182,15 @@ def compared(options: argparse.Namespace) -> dict[str, Times]:
     for case in cases:
         ours = Side(ODELM, options, *case)
         if not ours.ready():
-            print(f"odelm, {' '.join(case)}, failed", flush=True)
+            print(f"odelm, {' '.join(map(str, case))}, failed", flush=True)
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             for one in (*peers[case], ours):
                 for label, seconds in one.times().items():
                     found.setdefault(f"{'odelm' if one is ours else 'transformers'}: {label}", []).append(seconds)
         times = {label: statistics.median(seconds) for label, seconds in found.items()}
-        results[" ".join(case)] = times
-        show(f"{options.kind} {' '.join(case)}, bfloat16, {options.rounds} rounds", times, found)
+        results[" ".join(map(str, case))] = times
+        show(f"{options.kind} {' '.join(map(str, case))}, bfloat16, {options.rounds} rounds", times, found)
         for one in (*peers[case], ours):
             one.end()
         if options.out:
@@ -210,10 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("decode", "encode"), default="decode")
     parser.add_argument("--shape", default="small", help="decode: tiny, small, medium; encode: tiny, base, large: A,B")
-    parser.add_argument("--size", default="1x128", help="batch x length, several as A,B")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="1,2,3,4", help="odelm takes 1/1, 1/2, ... of its full depth's steps")
+    parser.add_argument("--size", type=several(size), default="1x128", help="batch x length, several as A,B")
+    parser.add_argument("--repeats", type=whole, default=9)
+    parser.add_argument("--rounds", type=whole, default=3)
+    parser.add_argument(
+        "--parts", type=several(whole), default="1,2,3,4", help="odelm takes 1/1, 1/2, ... of its full depth's steps"
+    )
     parser.add_argument("--quantize", default="", help="decode: also with matrices of 8 bits, of this kind")
     parser.add_argument("--out", type=Path, help="a file for the seconds, as JSON")
     parser.add_argument("--kernel", default="auto", help="decode: which programs, as of Generator, as A,B")
@@ -221,6 +225,10 @@ def main() -> None:
     for name, kind in (("side", str), ("batch", int), ("length", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    try:
+        options.shapes = several(one_of(SHAPES if options.kind == "decode" else ENCODERS))(options.shape)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --shape: {error}")
     if options.side:
         answer(options)
         return

@@ -24,6 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from benchmarks import run_program
+from benchmarks.options import whole
 from odelm.models.kernels.signals import arrive, wait
 
 plgpu: Any = mosaic_gpu
@@ -307,7 +308,7 @@ def seconds_a_round(make: Callable[[int], Kernel], repeats: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=whole, default=11)
     parser.add_argument("--cases", default="", help="only those whose names contain this")
     parser.add_argument("--out", type=Path, help="where to write the times as JSON")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from flax import nnx
 
 import odelm
 from benchmarks import run_program
+from benchmarks.options import several, whole
 from benchmarks.training import SHAPES, VOCABULARY
 from odelm.infer.sampling import sampling_options
 
@@ -47,9 +48,11 @@ def _stats(device: Any) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="small", choices=sorted(SHAPES))
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--steps", default="3,12", help="A,B: the fewest first, since peaks are of all so far")
+    parser.add_argument("--rows", type=whole, default=32)
+    parser.add_argument("--length", type=whole, default=4096)
+    parser.add_argument(
+        "--steps", type=several(whole), default="3,12", help="A,B: the fewest first, since peaks are of all so far"
+    )
     parser.add_argument("--out", type=Path, help="a file for the bytes, as JSON")
     options = parser.parse_args()
     shape, results = SHAPES[options.shape], {}
@@ -59,7 +62,7 @@ def main() -> None:
     )  # fmt: skip
     model = odelm.CausalLM(config, rngs=nnx.Rngs(0))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.rows} x {options.length}, bfloat16")
-    for steps in map(int, options.steps.split(",")):
+    for steps in options.steps:
         found = results[steps] = measure(odelm.Generator(model, steps=steps), options.rows, options.length)
         print(f"  {steps} steps: " + ", ".join(f"{name} {count / 2**30:.3f} GiB" for name, count in found.items()))
     if options.out:

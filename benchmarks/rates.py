@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import run_program
+from benchmarks.options import one_of, positive, several, whole
 from benchmarks.variants import Variant
 from odelm.config import Config, load_recipe, replace
 from odelm.data.prepare import prepare
@@ -41,23 +42,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny", help="the recipe")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an option of it")
-    parser.add_argument("--depths", default="4,8,16")
-    parser.add_argument("--widths", default="32,64,128")
-    parser.add_argument("--factors", default="0.25,0.5,1,2,4", help="of the recipe's learning rates")
-    parser.add_argument("--head_size", type=int, default=16, help="at every width")
-    parser.add_argument("--updates", type=int, default=200)
-    parser.add_argument("--reference", default="without,with", help="one of them, or both")
+    parser.add_argument("--depths", type=several(whole), default="4,8,16")
+    parser.add_argument("--widths", type=several(whole), default="32,64,128")
+    parser.add_argument(
+        "--factors", type=several(positive), default="0.25,0.5,1,2,4", help="of the recipe's learning rates"
+    )
+    parser.add_argument("--head_size", type=whole, default=16, help="at every width")
+    parser.add_argument("--updates", type=whole, default=200)
+    parser.add_argument(
+        "--reference", type=several(one_of(("without", "with"))), default="without,with", help="one of them, or both"
+    )
     parser.add_argument("--out", type=Path, help="what is found, as JSON, written after each shape")
     options = parser.parse_args()
     use_compilation_cache("~/.cache/odelm/compiled")
     base = replace(overridden(load_recipe(options.config), options.set), {"train.updates": options.updates})
     prepared = prepare(base)
-    depths, widths = ([int(n) for n in text.split(",")] for text in (options.depths, options.widths))
-    factors = [float(factor) for factor in options.factors.split(",")]
+    depths, widths, factors = options.depths, options.widths, options.factors
     middle = depths[len(depths) // 2], widths[len(widths) // 2]
     shapes = list(dict.fromkeys([(depth, middle[1]) for depth in depths] + [(middle[0], width) for width in widths]))
     found: dict[str, list[float]] = {}
-    for reference in [{"without": None, "with": middle}[name] for name in options.reference.split(",")]:
+    for reference in [{"without": None, "with": middle}[name] for name in options.reference]:
         title = (
             "each shape by itself" if reference is None else f"with depth {middle[0]}, width {middle[1]} as reference"
         )

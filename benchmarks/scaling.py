@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import run_program
+from benchmarks.options import several, whole
 from benchmarks.scaling_case import MESH, MODELS, Case, run_case
 from benchmarks.scaling_report import lines_of, write_report
 from odelm.errors import InputError
@@ -110,9 +111,8 @@ def probed(options: argparse.Namespace) -> tuple[list[int], bool]:
 
     A process of its own looks, since one that has seen a GPU keeps its memory.
     """
-    chosen = [int(count) for count in options.devices.split(",") if count]
-    if chosen and not options.distributed:
-        return chosen, True
+    if options.devices and not options.distributed:
+        return options.devices, True
     if options.predict:
         return [1, 2, 4, 8], True
     done = subprocess.run(child(options, "--case=devices"), stdout=subprocess.PIPE, text=True)
@@ -120,7 +120,7 @@ def probed(options: argparse.Namespace) -> tuple[list[int], bool]:
         raise SystemExit(done.returncode)
     seen = json.loads(done.stdout.splitlines()[-1])
     powers = [2**i for i in range(seen["devices"].bit_length()) if 2**i < seen["devices"]]
-    return chosen or ([] if options.distributed else powers) + [seen["devices"]], seen["process"] == 0
+    return options.devices or ([] if options.distributed else powers) + [seen["devices"]], seen["process"] == 0
 
 
 def run_child(case: Case, counts: tuple[int, ...], results: Results, options: argparse.Namespace, env: Any) -> None:
@@ -187,12 +187,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", default="small,medium,wide", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--meshes", default="data,fsdp,tensor", help="axes of all devices, or such as data+tensor2")
     parser.add_argument("--scaling", default="weak,strong")
-    parser.add_argument("--devices", default="", help="how many; default: 1, 2, 4 ... up to those that there are")
+    parser.add_argument(
+        "--devices", type=several(whole), default=[], help="how many; default: 1, 2, 4 ... up to those that there are"
+    )
     parser.add_argument("--cases", default="*", help="patterns of MODEL/MESH/DEVICES/SCALING, such as small/data/*")
     parser.add_argument("--full", action="store_true", help="full depth only, not every count of random counts")
     parser.add_argument("--rows", type=int, default=0, help="a device (weak), in all (strong); default: the model's")
-    parser.add_argument("--calls", type=int, default=5, help="updates in a row that are timed together")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calls", type=whole, default=5, help="updates in a row that are timed together")
+    parser.add_argument("--repeats", type=whole, default=5)
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of one device")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that a case may take")
     parser.add_argument("--retry", action="store_true", help="measures the cases that failed again")

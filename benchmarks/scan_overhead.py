@@ -14,6 +14,7 @@ from flax import nnx
 
 import odelm
 from benchmarks import run_program
+from benchmarks.options import whole
 from odelm.infer.latency import measure
 from odelm.models import BlockField
 
@@ -30,10 +31,10 @@ def handwritten(block: odelm.SharedBlock, h: jax.Array, depth: int) -> jax.Array
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--batch", type=whole, default=8)
+    parser.add_argument("--length", type=whole, default=128)
+    parser.add_argument("--width", type=whole, default=256)
+    parser.add_argument("--repeats", type=whole, default=60)
     arguments = parser.parse_args()
     config = odelm.ModelConfig(width=arguments.width, heads=4, depth=12)
     graph, params = nnx.split(odelm.SharedBlock(config, rngs=nnx.Rngs(0)), nnx.Param)

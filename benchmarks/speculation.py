@@ -18,6 +18,7 @@ import numpy as np
 
 import odelm
 from benchmarks import run_program
+from benchmarks.options import several, size, whole
 from odelm.config import Config
 from odelm.data.prepare import prepare
 from odelm.data.windows import joined
@@ -88,13 +89,13 @@ def compare(options: argparse.Namespace, drafts: tuple[int, int], loaded: tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="a run, whose prepared text is found by its config")
-    parser.add_argument("--drafts", default="1x4", help="steps x length, several as A,B")
+    parser.add_argument("--drafts", type=several(size), default="1x4", help="steps x length, several as A,B")
     parser.add_argument("--dtype", default="bfloat16", help="of products")
     parser.add_argument("--kernel", default="xla", help="by which full depth decodes; drafts are always XLA's")
-    parser.add_argument("--prompts", type=int, default=50)
-    parser.add_argument("--prompt_tokens", type=int, default=32)
-    parser.add_argument("--new_tokens", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompts", type=whole, default=50)
+    parser.add_argument("--prompt_tokens", type=whole, default=32)
+    parser.add_argument("--new_tokens", type=whole, default=200)
+    parser.add_argument("--batch", type=whole, default=1)
     parser.add_argument("--out", type=Path, help="a file for the results, as JSON")
     options = parser.parse_args()
     use_compilation_cache("~/.cache/odelm/compiled")
@@ -102,9 +103,8 @@ def main() -> None:
     if not isinstance(model, odelm.CausalLM):
         parser.error(f"{options.workdir} is no decoder")
     results = []
-    for drafts in options.drafts.split(","):
-        steps, length = map(int, drafts.split("x"))
-        results.append(compare(options, (steps, length), (model, config)))
+    for drafts in options.drafts:
+        results.append(compare(options, drafts, (model, config)))
         print(json.dumps(results[-1]), flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")

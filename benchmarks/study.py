@@ -29,6 +29,7 @@ import jax
 
 import odelm
 from benchmarks import run_program
+from benchmarks.options import one_of, positive, several, whole
 from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
 from odelm.config import Config, default_steps, replace, to_json
@@ -202,14 +203,16 @@ def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="text: a file, folder or glob, as of data.corpus=text")
-    parser.add_argument("--rows", required=True, help=f"several as A,B, of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows", type=several(one_of(ROWS)), required=True, help=f"several as A,B, of {', '.join(ROWS)}"
+    )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=lambda text: [float(rate) for rate in text.split(",")])
+    parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=several(positive))
     parser.add_argument("--rate", type=float, help="the factor, without trials")
-    parser.add_argument("--updates", type=int, default=3052, help="of 65,536 tokens: 200 M of them")
+    parser.add_argument("--updates", type=whole, default=3052, help="of 65,536 tokens: 200 M of them")
     parser.add_argument("--trial", type=int, help="updates of a trial of a rate; default: a quarter of --updates")
     parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
-    parser.add_argument("--tasks", default=[], type=lambda text: text.split(","), help="as of python -m odelm.evals")
+    parser.add_argument("--tasks", default=[], type=several(str), help="as of python -m odelm.evals")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
     parser.add_argument("--against", default="unshared", help="the row measured beside these, whose time counts as 1")
     parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
@@ -222,13 +225,10 @@ def main() -> int:
     if options.trial is None:
         options.trial = max(options.updates // 4, 1)
     use_compilation_cache("~/.cache/odelm/compiled")
-    unknown = [row for row in options.rows.split(",") if row not in ROWS]
-    if unknown:
-        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.tasks:
         find_tasks(options.tasks, options.data)  # its errors come before hours of training
-    for row in options.rows.split(","):
+    for row in options.rows:
         missing = [seed for seed in range(options.seeds) if not (options.out / f"{row}_{seed}.json").exists()]
         if not missing and not options.tune:
             continue

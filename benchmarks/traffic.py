@@ -20,6 +20,7 @@ import jax
 
 from benchmarks import run_program
 from benchmarks.absent_card import UNTIMED, card_of
+from benchmarks.options import whole
 from benchmarks.training import SHAPES, VOCABULARY, odelm_config
 from odelm.config import Config, StepSamplingConfig
 from odelm.train.slice import bytes_of, lowered_updates
@@ -72,11 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--block", choices=("gpt2", "modern"), default="modern")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=40, help="how many kernels to list")
+    parser.add_argument("--steps", type=whole, default=3)
+    parser.add_argument("--rows", type=whole, default=40, help="how many kernels to list")
     parser.add_argument("--compile_for", type=Path, required=True, help="a description of the card")
     options = parser.parse_args()
-    given = dict(mesh="1,1,1", vocabulary=VOCABULARY, unshared=False, remat="", full=False)
+    given = dict(mesh=[1, 1, 1], vocabulary=VOCABULARY, unshared=False, remat="", full=False)
     config, _ = odelm_config(argparse.Namespace(**vars(options), **given))
     model = dataclasses.replace(config.model, dtype="bfloat16")
     counts = StepSamplingConfig(kind="random_count", counts=(options.steps,))

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import run_program
+from benchmarks.options import one_of, several, whole, written
 from odelm.config import Config, MeshConfig, ModelConfig, StepSamplingConfig, TrainConfig
 from odelm.train.flops import training_flops
 
@@ -58,7 +59,7 @@ def median_of(run: Callable[[], None], wait: Callable[[], None], *, calls: int, 
 def odelm_config(options: argparse.Namespace) -> tuple[Config, tuple[int, ...]]:
     """Returns what is trained, and the counts of steps that are timed."""
     shape = SHAPES[options.shape]
-    sizes = dict(zip(("data", "fsdp", "tensor"), map(int, options.mesh.split(",")), strict=True))
+    sizes = dict(zip(("data", "fsdp", "tensor"), options.mesh, strict=True))
     depth, length = shape["depth"], shape["length"]
     model = ModelConfig(
         kind="decoder", vocab_size=options.vocabulary, width=shape["width"], heads=shape["heads"], depth=depth,
@@ -96,7 +97,7 @@ def odelm_side(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "tokens": config.train.batch_size * config.train.length,
-        "mesh": options.mesh,
+        "mesh": written(options.mesh),
         "compile_s": time.perf_counter() - start,
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__},
@@ -199,12 +200,17 @@ def gpt2(options: argparse.Namespace) -> Any:
     return transformers.GPT2LMHeadModel(config)
 
 
+SIDES = ("transformers", "odelm", "unshared")
+
+
 def in_turns(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs each side in a process of its own, `rounds` times, and returns what they measured."""
-    given = [f"--{name}={value}" for name, value in vars(options).items() if name not in ("side", "out", "unshared")]
+    given = [
+        f"--{name}={written(value)}" for name, value in vars(options).items() if name not in ("side", "out", "unshared")
+    ]
     found = []
     for turn in range(options.rounds):
-        for side in options.sides.split(","):
+        for side in options.sides:
             extra = ["--unshared"] if side == "unshared" else []
             command = [sys.executable, "-m", "benchmarks.training", f"--side={side}", *extra, *given]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -253,16 +259,21 @@ def main() -> None:
     parser.add_argument("--block", choices=BLOCKS, default="gpt2")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument(
-        "--mesh", default="1,1,1", help="data, fsdp and tensor of odelm; the first two make the batch larger"
+        "--mesh",
+        type=several(whole, 3),
+        default="1,1,1",
+        help="data, fsdp and tensor of odelm; the first two make the batch larger",
     )
     parser.add_argument("--full", type=int, default=0, help="1: full depth only")
     parser.add_argument("--remat", default="", help="train.remat of odelm")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--calls", type=int, default=5, help="updates in a row that are timed together")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rounds", type=whole, default=2)
+    parser.add_argument("--calls", type=whole, default=5, help="updates in a row that are timed together")
+    parser.add_argument("--repeats", type=whole, default=7)
     parser.add_argument("--peak", type=float, default=790, help="TFLOP/s of a large bfloat16 matrix product")
     parser.add_argument("--profile", default="", help="a folder for traces of odelm's update; prints its kernels")
-    parser.add_argument("--sides", default="transformers,odelm", help="of transformers, odelm, unshared")
+    parser.add_argument(
+        "--sides", type=several(one_of(SIDES)), default="transformers,odelm", help=f"of {', '.join(SIDES)}"
+    )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--unshared", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", help="a file for the results as JSON")

@@ -6,8 +6,7 @@ A recipe is a base with some options changed (`VARIANTS`). The updates of each a
 base, so that both meet the same noise; a recipe then gets as many updates as fit into the time by these medians, with
 the counts that it draws. Compilation and evaluation are not counted. Each recipe's learning rates are tried at
 every factor of `--rates` with the first seed, and beyond them while the best is the largest or the smallest. It is used
-for the other seeds, and what is reported is the mean over all seeds at that factor, with their range. With `--out` a
-call resumes an earlier one.
+for the other seeds; reported are the mean over all seeds and their range. With `--out` a call resumes an earlier one.
 """
 
 import argparse
@@ -24,6 +23,7 @@ import numpy as np
 import optax
 
 from benchmarks import run_program
+from benchmarks.options import one_of, positive, several, whole
 from odelm import sharding
 from odelm.config import Config, load_recipe, replace
 from odelm.data.loader import held_out_rows, train_batches
@@ -264,27 +264,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny", help="the recipe that is the base")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="an option of the base")
-    parser.add_argument("--variants", default="", help=f"some of: {', '.join(VARIANTS)}; separated by ;")
+    some = several(one_of(VARIANTS), separator=";")
+    parser.add_argument("--variants", type=some, default=list(VARIANTS), help=f"A;B, of {', '.join(VARIANTS)}")
     parser.add_argument("--seconds", type=float, default=60.0, help="training time of each, as its updates take it")
-    parser.add_argument("--rates", default="0.5,1,2", help="factors of the base's learning rates")
+    parser.add_argument("--rates", type=several(positive), default="0.5,1,2", help="factors of those of the base")
     parser.add_argument("--further", type=int, default=3, help="at most so many factors beyond these")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5, help="of the timing of each update")
+    parser.add_argument("--repeats", type=whole, default=5, help="of the timing of each update")
     parser.add_argument("--out", type=Path, help="what is found, as JSON, written after each training")
     options = parser.parse_args()
     use_compilation_cache("~/.cache/odelm/compiled")
     base = overridden(load_recipe(options.config), options.set).validate()
     prepared = prepare(base)
-    names = [name.strip() for name in options.variants.split(";")] if options.variants else list(VARIANTS)
     results: dict[str, Options] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     first = Variant("base", config_of("base", base), prepared)
-    for name in names:
+    for name in options.variants:
         since = time.perf_counter()
         variant = first if name == "base" else Variant(name, config_of(name, base), prepared)
         print(f"{name}: compiled in {time.perf_counter() - since:.0f} s", flush=True)
         variant.fit(options.seconds, time_in_turns(variant, first, options.repeats))
         runs = results.setdefault(variant.name, {"parameters": variant.parameters, "runs": []})["runs"]
-        for seed, factor in wanted(runs, [float(rate) for rate in options.rates.split(",")], options):
+        for seed, factor in wanted(runs, options.rates, options):
             if any(run["seed"] == seed and run["factor"] == factor for run in runs):
                 continue
             runs.append(variant.train(seed=seed, factor=factor))
@@ -293,7 +293,7 @@ def main() -> None:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
     device = jax.devices()[0].device_kind
     print(f"\n{options.seconds:g} s each by the medians of its updates, on {device}, jax {jax.__version__}; "
-          f"held-out loss by evaluations of a block\n\n{table({name: results[name] for name in names})}")  # fmt: skip
+          f"held-out loss by evaluations of a block\n\n{table({n: results[n] for n in options.variants})}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Flags, overrides and help of the two programs, and what they print beside their own words."""
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,46 @@ def test_benchmarks_tell_a_mistake_in_one_line(tmp_path, capsys, monkeypatch):
         run_program(lambda: None)
     programs = [file.read_text() for file in Path(exits.__file__).parent.glob("*.py")]
     assert all("    run_program(main)" in text for text in programs if 'if __name__ == "__main__"' in text)
+
+
+MISTAKES = [
+    ("attention", "--lengths=512,x", "'x' is given, expected a whole number"),
+    ("decode_kernel", "--steps=12,", "'' is given, expected a whole number"),
+    ("decode_kernel", "--shape=smal", "invalid choice: 'smal'"),
+    ("decode_kernel", "--how=xla,launch", "'launch' is unknown; did you mean 'launches'?"),
+    ("decode_kernel", "--layout={", "'{' is given, expected an object of JSON"),
+    ("decode_kernel", "--layout=3", "'3' is given, expected an object of JSON"),
+    ("decode_kernel", '--layout={"rign": 3}', "'rign' is unknown; did you mean 'ring'?"),
+    ("exits", "--tolerance=x", "'x' is given, expected a number above 0"),
+    ("exits", "--tolerance=", "'' is given, expected a number above 0"),
+    ("exits", "--size=3", "'3' is given, expected two whole numbers of at least 1, such as 32x512"),
+    ("exits", "--size=3x0", "'3x0' is given, expected two whole numbers"),
+    ("exits", "--repeats=0", "'0' is given, expected a whole number of at least 1"),
+    ("glue", "--tasks=colaa", "'colaa' is unknown; did you mean 'cola'?"),
+    ("inference", "--size=1x2x3", "'1x2x3' is given, expected two whole numbers"),
+    ("inference", "--parts=0", "'0' is given, expected a whole number of at least 1"),
+    ("inference", "--shape=base", "'base' is unknown; choices: medium, small, tiny"),
+    ("memory", "--steps=x", "'x' is given, expected a whole number"),
+    ("rates", "--depths=4,a", "'a' is given, expected a whole number"),
+    ("rates", "--factors=0", "'0' is given, expected a number above 0"),
+    ("rates", "--reference=witout", "'witout' is unknown; did you mean 'without'?"),
+    ("scaling", "--devices=a", "'a' is given, expected a whole number"),
+    ("speculation", "--drafts=abc", "'abc' is given, expected two whole numbers"),
+    ("study", "--rates=a", "'a' is given, expected a number above 0"),
+    ("training", "--mesh=1,1", "'1,1' is given, expected 3 values separated by ','"),
+    ("training", "--sides=odel", "'odel' is unknown; did you mean 'odelm'?"),
+    ("variants", "--variants=base; muo", "'muo' is unknown; did you mean 'muon'?"),
+    ("variants", "--rates=1,", "'' is given, expected a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("program", "option", "words"), MISTAKES)
+def test_benchmarks_report_a_wrong_option_before_they_begin(program, option, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program, option])
+    with pytest.raises(SystemExit, match="2"):
+        run_program(importlib.import_module(f"benchmarks.{program}").main)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option.partition('=')[0]}: {words}" in last
 
 
 def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, capsys):
