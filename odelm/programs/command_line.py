@@ -19,6 +19,8 @@ from odelm.errors import InputError, RunFailure, is_out_of_memory
 from odelm.files import fingerprint
 from odelm.interrupts import FAILED, interrupted
 
+LESS_MEMORY = "try a smaller batch or shorter texts, or a device with more memory"
+"""What may help where the memory is not enough, whatever the program."""
 HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 WIDTH = 100
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR})
@@ -38,7 +40,13 @@ def new_flags() -> flags.FlagValues:
 
 
 def run(
-    main: Callable[[], int], values: flags.FlagValues, arguments: Sequence[str], usage: str, options: str = ""
+    main: Callable[[], int],
+    values: flags.FlagValues,
+    arguments: Sequence[str],
+    usage: str,
+    options: str = "",
+    *,
+    less_memory: str = LESS_MEMORY,
 ) -> int:
     """Parses the arguments, calls `main`, and returns its exit status.
 
@@ -54,13 +62,13 @@ def run(
         use_compilation_cache(values.compilation_cache)
         return main()
 
-    return told_in_one_line(parsed)
+    return told_in_one_line(parsed, less_memory)
 
 
-def told_in_one_line(main: Callable[[], int]) -> int:
+def told_in_one_line(main: Callable[[], int], less_memory: str = LESS_MEMORY) -> int:
     """Returns the exit status of `main`; a mistake in the input is one line on stderr and status 2, a run that cannot
     continue one line and status 1. A path that the system refuses, such as one in a folder of another user, and more
-    memory than there is are mistakes in the input too.
+    memory than there is are mistakes in the input too; `less_memory` is the advice for the latter.
 
     Any other exception is a defect of ours and keeps its traceback.
     """
@@ -84,20 +92,17 @@ def told_in_one_line(main: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _refused(_out_of_memory(str(error)))
+        return _refused(f"out of memory{_amount(str(error))}; {less_memory}")
 
 
-def _out_of_memory(told: str) -> str:
-    """Returns the line for an allocation that failed, of what NumPy or JAX says of it."""
-    found = re.search(r"allocat\w*\s+(?:memory of\s+|request for\s+)?(\d+(?:\.\d+)?)\s*(bytes|[KMGTP]i?B)", told)
-    amount = "more"
-    if found:
-        size, unit = found.groups()
-        amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
-    return (
-        f"out of memory: {amount} was asked for at once; try a smaller batch or shorter texts, or a device with more "
-        "memory; in training --config.train.accumulate or --config.train.remat, and the same command resumes"
-    )
+def _amount(told: str) -> str:
+    """Returns how much memory was asked for, as a part of a sentence; nothing where NumPy or JAX does not say it."""
+    found = re.search(r"allocat\w*\s+(?:memory of\s+|request for\s+)?(\d+(?:\.\d+)?)\.?\s*(bytes|[KMGTPE]i?B)", told)
+    if not found:
+        return ""
+    size, unit = found.groups()
+    amount = f"{float(size) / 2**30:,.1f} GiB" if unit == "bytes" else f"{size} {unit}"
+    return f": {amount} was asked for at once"
 
 
 def _refused(message: str) -> int:

@@ -49,7 +49,8 @@ LENGTH = 128
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 2 for a mistake."""
-    return command_line.run(_evaluate, FLAGS, arguments, __doc__ or "")
+    less_memory = "try a smaller --batch_size or --length, or a device with more memory"
+    return command_line.run(_evaluate, FLAGS, arguments, __doc__ or "", less_memory=less_memory)
 
 
 def _evaluate() -> int:

@@ -154,7 +154,8 @@ for name, expected in dict(
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 2 for a mistake."""
-    return command_line.run(_infer, FLAGS, arguments, __doc__ or "")
+    less_memory = "try a smaller --batch or --length, for text fewer --new_tokens, or a device with more memory"
+    return command_line.run(_infer, FLAGS, arguments, __doc__ or "", less_memory=less_memory)
 
 
 def _infer() -> int:

@@ -90,7 +90,11 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 for a finished run, 130 or 143 for an interrupted one, 1 for one that cannot continue,
     2 for a mistake."""
     options = f"Options of a recipe, with their defaults (docs/options.md):\n{as_help(Config())}"
-    return command_line.run(_train, FLAGS, arguments, __doc__ or "", options)
+    less_memory = (
+        "try a smaller --config.train.batch_size or --config.train.length, --config.train.accumulate or "
+        "--config.train.remat, or a device with more memory; the same command resumes"
+    )
+    return command_line.run(_train, FLAGS, arguments, __doc__ or "", options, less_memory=less_memory)
 
 
 def _train() -> int:

@@ -196,6 +196,33 @@ def test_more_memory_than_there_is_is_told_in_one_line(capsys):
     again = "RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB (2147483648B) on device ordinal 0"
     assert command_line.told_in_one_line(lambda: fail(again)) == 2
     assert "out of memory: 2.00 GiB was asked for" in capsys.readouterr().err
+    of_numpy = "Unable to allocate 381. GiB for an array with shape (100000000, 1024) and data type int32"
+
+    def no_room():
+        raise MemoryError(of_numpy)
+
+    assert command_line.told_in_one_line(no_room) == 2
+    assert "out of memory: 381 GiB was asked for at once; try" in capsys.readouterr().err
+    assert command_line.told_in_one_line(lambda: fail("RESOURCE_EXHAUSTED: Out of memory"), "take less") == 2
+    assert capsys.readouterr().err == "error: out of memory; take less\n"
     for defect in ("another", "RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 234496"):
         with pytest.raises(RuntimeError, match=defect):
             command_line.told_in_one_line(lambda defect=defect: fail(defect))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("infer", "--batch or --length"), ("evals", "--batch_size or --length"), ("train", "--config.train.accumulate")],
+)
+def test_advice_where_the_memory_is_not_enough_is_of_the_program(program, words, capsys, monkeypatch):
+    module = importlib.import_module(f"odelm.programs.{program}")
+
+    def no_room():
+        raise MemoryError
+
+    monkeypatch.setattr(module, {"infer": "_infer", "evals": "_evaluate", "train": "_train"}[program], no_room)
+    required = ["--config=configs/tiny.py", "--workdir=w"] if program == "train" else []
+    assert module.main(["--compilation_cache=", *required]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory; try ") and words in told
+    assert ("config.train" in told) == (program == "train")
