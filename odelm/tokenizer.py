@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from odelm.arguments import of_class
 from odelm.errors import InputError
 
 SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>", "<|cls|>", "<|sep|>", "<|mask|>")
@@ -217,6 +219,14 @@ def _first_bytes(documents: Iterable[str], count: int) -> Iterator[str]:
         count -= len(data)
         if count <= 0:
             return
+
+
+def checked(tokenizer: Any) -> Tokenizer | None:
+    """Returns the tokenizer, or None if there is none; InputError for an object of another library, or no tokenizer."""
+    if tokenizer is not None:
+        expected = "a tokenizers.Tokenizer, such as odelm.load returns (of transformers: its backend_tokenizer)"
+        of_class("tokenizer", tokenizer, Tokenizer, expected)
+    return tokenizer
 
 
 def needed(tokenizer: Tokenizer | None) -> Tokenizer:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from odelm import ode
+from odelm.arguments import whole
 from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.infer.drafts import DraftCounts, Drafting, make_drafting
 from odelm.infer.generator import NO_END, Generator
 from odelm.infer.latency import measure
-from odelm.infer.prompts import Prompts
-from odelm.ode.grid import whole
+from odelm.infer.prompts import Prompts, list_of
 
 LENGTHS = ((3, 0.0), (6, 0.0), (8, 0.2))
 """Draft lengths, each with the confidence below which a draft ends: long drafts only continue while they are
@@ -79,6 +79,7 @@ def try_drafts(
     if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
         raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
     new_tokens, repeats = whole("new_tokens", new_tokens), whole("repeats", repeats)
+    prompts = list_of("prompt", prompts)
     counts = default_steps(generator.runner.model.config) if steps is None else steps
     counts = [counts] if isinstance(counts, int) else list(counts)
     options: dict[str, Any] = dict(

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odelm.arguments import number, shown, whole
 from odelm.errors import InputError
 from odelm.models.memory import Memory
 from odelm.models.transformer import DepthPlan
-from odelm.ode.grid import whole
+
+DRAFT_LENGTH = 4
+"""The maximum number of tokens in a draft, if nothing else is asked for."""
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +26,7 @@ class Drafting:
     confidence: jax.Array | float | None = None
     """A draft ends after a place where the likeliest token has a smaller probability in all rows that are continued;
     None always drafts K tokens. The end does not depend on the token drawn there, so it changes no distribution."""
-    length: int = dataclasses.field(default=4, metadata=dict(static=True))
+    length: int = dataclasses.field(default=DRAFT_LENGTH, metadata=dict(static=True))
     """K, the maximum number of tokens in a draft."""
 
 
@@ -83,11 +86,20 @@ class DraftCounts:
         return self.tokens / self.rounds if self.rounds else 1.0
 
 
-def make_drafting(plan: DepthPlan, length: int, confidence: float = 0.0) -> Drafting:
-    """Returns how tokens are drafted along a plan; InputError for an invalid length or probability."""
-    if not 0 <= confidence <= 1:
-        raise InputError(f"draft_confidence is {confidence}, expected a probability, 0 to 1")
-    return Drafting(plan, jnp.float32(confidence) if confidence else None, whole("draft_length", length))
+def make_drafting(plan: DepthPlan, length: int | None = None, confidence: float | None = None) -> Drafting:
+    """Returns how tokens are drafted along a plan, by default up to `DRAFT_LENGTH` at any confidence; InputError for an
+    invalid length or probability."""
+    length = DRAFT_LENGTH if length is None else whole("draft_length", length)
+    if confidence is not None:
+        confidence = number("draft_confidence", confidence, lambda x: 0 <= x <= 1, "a probability, 0 to 1")
+    return Drafting(plan, jnp.float32(confidence) if confidence else None, length)
+
+
+def check_no_drafts(**options: float | None) -> None:
+    """Raises InputError for an option of drafts that was given, where there are no drafts."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} is {shown(value)}, but there are no drafts: give draft_steps or draft_grid too")
 
 
 def spare_places(length: int) -> int:

@@ -14,17 +14,17 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from odelm import ode
+from odelm.arguments import whole, wholes
 from odelm.errors import InputError, nearest
 from odelm.infer import on_gpu
 from odelm.infer.narrowing import encode_narrowing
 from odelm.infer.prompts import SMALLEST_BUCKET, power_of_two, read_texts
-from odelm.infer.runner import Runner, with_dtype
+from odelm.infer.runner import Runner, check_model, with_dtype
 from odelm.models import Classifier, Encoder, MaskedLM
 from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.inputs import Inputs, within
 from odelm.models.transformer import DepthPlan, Grid
-from odelm.ode.grid import whole
-from odelm.tokenizer import find_id, special_id
+from odelm.tokenizer import checked, find_id, special_id
 
 POOLINGS = ("mean", "first", "none")
 SPLASH_BUCKET = 128
@@ -90,10 +90,10 @@ class EncoderRunner:
         dtype: str | None = None,
         early_exit: EarlyExit | None = None,
     ):
-        if model.config.kind != "encoder":
-            raise InputError("texts are embedded by encoders; this model is a decoder: odelm.Generator continues them")
+        check_model(model, "encoder")
         self.runner = Runner.of(model if dtype is None else with_dtype(model, dtype))
         self.plan = self.runner.model.plan(steps=steps, grid=grid, solver=solver)
+        tokenizer = checked(tokenizer)
         self.tokenizer = None if tokenizer is None else _prepared(tokenizer)
         self.early_exit = early_exit
         if early_exit is not None:
@@ -161,11 +161,8 @@ class EncoderRunner:
         text. Raises InputError for a length that the model cannot take, or a size below 1.
         """
         limit = self.runner.model.config.max_length
-        for name, values, most in (("lengths", lengths, limit), ("batch_sizes", batch_sizes, None)):
-            wrong = [value for value in values if not (_is_whole(value) and 1 <= value <= (most or value))]
-            if wrong or not len(values):
-                expected = "1 or more" if most is None else f"1 to model.max_length, {most}"
-                raise InputError(f"{name} has {wrong[0] if wrong else 'no numbers'}, expected {expected}")
+        lengths = wholes("lengths", lengths, most=limit, expected=f"1 to model.max_length, {limit}")
+        batch_sizes = wholes("batch_sizes", batch_sizes)
         self._check_top(top)
         shapes = {(power_of_two(size), self._bucket(length)) for size in batch_sizes for length in lengths}
         for B, L in sorted(shapes):
@@ -199,8 +196,7 @@ class EncoderRunner:
 
     def _check_top(self, top: int) -> None:
         size = self.runner.model.config.vocab_size
-        if not (_is_whole(top) and 0 < top <= size):
-            raise InputError(f"top is {top}, expected 1 to model.vocab_size, {size}")
+        whole("top", top, most=size, expected=f"1 to model.vocab_size, {size}")
 
     def _texts(self, ids: list[int]) -> tuple[str, ...] | None:
         if self.tokenizer is None:
@@ -218,9 +214,8 @@ class EncoderRunner:
             if self.tokenizer is None:
                 raise InputError("there is no tokenizer with a mask token: give mask_id, which marks a masked place")
             return special_id(self.tokenizer, "mask")
-        if not (_is_whole(mask_id) and 0 <= mask_id < self.runner.model.config.vocab_size):
-            raise InputError(f"mask_id is {mask_id}, expected 0 to {self.runner.model.config.vocab_size - 1}")
-        return mask_id
+        last = self.runner.model.config.vocab_size - 1
+        return whole("mask_id", mask_id, least=0, most=last, expected=f"0 to {last}")
 
     def _ids(self, texts: Texts) -> list[list[int]]:
         """Returns the token ids of each text; InputError for one that the model cannot take."""
@@ -232,10 +227,6 @@ class EncoderRunner:
                     f"text {number} has {len(ids)} tokens, more than model.max_length {config.max_length}: shorten it"
                 )
         return given
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer)
 
 
 def _prepared(tokenizer: Tokenizer) -> Tokenizer:

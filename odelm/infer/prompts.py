@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from odelm.arguments import listed, whole
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.files import whole_characters
 from odelm.models.loss import Batch
-from odelm.ode.grid import whole
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 SMALLEST_BUCKET = 16
@@ -30,22 +30,32 @@ def read_texts(
     `encode` tokenises a string; None if there is no tokenizer. Raises InputError for a single text in place of a list,
     for texts without tokens, and for ids that are not whole numbers or have no embedding.
     """
-    if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int | np.integer)):
+    return [_ids(f"{name} {number}", text, encode, config) for number, text in enumerate(list_of(name, texts))]
+
+
+def list_of(name: str, texts: Any) -> list[Any]:
+    """Returns texts as a list, which an iterator has only once; InputError for a single text, and for what is none."""
+    single = isinstance(texts, str)
+    found = [] if single else listed(f"{name}s", texts, "a list of strings or of lists of token ids")
+    if single or isinstance(found[0], int | np.integer):
         raise InputError(f"{name}s is a single {name}, expected a list of them: put it in brackets")
-    if not len(texts):
-        raise InputError(f"{name}s is empty: give at least one")
-    return [_ids(f"{name} {number}", text, encode, config) for number, text in enumerate(texts)]
+    return found
 
 
 def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig) -> None:
     """Raises InputError if the longest prompt and the new tokens are more than the model's positions."""
-    longest, limit = max(map(len, given)), config.max_length
-    whole("new_tokens", new_tokens)
-    if longest + new_tokens > limit:
-        raise InputError(
-            f"the prompt's {longest} tokens and {new_tokens} new ones are more than model.max_length {limit}; "
-            f"ask for {max(limit - longest, 0)} or fewer"
-        )
+    lengths, limit = [len(ids) for ids in given], config.max_length
+    longest, most = max(lengths), limit - whole("new_tokens", new_tokens)
+    if longest <= most:
+        return
+    prompt = "the prompt" if len(given) == 1 else f"prompt {lengths.index(longest)}"
+    if longest < limit:
+        advice = f"ask for {limit - longest} new tokens or fewer"
+    else:
+        advice = f"shorten it to {most} tokens or fewer" if most > 0 else "shorten it, and ask for fewer new tokens"
+    raise InputError(
+        f"{prompt}'s {longest} tokens and {new_tokens} new ones are more than model.max_length {limit}: {advice}"
+    )
 
 
 def padded(given: list[list[int]], new_tokens: int, limit: int) -> tuple[np.ndarray, np.ndarray, int]:

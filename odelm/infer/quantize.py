@@ -16,6 +16,7 @@ from flax import nnx
 
 from odelm.errors import InputError, nearest
 from odelm.infer.quantized import KINDS, Kind, QuantizedEmbed, QuantizedLinear, QuantizedReadout, rounded, scale_of
+from odelm.infer.runner import check_model
 from odelm.models import CausalLM, MaskedLM
 from odelm.models.inputs import Array, Inputs
 from odelm.models.parameters import like, parameters, with_parameters
@@ -61,6 +62,7 @@ def quantize(
     unknown kind, for a model that is quantised already, and for calibration that is missing, empty, not finite, or not
     used by the kind.
     """
+    check_model(model)
     chosen = kind_of(kind)
     if model.quantization is not None:
         raise InputError(f"the model is quantised already, as {model.quantization}: quantise the one that it was")

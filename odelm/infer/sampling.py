@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odelm.errors import InputError
+from odelm import rng
+from odelm.arguments import number, whole
 
 COLDEST = 1e-25
 """The smallest temperature used for sampling: logits divided by it must stay within float32, and above the least score
@@ -52,26 +53,22 @@ def sampling_options(
     A temperature below `COLDEST` is taken as 0: logits divided by it are no longer finite, and a token other than the
     most likely one would not be drawn. A `top_k` beyond int32 means all tokens, as does any beyond the vocabulary.
     """
-    valid = {
-        "temperature": (temperature, 0 <= temperature < math.inf, "0 or more"),
-        "top_k": (
-            top_k,
-            isinstance(top_k, int | np.integer) and top_k >= 0,
-            "a whole number of at least 1, or 0 for all",
-        ),
-        "top_p": (top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        "min_p": (min_p, 0 <= min_p <= 1, "0 to 1"),
-        "repetition_penalty": (repetition_penalty, 0 < repetition_penalty < math.inf, "above 0"),
-    }
-    for name, (value, fits, expected) in valid.items():
-        if not fits:
-            raise InputError(f"{name} is {value}, expected {expected}")
+    temperature = number("temperature", temperature, lambda x: 0 <= x < math.inf, "0 or more")
+    top_k = whole("top_k", top_k, least=0, expected="a whole number of at least 1, or 0 for all")
+    top_p = number("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and at most 1")
+    min_p = number("min_p", min_p, lambda x: 0 <= x <= 1, "0 to 1")
+    repetition_penalty = number("repetition_penalty", repetition_penalty, lambda x: 0 < x < math.inf, "above 0")
     temperature = 0.0 if temperature < COLDEST else temperature
     top_k = min(top_k, np.iinfo(np.int32).max)
     return Sampling(
         jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p),
         jnp.float32(repetition_penalty), greedy=bool(temperature == 0),
     )  # fmt: skip
+
+
+def sampling_key(seed: int) -> jax.Array:
+    """Returns the key that tokens are drawn with; InputError for a seed out of its range."""
+    return rng.key(whole("seed", seed, least=0, most=2**31 - 1), "sample")
 
 
 def draw(logits: jax.Array, sampling: Sampling, key: jax.Array, seen: jax.Array | None = None) -> jax.Array:

@@ -19,8 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from odelm import ode
+from odelm.arguments import number
 from odelm.config import ModelConfig
 from odelm.errors import InputError, nearest
 from odelm.models.arrays import constrain
@@ -52,11 +54,16 @@ class EarlyExit:
     "prediction": the total variation distance between the predictions before and after a step, from 0 to 1."""
 
     def __post_init__(self) -> None:
-        known = isinstance(self.tolerance, int | float | np.number)
-        if known and not self.tolerance > 0:
-            raise InputError(f"an early exit's tolerance is {self.tolerance}, expected a number above 0, such as 0.1")
+        # JAX also makes rules whose tolerance is traced, or stands for one.
+        if isinstance(self.tolerance, int | float | np.number | str):
+            self.check()
         if self.measure not in MEASURES:
             raise InputError(f"the measure of early exits is {self.measure!r}; {nearest(self.measure, MEASURES)}")
+
+    def check(self) -> None:
+        """Raises InputError for a tolerance that is neither a number above 0 nor traced."""
+        if not isinstance(self.tolerance, Tracer):
+            number("an early exit's tolerance", self.tolerance, lambda x: x > 0, "a number above 0, such as 0.1")
 
 
 @jax.tree_util.register_dataclass
@@ -170,6 +177,7 @@ def check_exits(model: SharedTransformer, plan: DepthPlan, rule: EarlyExit) -> N
     """Raises InputError for a plan of another method than Euler's, and for predictions that the model does not make."""
     if not isinstance(rule, EarlyExit):
         raise InputError(f"early_exit is {rule!r}, expected odelm.EarlyExit, such as odelm.EarlyExit(0.1)")
+    rule.check()
     if any(part.solver is not None or part.tableau != EULER for part in plan):
         raise InputError("early exits are from steps of Euler's method: leave out the solver and the integrator")
     if model.config.kv_span > 1:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from odelm.arguments import whole
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.ode import grid as grids
@@ -50,7 +51,7 @@ def _over_core(config: ModelConfig, steps: int | None, grid: Grid | None) -> lis
     if steps is not None and grid is not None:
         raise InputError(f"both steps={steps} and a grid were given; give one")
     if grid is None:
-        steps = core if steps is None else grids.whole("steps", steps)
+        steps = core if steps is None else whole("steps", steps)
         if steps % groups:
             raise InputError(
                 f"steps is {steps}, which does not spread evenly over the model's {groups} groups; "

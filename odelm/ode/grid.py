@@ -5,12 +5,11 @@ array of shape (N + 1,), made on the host. The draws of pre-training (`draw_*`) 
 the caller makes from (seed, update), so that every process draws the same grid and a resumed run repeats it.
 """
 
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from odelm.arguments import whole
 from odelm.errors import InputError
 
 Times = Sequence[float] | np.ndarray
@@ -120,17 +119,6 @@ def _numbers(values: Times) -> np.ndarray:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"a grid is {values!r:.100}, expected numbers such as [0, 4, 12]") from error
-
-
-def whole(name: str, value: Any) -> int:
-    """Returns a whole number of at least 1, such as `np.int64(3)`, as an int; InputError for anything else."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} is {value}, expected a whole number of at least 1, known when the code is traced")
-    return number
 
 
 def _pinned(times: np.ndarray, depth: float, groups: int) -> np.ndarray:

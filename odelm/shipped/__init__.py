@@ -4,7 +4,11 @@ Each is a bundle (`odelm.bundle`) in a folder of this package, with `README.md`,
 what it reached, and `held_out.jsonl`, text that it was not trained on.
 """
 
+import os
 from pathlib import Path
+from typing import Any
+
+from odelm.errors import InputError
 
 FOLDER = Path(__file__).parent
 HELD_OUT = "held_out.jsonl"
@@ -16,16 +20,21 @@ def names() -> list[str]:
 
 
 def found(path: str | Path) -> Path:
-    """Returns the folder of the model that a name stands for; what is no name, or is a folder too, as a path."""
+    """Returns the folder of the model that a name stands for; what is no name, or is a folder too, as a path.
+
+    Raises InputError for what cannot be a path.
+    """
+    if not isinstance(path, str | os.PathLike) or path == "":
+        raise InputError(not_found(path))
     given = Path(path).expanduser()
     return FOLDER / str(path) if not given.exists() and str(path) in names() else given
 
 
-def not_found(path: Path) -> str:
+def not_found(path: Any) -> str:
     """Returns what an error says of a path that is neither a directory nor the name of a model."""
     return (
-        f"{path} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the models that "
-        f"come with odelm, {', '.join(names())}"
+        f"{path or repr(path)} is not a directory; give a training run, a bundle, a Hugging Face folder or one of the "
+        f"models that come with odelm, {', '.join(names())}"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import odelm
 
 ROOT = Path(odelm.__file__).parent
-GROUND = {"errors", "rng", "version", "files", "tokenizer", "config", "ode"}
+GROUND = {"errors", "arguments", "rng", "version", "files", "tokenizer", "config", "ode"}
 MODELS = GROUND | {"models"}
 DATA = GROUND | {"data"}
 
@@ -18,14 +18,15 @@ DATA = GROUND | {"data"}
 ALLOWED = {
     "errors": set(),
     "version": set(),
+    "arguments": {"errors"},
     "lazy": set(),
     "interrupts": set(),
     "processes": {"errors"},
     "rng": {"errors"},
     "files": {"errors"},
-    "tokenizer": {"errors"},
+    "tokenizer": {"errors", "arguments"},
     "config": {"errors", "version"},
-    "ode": {"errors"},
+    "ode": {"errors", "arguments"},
     "models": GROUND - {"files", "tokenizer"},
     "data": (GROUND - {"ode"}) | {"interrupts", "lazy"},
     "sharding": MODELS,
@@ -38,7 +39,7 @@ ALLOWED = {
     "remote": {"config", "errors", "files", "manifest", "checkpoint_files", "run_directory"},
     "interop": MODELS | {"lazy"},
     "int8_storage": set(),
-    "shipped": set(),
+    "shipped": {"errors"},
     "bundle": MODELS | {"int8_storage", "manifest", "profile", "run_directory", "sharding", "version"},
     "profile": {"config", "errors", "files", "models", "ode"},
     "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote", "shipped"},

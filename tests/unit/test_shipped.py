@@ -36,6 +36,9 @@ def test_each_is_a_bundle_of_ten_megabytes_at_most_with_a_card_and_text():
 def test_what_is_no_model_is_told_with_what_there_is(tmp_path):
     with pytest.raises(odelm.InputError, match="nothing is not a directory; give a training run.*small-decoder"):
         odelm.load(tmp_path / "nothing")
+    for path, words in ((None, "None"), ("", "''"), (3, "3")):
+        with pytest.raises(odelm.InputError, match=f"^{words} is not a directory; give a training run.*small-decoder"):
+            odelm.load(path)
 
 
 @pytest.mark.parametrize("name", LOSSES)

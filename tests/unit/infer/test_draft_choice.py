@@ -115,7 +115,7 @@ def test_drafts_that_a_short_model_has_no_room_for_are_left_out(make_config):
 
 
 @pytest.mark.parametrize(
-    "options, words", [(dict(repeats=0), "repeats is 0"), (dict(new_tokens="x"), "new_tokens is x")]
+    "options, words", [(dict(repeats=0), "repeats is 0"), (dict(new_tokens="x"), "new_tokens is 'x'")]
 )
 def test_mistakes_are_told(options, words, generator):
     with pytest.raises(InputError, match=words):

@@ -206,7 +206,11 @@ MISTAKES = [
     (["a"], {}, "text 0 is a string, but there is no tokenizer"),
     ([[0.5]], {}, "text 0 is float64"),
     ([[[1]]], {}, "text 0 is int64 of shape"),
-    ([[1]], {"batch_size": 0}, "batch_size is 0"),
+    (None, {}, "texts is None, expected a list of strings or of lists of token ids"),
+    (3, {}, "texts is 3, expected a list"),
+    ({"a": "b"}, {}, "texts is {'a': 'b'}, expected a list"),
+    ([[1]], {"batch_size": 0}, "batch_size is 0, expected a whole number of at least 1$"),
+    ([[1]], {"batch_size": True}, "batch_size is True"),
     ([[1]], {"batch_size": 2.5}, "batch_size is 2.5"),
 ]
 
@@ -230,19 +234,26 @@ def test_mistakes_in_options_are_told(plain, make_model):
         EncoderRunner(plain.runner.model, words(mask="m")).fill(["a"])
     with pytest.raises(InputError, match="mask_id is 2.5, expected 0 to 12"):
         plain.fill([[1]], mask_id=2.5)
-    for top in (0, 14, 2.5):
+    for top in (0, 14, 2.5, True):
         with pytest.raises(InputError, match=f"top is {top}, expected 1 to model.vocab_size, 13"):
             plain.fill([[1]], top=top, mask_id=MASK)
     for arguments, expected in (
-        (([41], [1]), "lengths has 41, expected 1 to model.max_length, 40"),
-        (([], [1]), "lengths has no numbers"),
-        (([1], [0]), "batch_sizes has 0, expected 1 or more"),
-        (([2.5], [1]), "lengths has 2.5"),
-        (([1], [2.5]), "batch_sizes has 2.5"),
+        (([41], [1]), r"lengths\[0\] is 41, expected 1 to model.max_length, 40"),
+        (([], [1]), "lengths is empty: give at least one"),
+        (([1], [0]), r"batch_sizes\[0\] is 0, expected a whole number of at least 1"),
+        (([2.5], [1]), r"lengths\[0\] is 2.5"),
+        (([1], [1, 2.5]), r"batch_sizes\[1\] is 2.5"),
+        ((16, 1), "lengths is 16, expected whole numbers in brackets"),
+        ((None, None), "lengths is None, expected whole numbers in brackets"),
+        (([1], [True]), r"batch_sizes\[0\] is True"),
     ):
         with pytest.raises(InputError, match=expected):
             plain.warm_up(*arguments)
     with pytest.raises(InputError, match="this model is a decoder: odelm.Generator"):
         EncoderRunner(make_model())
+    with pytest.raises(InputError, match="model is None, expected a model of odelm"):
+        EncoderRunner(None)
+    with pytest.raises(InputError, match="tokenizer is 'tok', expected a tokenizers.Tokenizer"):
+        EncoderRunner(plain.runner.model, "tok")
     with pytest.raises(InputError, match="model.dtype is 'half'"):
         EncoderRunner(plain.runner.model, dtype="half")

@@ -60,14 +60,16 @@ def test_one_choice_is_greedy(runner, plan, greedy):
     ("prompt", "options", "words"),
     [
         ([], {}, "no tokens"),
-        (PROMPT, {"new_tokens": 14}, "ask for 13 or fewer"),
+        (PROMPT, {"new_tokens": 14}, "ask for 13 new tokens or fewer"),
         (PROMPT, {"new_tokens": 0}, "new_tokens is 0"),
-        (PROMPT, {"new_tokens": 1, "temperature": -1.0}, "temperature -1"),
-        (PROMPT, {"new_tokens": 1, "temperature": float("nan")}, "temperature nan"),
-        (PROMPT, {"new_tokens": 1, "temperature": float("inf")}, "temperature inf"),
-        (PROMPT, {"new_tokens": 1, "top_k": -1}, "top_k -1"),
+        (PROMPT, {"new_tokens": 1, "temperature": -1.0}, "temperature is -1"),
+        (PROMPT, {"new_tokens": 1, "temperature": float("nan")}, "temperature is nan"),
+        (PROMPT, {"new_tokens": 1, "temperature": float("inf")}, "temperature is inf"),
+        (PROMPT, {"new_tokens": 1, "top_k": -1}, "top_k is -1"),
         (PROMPT, {"new_tokens": 1, "seed": 10**26}, "seed is 1"),
         (PROMPT, {"new_tokens": 1, "seed": -1}, "seed is -1"),
+        (PROMPT, {"new_tokens": 1, "temperature": "hot"}, "temperature is 'hot'"),
+        (PROMPT, {"new_tokens": "8"}, "new_tokens is '8'"),
     ],
 )
 def test_mistakes_are_told(runner, plan, prompt, options, words):

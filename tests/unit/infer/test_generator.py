@@ -233,7 +233,7 @@ MISTAKES = [
     ([[]], {}, "no tokens"),
     ([[13]], {}, "ids 13 to 13, expected 0 to 12"),
     (["a"], {}, "there is no tokenizer: give lists of token ids"),
-    (PROMPTS, {"new_tokens": 27}, "ask for 26 or fewer"),
+    (PROMPTS, {"new_tokens": 27}, "ask for 26 new tokens or fewer"),
     (PROMPTS, {"new_tokens": 0}, "new_tokens is 0"),
     (PROMPTS, {"temperature": float("nan")}, "temperature is nan"),
     (PROMPTS, {"top_k": -1}, "top_k is -1"),
@@ -250,6 +250,18 @@ MISTAKES = [
     (PROMPTS, {"stop": None}, "stop has None"),
     (PROMPTS, {"every": -1}, "every is -1"),
     (PROMPTS, {"stop": "a"}, "stop has strings, but the generator has no tokenizer"),
+    (None, {}, "prompts is None, expected a list of strings or of lists of token ids"),
+    (3, {}, "prompts is 3, expected a list"),
+    ({"a"}, {}, "prompts is {'a'}, expected a list"),
+    ({"a": [1]}, {}, "prompts is {'a': .*, expected a list"),
+    (iter(()), {}, "prompts is empty"),
+    (PROMPTS, {"temperature": "hot"}, "temperature is 'hot', expected 0 or more"),
+    (PROMPTS, {"temperature": None}, "temperature is None"),
+    (PROMPTS, {"top_p": None}, "top_p is None, expected above 0 and at most 1"),
+    (PROMPTS, {"top_k": True}, "top_k is True"),
+    (PROMPTS, {"seed": True}, "seed is True"),
+    (PROMPTS, {"new_tokens": True}, "new_tokens is True"),
+    (PROMPTS, {"new_tokens": "8"}, "new_tokens is '8', expected a whole number of at least 1$"),
 ]
 
 
@@ -259,9 +271,29 @@ def test_mistakes_are_told(plain, prompts, options, words):
         plain(prompts, **options)
 
 
-def test_an_encoder_does_not_generate(make_model):
-    with pytest.raises(InputError, match="this model is an encoder"):
-        Generator(make_model(kind="encoder"))
+def test_prompts_may_come_one_by_one(plain):
+    assert plain(iter(PROMPTS), new_tokens=2) == plain(PROMPTS, new_tokens=2)
+
+
+def test_what_a_generator_cannot_be_made_of_is_told(plain, make_model):
+    model = plain.runner.model
+    for arguments, options, words in (
+        ((make_model(kind="encoder"),), {}, "this model is an encoder"),
+        ((None,), {}, "model is None, expected a model of odelm"),
+        (((model, None),), {}, "model is a tuple, expected a model of odelm"),
+        ((model, "tok"), {}, "tokenizer is 'tok', expected a tokenizers.Tokenizer"),
+        ((model,), {"draft_length": 6}, "draft_length is 6, but there are no drafts: give draft_steps or draft_grid"),
+        ((model,), {"draft_confidence": 0.5}, "draft_confidence is 0.5, but there are no drafts"),
+        ((model,), {"draft_steps": 1, "draft_confidence": "a"}, "draft_confidence is 'a', expected a probability"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Generator(*arguments, **options)
+
+
+def test_the_bytes_of_a_memory_are_of_whole_numbers(plain):
+    for sizes, words in (((-1, 10, 10), "batch is -1"), (("a", 1, 1), "batch is 'a'"), ((1, 0, 1), "longest is 0")):
+        with pytest.raises(InputError, match=f"{words}, expected a whole number of at least 1"):
+            plain.memory_bytes(*sizes)
 
 
 class Crossing(NamedTuple):

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from odelm.errors import InputError
-from odelm.infer.prompts import SMALLEST_BUCKET, padded, read, sizes
+from odelm.infer.prompts import SMALLEST_BUCKET, check_room, padded, read, sizes
 
 
 @pytest.mark.parametrize("limit", [32, 100, 128, 1024])
@@ -32,6 +32,22 @@ def test_prompts_are_padded_at_their_ends():
     assert rows.shape == (2, 16) and rows.dtype == np.int32 and room == 32
     np.testing.assert_array_equal(rows[:, :4], [[1, 2, 3, 0], [4, 0, 0, 0]])
     assert lengths.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "new_tokens", "words"),
+    [
+        ([60], 8, "the prompt's 60 tokens and 8 new ones are more than model.max_length 64: ask for 4 new tokens"),
+        ([3, 60, 5], 8, "prompt 1's 60 tokens and 8 new ones are more than model.max_length 64: ask for 4 new"),
+        ([16001], 8, "the prompt's 16001 tokens and 8 new ones are .*: shorten it to 56 tokens or fewer"),
+        ([1, 64], 8, "prompt 1's 64 tokens and 8 new ones are .*: shorten it to 56 tokens or fewer"),
+        ([99], 64, "the prompt's 99 tokens and 64 new ones are .*: shorten it, and ask for fewer new tokens"),
+    ],
+)
+def test_a_prompt_without_room_is_named_with_what_would_fit(make_config, lengths, new_tokens, words):
+    with pytest.raises(InputError, match=words):
+        check_room([[1] * length for length in lengths], new_tokens, make_config(max_length=64))
+    check_room([[1] * 56], 8, make_config(max_length=64))
 
 
 def test_numbers_of_numpy_are_numbers():

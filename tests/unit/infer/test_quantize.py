@@ -303,6 +303,7 @@ def test_errors_say_what_was_given(make_model, tokens, tmp_path):
         (lambda: quantise("int9"), "int9.*int8"),
         (lambda: odelm.quantize(made, "int8"), "quantised already, as int8"),
         (lambda: quantise("int8", calibration=[tokens]), "'int8' takes no calibration.*int8_static"),
+        (lambda: odelm.quantize(None, "int8"), "model is None, expected a model of odelm"),
         (lambda: quantise("int8_static"), "'int8_static' needs calibration"),
         (lambda: quantise("int8_static", calibration=[]), "no batches"),
         (lambda: quantise("int8_static", calibration=[tokens], plan=[]), "plan is empty"),

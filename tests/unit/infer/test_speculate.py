@@ -94,7 +94,7 @@ def test_every_kind_of_model_can_draft(options, scale, call, make_config, random
 def test_the_last_position_is_used(model, plain, drafting):
     prompt = [[(7 * i) % 13 for i in range(12)]]
     assert drafting(prompt, new_tokens=20) == plain(prompt, new_tokens=20)
-    with pytest.raises(InputError, match="ask for 20 or fewer"):
+    with pytest.raises(InputError, match="ask for 20 new tokens or fewer"):
         drafting(prompt, new_tokens=21)
 
 

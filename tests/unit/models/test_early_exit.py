@@ -220,6 +220,10 @@ def test_mistakes_are_told(make_model):
     model = make_model()
     with pytest.raises(InputError, match="tolerance is -1.0, expected a number above 0"):
         EarlyExit(np.float32(-1))
+    with pytest.raises(InputError, match="tolerance is 'a', expected a number above 0, such as 0.1"):
+        EarlyExit("a")
+    with pytest.raises(InputError, match="tolerance is None, expected a number above 0"):
+        odelm.Generator(model, early_exit=EarlyExit(None))
     with pytest.raises(InputError, match="fine marks tokens, but rows leave as a whole"):
         encode_with_exits(model, Inputs(ROWS), model.plan(), EarlyExit(0.1), fine=np.ones(ROWS.shape, bool))
     regression = Classifier.from_encoder(make_model(kind="encoder"), outputs=1, rngs=nnx.Rngs(0))
