@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from odelm import ode
-from odelm.arguments import whole
+from odelm.arguments import of_class, whole
 from odelm.config import default_steps
 from odelm.errors import InputError
 from odelm.infer.drafts import DraftCounts, Drafting, make_drafting
@@ -76,8 +76,7 @@ def try_drafts(
     Raises InputError for a generator that cannot draft: with two grids, with early exits, with drafts already, or with
     a kernel that was asked for by name.
     """
-    if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
-        raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
+    _check_drafts_can_be_tried(generator)
     new_tokens, repeats = whole("new_tokens", new_tokens), whole("repeats", repeats)
     prompts = list_of("prompt", prompts)
     counts = default_steps(generator.runner.model.config) if steps is None else steps
@@ -86,8 +85,7 @@ def try_drafts(
         new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed,
     )  # fmt: skip
-    limit = generator.runner.model.config.max_length
-    lengths = [one for one in LENGTHS if new_tokens > LENGTHS[0][0] and one[0] < limit]
+    lengths = _lengths(new_tokens, generator.runner.model.config.max_length)
     plain = copy.copy(generator)
     plain.end = NO_END
     generators: list[tuple[Grid | None, Generator]] = [(None, plain)]
@@ -100,6 +98,17 @@ def try_drafts(
         Trial(grid, one.drafting, latencies[i].median, one.draft_counts) for i, (grid, one) in enumerate(generators)
     ]
     return sorted(trials, key=lambda trial: trial.milliseconds)
+
+
+def _check_drafts_can_be_tried(generator: Any) -> None:
+    of_class("generator", generator, Generator, "an odelm.Generator")
+    if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
+        raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
+
+
+def _lengths(new_tokens: int, limit: int) -> list[tuple[int, float]]:
+    """Returns the lengths and confidences to try: none for too few new tokens, none beyond the model's positions."""
+    return [one for one in LENGTHS if new_tokens > LENGTHS[0][0] and one[0] < limit]
 
 
 def _drafting_with(generator: Generator, drafting: Drafting, *, end: int = NO_END) -> Generator:

@@ -53,11 +53,13 @@ def sampling_options(
     A temperature below `COLDEST` is taken as 0: logits divided by it are no longer finite, and a token other than the
     most likely one would not be drawn. A `top_k` beyond int32 means all tokens, as does any beyond the vocabulary.
     """
-    temperature = number("temperature", temperature, lambda x: 0 <= x < math.inf, "0 or more")
+    temperature = number("temperature", temperature, lambda x: 0 <= x < math.inf, "a number, 0 or more")
     top_k = whole("top_k", top_k, least=0, expected="a whole number of at least 1, or 0 for all")
-    top_p = number("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and at most 1")
-    min_p = number("min_p", min_p, lambda x: 0 <= x <= 1, "0 to 1")
-    repetition_penalty = number("repetition_penalty", repetition_penalty, lambda x: 0 < x < math.inf, "above 0")
+    top_p = number("top_p", top_p, lambda x: 0 < x <= 1, "a number above 0, at most 1")
+    min_p = number("min_p", min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+    repetition_penalty = number(
+        "repetition_penalty", repetition_penalty, lambda x: 0 < x < math.inf, "a number above 0"
+    )
     temperature = 0.0 if temperature < COLDEST else temperature
     top_k = min(top_k, np.iinfo(np.int32).max)
     return Sampling(

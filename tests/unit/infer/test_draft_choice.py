@@ -122,6 +122,15 @@ def test_mistakes_are_told(options, words, generator):
         try_drafts(generator, PROMPTS, **options)
 
 
+def test_what_is_no_generator_is_told():
+    with pytest.raises(InputError, match="generator is None, expected an odelm.Generator"):
+        with_fastest_drafts(None, PROMPTS)
+
+
+def test_prompts_may_come_one_by_one(generator):
+    assert len(try_drafts(generator, iter(PROMPTS), steps=1, new_tokens=1, repeats=1)) == 1
+
+
 def test_the_kernel_that_was_asked_for_is_kept(generator, monkeypatch):
     monkeypatch.setattr(draft_choice, "measure", lambda calls, **options: {i: Latency(9.0 - i, 9.0) for i in calls})
     chosen = with_fastest_drafts(Generator(generator.runner.model, kernel="xla"), PROMPTS, steps=2, new_tokens=6)
