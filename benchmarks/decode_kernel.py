@@ -49,7 +49,8 @@ def model_of(options: argparse.Namespace) -> odelm.CausalLM:
     """Returns the model, in float32: one of random weights of a shape, or one that was trained."""
     if options.model:
         model, *_ = odelm.load(options.model)
-        assert isinstance(model, odelm.CausalLM)
+        if not isinstance(model, odelm.CausalLM):
+            raise odelm.InputError(f"--model={options.model} is no decoder: give one")
         return model
     shape = SHAPES[options.shape]
     config = odelm.ModelConfig(
@@ -66,7 +67,8 @@ class Case:
         self.exact, self.options, self.steps = model, options, steps
         self.runner = Runner.of(with_dtype(model, "bfloat16"))
         self.plan = self.runner.model.plan(steps=steps)
-        assert (reason := unsupported(model, self.plan)) is None, reason
+        if (reason := unsupported(model, self.plan)) is not None:
+            raise odelm.InputError(f"no kernel decodes this model: {reason}")
         shape = options.rows, options.context
         self.prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, shape).astype(np.int32)
         self.sampling = sampling_options(temperature=options.temperature, top_k=options.top_k)

@@ -167,6 +167,15 @@ def test_benchmarks_report_a_wrong_option_before_they_begin(program, option, wor
     assert f"argument {option.partition('=')[0]}: {words}" in last
 
 
+def test_a_model_that_no_kernel_decodes_is_told_in_one_line(capsys, monkeypatch):
+    main = importlib.import_module("benchmarks.decode_kernel").main
+    for option, words in (("--shape=tiny", "its heads are of 16"), ("--model=small-encoder", "is no decoder")):
+        monkeypatch.setattr(sys, "argv", ["decode_kernel", option, "--steps=2"])
+        with pytest.raises(SystemExit, match="2"):
+            run_program(main)
+        assert words in capsys.readouterr().err
+
+
 def test_a_path_that_the_system_refuses_is_told_in_one_line(tmp_path, capsys):
     def opened(path: Path) -> int:
         return path.stat().st_size
