@@ -60,6 +60,7 @@ def prefill(
     penalised: bool = False,
     prefill_plan: DepthPlan | None = None,
     early_exit: EarlyExit | None = None,
+    window: int | None = None,
 ) -> Decoding:
     """Returns the state after the prompts, with the first token of each row.
 
@@ -72,12 +73,14 @@ def prefill(
         penalised: whether there is a repetition penalty, which needs a table of the vocabulary for each row.
         prefill_plan: how the prompts cross the depth; None is `plan`.
         early_exit: when new tokens leave the steps of `plan` early; pass the same to `advance` with the returned state.
+        window: how many positions each token sees, its own included; the memory is then a ring
+            (`odelm.models.memory.Memory`), and the text may be longer than the model's positions.
     """
     B = prompts.shape[0]
-    logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths)
+    logits, memory = read_prompts(model, prefill_plan or plan, prompts, lengths, window)
     if prefill_plan is not None:
         memory = retimed(model, memory, prefill_plan, plan)
-    memory = memory.widened(new_tokens - 1)
+    memory = memory.widened(new_tokens - 1 if window is None else min(new_tokens - 1, window))
     seen = seen_in(prompts, lengths, model.config.vocab_size) if penalised else None
     empty = Decoding(
         memory, jnp.zeros(B, jnp.int32), lengths - 1, jnp.zeros((B, new_tokens), jnp.int32),
@@ -87,11 +90,13 @@ def prefill(
     return _append(empty, logits, sampling, end, evaluations_of(plan))
 
 
-def read_prompts(model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: jax.Array) -> tuple[jax.Array, Memory]:
+def read_prompts(
+    model: CausalLM, plan: DepthPlan, prompts: jax.Array, lengths: jax.Array, window: int | None = None
+) -> tuple[jax.Array, Memory]:
     """Returns the logits after each prompt, float32 (B, V), and a memory of all P places, in which attention ignores
     the places after a row's length."""
     B, P = prompts.shape
-    memory = model.memory(plan, batch=B, room=P)
+    memory = model.memory(plan, batch=B, room=P, window=window)
     positions = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P))
     inputs = Inputs(prompts, positions=positions, lengths=lengths)
     hidden, memory = model.run(inputs, plan, memory=memory)

@@ -34,27 +34,29 @@ def continue_text(
     prefill_plan: DepthPlan | None = None,
     drafting: Drafting | None = None,
     early_exit: EarlyExit | None = None,
+    window: int | None = None,
     kernel: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Returns `prompt` with a sampled continuation, which ends before the tokenizer's end token; see `generate`.
 
     `end_token` is as in `config.data.end_token`; if the tokenizer has no such token, no text ends early.
-    `prefill_plan`, `drafting`, `early_exit` and `kernel` are as in `Generator.of`; they need a plan that keeps a
-    memory; InputError otherwise. On a GPU, or if a kernel is requested, `say` is called with a line that names what
-    decoded the text.
+    `prefill_plan`, `drafting`, `early_exit`, `window` and `kernel` are as in `Generator.of`; they need a plan that
+    keeps a memory; InputError otherwise. On a GPU, or if a kernel is requested, `say` is called with a line that names
+    what decoded the text.
     """
     if runner.model.config.kind == "decoder" and all(part.solver is None for part in plan):
         generator = Generator.of(
             runner, tokenizer, plan,
-            prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, kernel=kernel, end_token=end_token,
+            prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, window=window, kernel=kernel,
+            end_token=end_token,
         )  # fmt: skip
         options = dict(new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed)
         text = prompt + generator([prompt], **options)[0]
         if kernel != "auto" or jax.default_backend() == "gpu":
             say(f"decoded by {generator.kernel_choice}")
         return text
-    if not (prefill_plan is drafting is early_exit is None and kernel in ("auto", "xla")):
+    if not (prefill_plan is drafting is early_exit is window is None and kernel in ("auto", "xla")):
         raise InputError("a memory needs integrator='scan': Diffrax evaluates the block where it chooses to")
     (given,) = prompts.read([prompt], tokenizer, runner.model.config)
     tokens = generate(

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 
 from odelm import ode
 from odelm.arguments import whole
-from odelm.errors import InputError
 from odelm.infer import prompts as prompts_
 from odelm.infer.continuation import Continuation, read_rows, with_texts
 from odelm.infer.decode import Decoding, advance, prefill
@@ -25,8 +24,9 @@ from odelm.infer.runner import Runner, check_model, with_options
 from odelm.infer.sampling import Sampling, sampling_key, sampling_options
 from odelm.infer.speculate import speculate, start_speculating
 from odelm.infer.stopping import stop_strings
+from odelm.infer.together import check_together
 from odelm.models import CausalLM
-from odelm.models.early_exit import EarlyExit, check_exits
+from odelm.models.early_exit import EarlyExit
 from odelm.models.transformer import DepthPlan, Grid
 from odelm.tokenizer import checked, end_id, find_id
 
@@ -56,6 +56,8 @@ class Generator:
         early_exit: when a new token leaves those steps early, as in `odelm.EarlyExit`; prompts take all steps. The
             tokens of a batch wait for the last one to leave.
         kv_span: units of depth over which keys and values are shared, in place of the model's own `model.kv_span`.
+        window: how many positions each token sees, its own included: texts may then be longer than the model's
+            positions, in a memory of the prompts and the window (`odelm.models.memory.Memory`). Prompts may not.
         kernel: what decodes: "persistent", "launches" or "xla"; "auto" takes the fastest that supports the case
             (`odelm.infer.kernel_choice`).
         end_token: the token that ends a text; by default the usual one of the tokenizer.
@@ -81,6 +83,7 @@ class Generator:
         draft_confidence: float | None = None,
         early_exit: EarlyExit | None = None,
         kv_span: int | None = None,
+        window: int | None = None,
         kernel: str = "auto",
         end_token: str = "",
     ):
@@ -100,7 +103,7 @@ class Generator:
             drafting = make_drafting(coarse, draft_length, draft_confidence)
         else:
             check_no_drafts(draft_length=draft_length, draft_confidence=draft_confidence)
-        self._set(runner, tokenizer, plan, before, drafting, early_exit, kernel, end_token)
+        self._set(runner, tokenizer, plan, before, drafting, early_exit, window, kernel, end_token)
 
     @classmethod
     def of(
@@ -112,12 +115,13 @@ class Generator:
         prefill_plan: DepthPlan | None = None,
         drafting: Drafting | None = None,
         early_exit: EarlyExit | None = None,
+        window: int | None = None,
         kernel: str = "auto",
         end_token: str = "",
     ) -> "Generator":
         """Returns a generator for a model that is already prepared as a `Runner`, and for plans of that model."""
         generator = cls.__new__(cls)
-        generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, kernel, end_token)
+        generator._set(runner, tokenizer, plan, prefill_plan, drafting, early_exit, window, kernel, end_token)
         return generator
 
     def _set(
@@ -128,20 +132,15 @@ class Generator:
         prefill_plan: DepthPlan | None,
         drafting: Drafting | None,
         early_exit: EarlyExit | None,
+        window: int | None,
         kernel: str,
         end_token: str,
     ) -> None:
-        if early_exit is not None:
-            check_exits(runner.model, plan, early_exit)
-            if prefill_plan is not None or drafting is not None:
-                raise InputError("early exits go with one grid and no drafts: leave out prefill_steps and the draft")
-        if prefill_plan is not None and drafting is not None:
-            raise InputError("a prompt crosses the depth as drafts are verified: leave out prefill_steps, or the draft")
-        limit = runner.model.config.max_length
-        if drafting is not None and drafting.length >= limit:
-            raise InputError(f"draft_length is {drafting.length}, expected less than model.max_length, {limit}")
+        check_together(
+            runner.model, plan, prefill_plan=prefill_plan, drafting=drafting, early_exit=early_exit, window=window
+        )
         self.runner, self.tokenizer, self.plan = runner, checked(tokenizer), plan
-        self.prefill_plan, self.drafting, self.early_exit = prefill_plan, drafting, early_exit
+        self.prefill_plan, self.drafting, self.early_exit, self.window = prefill_plan, drafting, early_exit, window
         self.draft_counts: DraftCounts | None = None
         self.kernels = ByKernel(kernel, drafts=drafting is not None)
         found = None if tokenizer is None else end_id(tokenizer, end_token) if end_token else find_id(tokenizer, "end")
@@ -210,15 +209,17 @@ class Generator:
 
         Raises InputError for more tokens than the model's positions, and for memories that do not fit on the devices.
         """
-        prompts_.check_room(given, new_tokens, self.runner.model.config)
-        rows, lengths, room = prompts_.padded(given, new_tokens, self.runner.model.config.max_length)
-        check_generation(self, len(given), max(map(len, given)), new_tokens)
+        prompts_.check_room(given, new_tokens, self.runner.model.config, self.window)
+        longest = max(map(len, given))
+        width, room = self.sizes(longest, new_tokens)
+        rows, lengths = prompts_.padded(given, width)
+        check_generation(self, len(given), longest, new_tokens)
         options = dict(new_tokens=room, end=self.end, penalised=penalised)
         of_prompts = rows, lengths, sampling, key
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if self.drafting is not None:
             return _start_speculating(graph, params, plan, self.drafting, *of_prompts, **options)
-        options |= dict(prefill_plan=self.prefill_plan, early_exit=self.early_exit)
+        options |= dict(prefill_plan=self.prefill_plan, early_exit=self.early_exit, window=self.window)
         return _prefill(graph, params, plan, *of_prompts, **options)
 
     @property
@@ -234,14 +235,20 @@ class Generator:
 
     def places(self, longest: int, new_tokens: int) -> int:
         """Returns how many positions a memory has room for."""
-        spare = -1 if self.drafting is None else spare_places(self.drafting.length)
-        return sum(prompts_.sizes(longest, new_tokens, self.runner.model.config.max_length)) + spare
+        width, room = self.sizes(longest, new_tokens)
+        if self.window is not None:
+            return width + min(room - 1, self.window)
+        return width + room + (-1 if self.drafting is None else spare_places(self.drafting.length))
+
+    def sizes(self, longest: int, new_tokens: int) -> tuple[int, int]:
+        """Returns the padded length of prompts, and the room for new tokens (`odelm.infer.prompts.sizes`)."""
+        return prompts_.sizes(longest, new_tokens, self.runner.model.config.max_length, self.window)
 
     @cached_property
     def place_bytes(self) -> tuple[int, int]:
         """The bytes that a position of a row takes while the prompts are read, and afterwards."""
         plans = [self.prefill_plan or self.plan, self.plan, *([self.drafting.plan] if self.drafting else [])]
-        first, *later = (bytes_a_place(self.runner.model, plan) for plan in plans)
+        first, *later = (bytes_a_place(self.runner.model, plan, self.window) for plan in plans)
         return first, sum(later)
 
     def _advance(self, state: State, sampling: Sampling, until: jax.Array) -> State:
@@ -267,7 +274,7 @@ class Generator:
         return with_texts(found, given, self.tokenizer, ended, stop, last=last)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames=("new_tokens", "end", "penalised"))
+@partial(jax.jit, static_argnums=0, static_argnames=("new_tokens", "end", "penalised", "window"))
 def _prefill(graph: nnx.GraphDef, params: Any, *arguments: Any, **options: Any) -> Decoding:
     return prefill(nnx.merge(graph, params), *arguments, **options)
 

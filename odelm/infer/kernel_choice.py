@@ -66,12 +66,9 @@ class ByKernel:
         cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
-            rows = len(state.last)
-            if reason is None and self.asked == "auto" and rows > MEASURED_ROWS:
-                reason = f"{rows} rows, more than {MEASURED_ROWS}: kernel 'persistent' takes them too"
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, filtered=filtered)
+            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=len(state.last))
         return self.choice.kernel != "xla"
 
     def advance(
@@ -91,10 +88,12 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
-    """Returns what decodes on a device. `reason` is why no kernel supports the case, or None; `filtered` is whether
-    tokens are drawn with `top_k`."""
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1) -> Choice:
+    """Returns what decodes `rows` rows on a device. `reason` is why no kernel supports the case, or None; `filtered` is
+    whether tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
+    if reason is None and asked == "auto" and rows > MEASURED_ROWS:
+        reason = f"{rows} rows, more than {MEASURED_ROWS}: kernel 'persistent' takes them too"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):
@@ -123,6 +122,7 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
         f"{rows} rows; kernels take at most {MOST_ROWS}": rows > MOST_ROWS,
         "top_k with several rows": drawn and bool(sampling.top_k) and rows > 1,
         "tokens leave the depth early": early_exit,
+        "its memory is a ring": state.memory.window is not None,
         "tokens are drawn with top_p, min_p or a penalty": bool(filters),
         "the random keys are not Threefry's": drawn and jax.random.key_impl(state.key) != "threefry2x32",
         "random numbers are drawn in another way than JAX does by default": drawn and not bits,

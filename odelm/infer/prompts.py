@@ -42,11 +42,12 @@ def list_of(name: str, texts: Any) -> list[Any]:
     return found
 
 
-def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig) -> None:
-    """Raises InputError if the longest prompt and the new tokens are more than the model's positions."""
+def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig, window: int | None = None) -> None:
+    """Raises InputError if the longest prompt and the new tokens are more than the model's positions; with a window
+    only if the prompt is."""
     lengths, limit = [len(ids) for ids in given], config.max_length
     longest, most = max(lengths), limit - whole("new_tokens", new_tokens)
-    if longest <= most:
+    if longest <= (most if window is None else limit):
         return
     prompt = "the prompt" if len(given) == 1 else f"prompt {lengths.index(longest)}"
     if longest < limit:
@@ -58,23 +59,24 @@ def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig) -> 
     )
 
 
-def padded(given: list[list[int]], new_tokens: int, limit: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the prompts padded at their ends, int32 (B, P), their lengths, int32 (B,), and room for new tokens."""
-    width, room = sizes(max(map(len, given)), new_tokens, limit)
+def padded(given: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the prompts padded at their ends to a width P, int32 (B, P), and their lengths, int32 (B,)."""
     rows = np.zeros((len(given), width), np.int32)
     for row, ids in zip(rows, given, strict=True):
         row[: len(ids)] = ids
-    return rows, np.array([len(ids) for ids in given], np.int32), room
+    return rows, np.array([len(ids) for ids in given], np.int32)
 
 
-def sizes(longest: int, new_tokens: int, limit: int) -> tuple[int, int]:
+def sizes(longest: int, new_tokens: int, limit: int, window: int | None = None) -> tuple[int, int]:
     """Returns the padded length of prompts, and the room for new tokens: powers of two where a `limit` of positions
-    allows it.
+    allows it. With a window the limit is only that of the prompts.
 
     Near the limit the prompts get all positions that the new tokens' power of two leaves. If these are too few, the
     prompts get a multiple of `SMALLEST_BUCKET`, and the new tokens get the rest. So there are few sizes everywhere.
     """
     width, room = bucket(longest), bucket(new_tokens)
+    if window is not None:
+        return min(width, limit), room
     if width + room <= limit + 1:
         return width, room
     if longest + room <= limit + 1:

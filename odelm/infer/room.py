@@ -7,14 +7,13 @@ import jax
 import psutil
 
 from odelm.errors import InputError
-from odelm.infer import prompts
 from odelm.models.transformer import DepthPlan, SharedTransformer
 
 
-def bytes_a_place(model: SharedTransformer, plan: DepthPlan) -> int:
+def bytes_a_place(model: SharedTransformer, plan: DepthPlan, window: int | None = None) -> int:
     """Returns the bytes of one position of one row in a memory of `plan`, computed only from shapes."""
-    memory = jax.eval_shape(lambda: model.memory(plan, batch=1, room=1))
-    kept = (memory.blocks, memory.real, memory.segments)
+    memory = jax.eval_shape(lambda: model.memory(plan, batch=1, room=1, window=window))
+    kept = (memory.blocks, memory.real, memory.segments, memory.positions)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
@@ -41,7 +40,7 @@ def free_bytes(device: Any) -> int | None:
 def check_generation(generator: Any, rows: int, longest: int, new_tokens: int) -> None:
     """Raises InputError if the memory in which an `odelm.Generator` would continue `rows` prompts of up to `longest`
     tokens does not fit on its devices."""
-    width, _ = prompts.sizes(longest, new_tokens, generator.runner.model.config.max_length)
+    width, _ = generator.sizes(longest, new_tokens)
     # The memory of the prompts is only freed after it has been copied into the one that is kept.
     needed = generator.memory_bytes(rows, longest, new_tokens) + rows * width * generator.place_bytes[0]
     what = f"a memory of {generator.places(longest, new_tokens)} positions of {rows} rows, after its prompts"

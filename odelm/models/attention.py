@@ -128,7 +128,7 @@ class Attention(nnx.Module):
         implementation = "auto" if self.implementation == "splash" else self.implementation
         chosen = choose_implementation(implementation, q, k)
         causal = self.causal and view.alone
-        if chosen == "cudnn" and view.lengths is not None and view.segments is None:
+        if chosen == "cudnn" and view.lengths is not None and view.segments is view.positions is None:
             return attend(q, k, v, lengths=view.lengths, causal=causal, implementation=chosen)
         mask = view.allowed(q.shape[1], causal=self.causal)
         return attend(q, k, v, mask=mask, causal=causal, implementation=chosen)

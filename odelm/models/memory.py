@@ -126,6 +126,10 @@ class Memory:
     """Room for S positions of B rows, of which the first `length` are filled.
 
     A smaller length removes positions: entries after it are not attended to, and are overwritten.
+
+    With a `window` a query sees only that many positions, its own included, and the memory is a ring: a position that
+    finds no room takes the place of the oldest. It must have room for the window and for the padding between a row's
+    positions.
     """
 
     blocks: tuple[Any, ...]
@@ -137,6 +141,9 @@ class Memory:
     """bool (B, S), True at filled places that may be attended to."""
     segments: jax.Array
     """int32 (B, S)."""
+    positions: jax.Array | None = None
+    """int32 (B, S), of a ring: the position that is at each place."""
+    window: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     @property
     def is_empty(self) -> bool:
@@ -148,15 +155,22 @@ class Memory:
         """S."""
         return self.real.shape[1]
 
+    @property
+    def next_place(self) -> Array:
+        """Where the next position goes, int32 () or (B,)."""
+        return self.length if self.window is None else self.length % np.int32(self.room)
+
     def check_room(self, batch: int, length: int) -> None:
         """Raises InputError if it has no room for `length` more positions of `batch` rows."""
         rows, room = self.real.shape
+        if self.window is not None and not self.is_empty and length > 1:
+            raise InputError(f"a ring takes one position at a time after its first ones, but {length} are given")
         if rows != batch or length > room:
             raise InputError(
                 f"the memory has room for {room} positions of {rows} rows, but {length} of {batch} rows are given: use "
                 f"model.memory(plan, batch={batch}, room=...)"
             )
-        if not isinstance(self.length, Tracer) and int(self.length.max()) + length > room:
+        if self.window is None and not isinstance(self.length, Tracer) and int(self.length.max()) + length > room:
             raise InputError(
                 f"the memory holds {int(self.length.max())} positions of the {room} that it has room for, and {length} "
                 "more are given: make it with more room"
@@ -173,6 +187,7 @@ class Memory:
             blocks=jax.tree.map(lambda leaf: widen(leaf, 3), self.blocks),
             real=widen(self.real, 1),
             segments=widen(self.segments, 1),
+            positions=None if self.positions is None else widen(self.positions, 1),
         )
 
     def part(self, start: jax.Array, count: int) -> "Memory":
@@ -215,6 +230,19 @@ def places_of(start: Array, count: int) -> tuple[jax.Array, jax.Array]:
     return rows, start[:, None] + jnp.arange(count, dtype=jnp.int32)[None]
 
 
+def check_memory(config: ModelConfig, room: int, window: int | None) -> None:
+    """Raises InputError for a room and a window that a model's memory cannot have."""
+    limit = config.max_length
+    if window is None and not 0 < room <= limit:
+        raise InputError(f"room is {room}, expected 1 to model.max_length, {limit}")
+    if window is None:
+        return
+    if not 0 < window <= limit:
+        raise InputError(f"window is {window}, expected 1 to model.max_length, {limit}")
+    if config.positions != "rotary":
+        raise InputError(f"a window needs rotary positions, but model.positions is {config.positions!r}: they end")
+
+
 def empty_keys(config: ModelConfig, stages: tuple[int, ...], rows: tuple[int, int]) -> Any:
     """Returns room for keys and values of `rows` (B, S) at each of `stages` (N, R) of one block."""
     zeros = jnp.zeros((*stages, *rows, config.key_value_heads, config.head_size), compute_dtype(config))
@@ -228,9 +256,10 @@ def carried_keys(config: ModelConfig, h: jax.Array) -> Any:
     return empty_keys(config, (1, 1), (h.shape[0], h.shape[1]))
 
 
-def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int]) -> Memory:
+def empty_memory(blocks: tuple[Any, ...], rows: tuple[int, int], window: int | None = None) -> Memory:
     """Returns a memory of `rows` (B, S) with nothing in it.
 
     Its length is a NumPy number, so that traced code that makes a memory knows that it is empty.
     """
-    return Memory(blocks, np.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32))
+    positions = None if window is None else jnp.zeros(rows, jnp.int32)
+    return Memory(blocks, np.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32), positions, window)

@@ -17,7 +17,7 @@ from odelm.models.field import BlockField, key_at
 from odelm.models.inputs import Array, Inputs, as_inputs
 from odelm.models.kv_sharing import kept_times, sharing_of
 from odelm.models.lanes import LaneBlock, joined, split
-from odelm.models.memory import Memory, carried_keys, empty_keys, empty_memory
+from odelm.models.memory import Memory, carried_keys, check_memory, empty_keys, empty_memory
 from odelm.models.norm import Norm
 from odelm.models.precision import state_dtype
 from odelm.models.stretches import Crossing, Grid, stretches, with_ends
@@ -220,13 +220,13 @@ class SharedTransformer(nnx.Module):
             evaluations += count
         return self._end(h), evaluations
 
-    def memory(self, plan: DepthPlan, *, batch: int, room: int) -> Memory:
-        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan."""
+    def memory(self, plan: DepthPlan, *, batch: int, room: int, window: int | None = None) -> Memory:
+        """Returns an empty memory for `run`: `room` positions of `batch` rows at every (step, stage) of the plan; with
+        a `window`, a ring in which each position sees only so many, its own included (`odelm.models.memory.Memory`)."""
         _check_scanned(plan)
-        if not 0 < room <= self.config.max_length:
-            raise InputError(f"room is {room}, expected 1 to model.max_length, {self.config.max_length}")
+        check_memory(self.config, room, window)
         kept = (empty_keys(self.config, times.shape, (batch, room)) for times in self.memory_times(plan))
-        return empty_memory(tuple(kept), (batch, room))
+        return empty_memory(tuple(kept), (batch, room), window)
 
     def memory_times(self, plan: DepthPlan) -> tuple[jax.Array, ...]:
         """Returns the times of the keys and values that a memory of a plan holds, for each block float32 (N, R); with

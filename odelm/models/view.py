@@ -7,6 +7,7 @@ keys.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,10 @@ class View:
     start: Array | None = None
     """int32 () or (B,), the index of the first query among the keys of a memory; None is no memory: queries and keys
     have the same positions."""
+    positions: tuple[jax.Array, jax.Array] | None = None
+    """int32 (B, L) and (B, S), given with a window: the positions of queries and keys."""
+    window: int | None = dataclasses.field(default=None, metadata=dict(static=True))
+    """How many positions a query sees, its own included; None is all."""
     first: bool = dataclasses.field(default=False, metadata=dict(static=True))
     """Whether the memory was empty before, so that queries and keys have the same positions too."""
 
@@ -56,7 +61,11 @@ class View:
         if self.segments is not None:
             of_queries, of_keys = self.segments
             parts.append(of_queries[:, None, :, None] == of_keys[:, None, None, :])
-        if not self.alone and causal:
+        if self.positions is not None:
+            assert self.window is not None
+            of_queries, of_keys = self.positions[0][:, None, :, None], self.positions[1][:, None, None, :]
+            parts.append(of_keys > of_queries - self.window)
+        if not self.alone and causal and self.window is None:  # in a ring a single query comes after all keys
             assert self.start is not None
             assert self.real is not None, "a memory says which of its keys are there"
             keys = jnp.arange(self.real.shape[1], dtype=jnp.int32)
@@ -105,20 +114,29 @@ def _see_after(inputs: Inputs, config: ModelConfig, memory: Memory) -> tuple[Inp
     after = Memory(
         memory.blocks,
         memory.length + np.int32(L),
-        placed(memory.real, real, memory.length),
-        placed(memory.segments, segments, memory.length),
+        placed(memory.real, real, memory.next_place),
+        placed(memory.segments, segments, memory.next_place),
+        window=memory.window,
     )
+    if inputs.positions is None and memory.window is not None:
+        inputs = dataclasses.replace(inputs, positions=jnp.broadcast_to(_places(memory.length, L), (B, L)))
     if inputs.positions is None:
         positions = _positions_after(memory, after, segments, L)
     else:
         positions = jnp.asarray(inputs.positions)
     angles = angles_of(positions, config)
+    shown: dict[str, Any] = dict(start=memory.next_place)
+    if memory.window is not None:
+        assert memory.positions is not None
+        after = dataclasses.replace(after, positions=placed(memory.positions, positions, memory.next_place))
+        of_keys = positions if memory.is_empty else after.positions
+        shown |= dict(positions=(positions, of_keys), window=memory.window)
     if memory.is_empty:
         given = None if inputs.segments is None else (segments, segments)
         lengths = None if inputs.lengths is None else jnp.asarray(inputs.lengths)
-        view = View(angles, inputs.real, lengths, given, memory.length, first=True)
+        view = View(angles, inputs.real, lengths, given, **shown, first=True)
     else:
-        view = View(angles, after.real, None, (segments, after.segments), memory.length)
+        view = View(angles, after.real, None, (segments, after.segments), **shown)
     return dataclasses.replace(inputs, positions=positions), view, after
 
 
@@ -162,5 +180,7 @@ def of_rows(view: View, rows: jax.Array) -> View:
         None if view.lengths is None else its(view.lengths, 1),
         None if view.segments is None else (its(view.segments[0], 2), its(view.segments[1], 2)),
         view.start if view.start is None or jnp.ndim(view.start) == 0 else its(jnp.asarray(view.start), 1),
+        None if view.positions is None else (its(view.positions[0], 2), its(view.positions[1], 2)),
+        view.window,
         view.first,
     )

@@ -20,6 +20,7 @@ OTHERS = dict(
     adaptive_tolerance=None,
     early_exit=None,
     kv_span=None,
+    window=None,
     tensor=1,
 )
 """Flags that do not go with --export, and what they are unset."""

@@ -40,6 +40,8 @@ def check(flags: FlagValues) -> None:
             raise InputError(f"--{name} is of generated text: give --prompt, --prompt_file or --generate too")
     if flags.speculative and prompted and flags.kernel not in ("auto", "xla"):
         raise InputError(f"--kernel={flags.kernel} takes no --speculative: leave out one of them")
+    if flags.window is not None and not prompted:
+        raise InputError("--window is of a text that is continued: give --prompt or --prompt_file too")
     if flags.early_exit is not None and flags.baseline is not None:
         raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
     for name in ("speculative", "prefill_steps"):
@@ -76,6 +78,7 @@ def continue_prompt(loaded: Any, flags: FlagValues, steps_of: Callable[[Config],
         top_k=flags.top_k,
         seed=flags.seed,
         end_token=config.data.end_token,
+        window=flags.window,
         kernel=flags.kernel,
         say=partial(print, file=sys.stderr),
     )

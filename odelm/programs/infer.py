@@ -123,6 +123,7 @@ flags.DEFINE_enum(
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
 _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
+_integer("window", None, "Each token of --prompt sees so many; the text may pass the model's positions.", lower_bound=1)
 _string("prompt", None, "Generate a continuation of this text instead.")
 _string("prompt_file", None, "The same, of the text in a file.")
 _string("export", None, "Write the model to this new directory instead, with its forward pass at each of --steps.")

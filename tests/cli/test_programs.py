@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+import odelm
 from tests.cli.conftest import HEADS, ROOT, program
 from tests.thorough import few, thorough
 
@@ -190,6 +191,9 @@ def test_generates_text(decoder, call):
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("word1 and") and len(first.stdout) > len("word1 and\n")
     assert first.stdout == second.stdout
+    limit = odelm.load(decoder)[1].model.max_length
+    long = call("infer.py", *arguments[:3], f"--new_tokens={2 * limit}", "--window=8", "--top_k=0")
+    assert long.returncode == 0 and len(long.stdout) > 2 * limit, long.stderr
 
 
 @pytest.mark.thorough
@@ -439,6 +443,9 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--kv_span=2", "--solver=heun"], ["kv_span is 2", "Euler"]),
         (["--prompt=a", "--draft_steps=2"], ["--draft_steps", "--speculative"]),
         (["--prompt=a", "--prompt_file=b"], ["give one"]),
+        (["--window=4"], ["--window is of a text that is continued", "--prompt"]),
+        (["--prompt=a", "--window=4", "--speculative", "--draft_steps=1"], ["a window goes without drafts"]),
+        (["--prompt=a", "--window=4000"], ["window is 4000, expected 1 to model.max_length"]),
         (["--prompt_file=missing"], ["missing", "cannot be read"]),
         (["--prompt=a\udcff"], ["prompt 0 is not UTF-8"]),
         (["--prompt=a\udcff", "--integrator=diffrax"], ["prompt 0 is not UTF-8"]),

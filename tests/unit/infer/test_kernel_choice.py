@@ -42,7 +42,15 @@ def card(monkeypatch, **of):
 def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected):
     device = card(monkeypatch, **of)
     assert choose(asked, None, device) == expected
-    assert choose("auto", "9 rows; kernels take at most 8", device) == Choice("xla", "9 rows; kernels take at most 8")
+    assert choose("auto", "its heads are of 32", device) == Choice("xla", "its heads are of 32")
+
+
+def test_more_rows_than_were_measured_are_a_kernels_only_if_it_is_asked_for(monkeypatch):
+    device = card(monkeypatch)
+    assert choose("auto", None, device, rows=8) == choose("persistent", None, device, rows=9) == Choice("persistent")
+    assert "9 rows, more than 8" in choose("auto", None, device, rows=9).reason
+    monkeypatch.undo()
+    assert choose("auto", None, jax.devices()[0], rows=9) == Choice("xla", "there is no GPU")
 
 
 def test_calls_that_take_turns_keep_what_a_kernel_reads_of_the_model(model, monkeypatch):
@@ -71,8 +79,8 @@ def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
     device = card(monkeypatch, core_count=114)
     with pytest.raises(odelm.InputError, match="114 programs at once, of the 132"):
         choose("persistent", None, device)
-    with pytest.raises(odelm.InputError, match="9 rows; kernels take at most 8; kernel 'auto' takes what can"):
-        choose("launches", "9 rows; kernels take at most 8", device)
+    with pytest.raises(odelm.InputError, match="33 rows; kernels take at most 32; kernel 'auto' takes what can"):
+        choose("launches", "33 rows; kernels take at most 32", device)
     monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 10, 2))
     assert "need jax 0.11" in choose("auto", None, device).reason
 
@@ -82,8 +90,8 @@ def test_a_generator_says_why_no_kernel_decoded(model):
     generator([[1, 2]], new_tokens=2)
     assert generator.kernel_choice.kernel == "xla" and "bfloat16" in generator.kernel_choice.reason
     half = odelm.Generator(model, dtype="bfloat16")
-    half(9 * [[1, 2]], new_tokens=2)
-    assert str(half.kernel_choice) == "xla (9 rows; kernels take at most 8)"
+    half(33 * [[1, 2]], new_tokens=2)
+    assert str(half.kernel_choice) == "xla (33 rows; kernels take at most 32)"
     half([[1, 2]], new_tokens=2, top_p=0.5, temperature=1.0)
     assert "top_p" in half.kernel_choice.reason
     half([[1, 2]], new_tokens=2, repetition_penalty=1.5)

@@ -27,9 +27,16 @@ def test_prompts_of_every_length_before_one_token_share_few_programs():
     assert len({sizes(longest, 100, 1024) for longest in range(1, 925)}) < 10
 
 
+def test_with_a_window_only_prompts_are_limited(make_config):
+    assert sizes(20, 5000, 64, 8) == (32, 8192) and sizes(60, 20, 62, 8) == (62, 32)
+    check_room([[1] * 64], 5000, make_config(max_length=64), 8)
+    with pytest.raises(InputError, match="the prompt's 65 tokens and 9 new ones are more.*: shorten it to 55"):
+        check_room([[1] * 65], 9, make_config(max_length=64), 8)
+
+
 def test_prompts_are_padded_at_their_ends():
-    rows, lengths, room = padded([[1, 2, 3], [4]], 20, 64)
-    assert rows.shape == (2, 16) and rows.dtype == np.int32 and room == 32
+    rows, lengths = padded([[1, 2, 3], [4]], 16)
+    assert rows.shape == (2, 16) and rows.dtype == np.int32
     np.testing.assert_array_equal(rows[:, :4], [[1, 2, 3, 0], [4, 0, 0, 0]])
     assert lengths.tolist() == [3, 1]
 
