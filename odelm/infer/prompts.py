@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 from tokenizers import Tokenizer
 
 from odelm.arguments import listed, whole
@@ -37,6 +38,11 @@ def list_of(name: str, texts: Any) -> list[Any]:
     """Returns texts as a list, which an iterator has only once; InputError for a single text, and for what is none."""
     single = isinstance(texts, str)
     found = [] if single else listed(f"{name}s", texts, "a list of strings or of lists of token ids")
+    if isinstance(texts, Tracer) or any(isinstance(text, Tracer) for text in found):
+        raise InputError(
+            f"{name}s are arguments of a jitted function: call odelm.infer.decode.prefill and advance there, or the "
+            "model itself"
+        )
     if single or isinstance(found[0], int | np.integer):
         raise InputError(f"{name}s is a single {name}, expected a list of them: put it in brackets")
     return found

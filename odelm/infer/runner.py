@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 
 from odelm import ode
 from odelm.arguments import of_class
@@ -49,13 +50,21 @@ WRONG_KINDS = {
     "encoder": "texts are embedded by encoders; this model is a decoder: odelm.Generator continues them",
 }
 """What an error says of a model of another kind than the one that is needed."""
+INSIDE = {
+    "decoder": "odelm.infer.decode.prefill and advance",
+    "encoder": "the model itself, model.encode(..)",
+}
+"""What to call inside a jitted function of one's own, in place of a class that compiles programs itself."""
 
 
 def check_model(model: Any, kind: str | None = None) -> None:
-    """Raises InputError for what is no model, and for a model of another kind than `kind`."""
+    """Raises InputError for what is no model, for a model of another kind than `kind`, and, where a kind is needed, for
+    one whose parameters are being traced."""
     of_class("model", model, SharedTransformer, "a model of odelm, such as the first of what odelm.load returns")
     if kind is not None and model.config.kind != kind:
         raise InputError(WRONG_KINDS[kind])
+    if kind is not None and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):
+        raise InputError(f"the model is an argument of a jitted function: call {INSIDE[kind]} there")
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from odelm.arguments import whole
 from odelm.errors import InputError
 from odelm.infer.drafts import Drafting
-from odelm.models import CausalLM
 from odelm.models.early_exit import EarlyExit, check_exits
 from odelm.models.memory import check_memory
-from odelm.models.transformer import DepthPlan
+from odelm.models.transformer import DepthPlan, SharedTransformer
 
 
 def check_together(
-    model: CausalLM,
+    model: SharedTransformer,
     plan: DepthPlan,
     *,
     prefill_plan: DepthPlan | None,

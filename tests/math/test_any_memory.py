@@ -16,6 +16,7 @@ SHAPES = st.fixed_dictionaries(
         parallel_branches=st.booleans(),
         positions=st.sampled_from(["rotary", "learned", "sinusoidal"]),
         kv_heads=st.sampled_from([1, 2]),
+        wide_modulation=st.booleans(),
         inner_blocks=st.sampled_from([1, 2]),
         lanes=st.sampled_from([1, 2]),
         groups=st.sampled_from([1, 2]),

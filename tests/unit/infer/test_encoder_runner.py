@@ -223,6 +223,11 @@ def test_mistakes_in_texts_are_told(plain, texts, options, expected):
         plain.fill(texts, mask_id=MASK, **options)
 
 
+def test_a_runner_inside_jit_says_what_to_call(make_model):
+    with pytest.raises(InputError, match="the model is an argument of a jitted function: call the model itself"):
+        nnx.jit(lambda model: EncoderRunner(model).embed([[1, 2]]))(make_model(kind="encoder"))
+
+
 def test_mistakes_in_options_are_told(plain, make_model):
     with pytest.raises(InputError, match="pooling is 'maen'; did you mean 'mean'"):
         plain.embed([[1]], pooling="maen")

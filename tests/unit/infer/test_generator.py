@@ -14,7 +14,7 @@ import odelm
 from odelm.errors import InputError
 from odelm.infer import generator as module
 from odelm.infer import room
-from odelm.infer.decode import advance, prefill
+from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.drafts import Speculating
 from odelm.infer.generate import generate
 from odelm.infer.generator import Generator
@@ -165,6 +165,16 @@ def test_it_works_inside_the_callers_own_jit(plain):
     assert tokens(params).tolist() == plain(PROMPTS, new_tokens=5)
 
 
+def test_a_generator_inside_jit_says_what_to_call(plain):
+    def continued(model, prompts):
+        return Generator(model, steps=2)(prompts, new_tokens=2)
+
+    with pytest.raises(InputError, match="the model is an argument of a jitted.*decode.prefill and advance"):
+        nnx.jit(continued)(plain.runner.model, PROMPTS)
+    with pytest.raises(InputError, match="prompts are arguments of a jitted function: call odelm.infer.decode.prefill"):
+        jax.jit(lambda rows: plain(rows, new_tokens=2))(jnp.ones((2, 3), jnp.int32))
+
+
 def test_what_stands_before_is_penalised(plain):
     for prompt, tokens in zip(PROMPTS, plain(PROMPTS, new_tokens=4, repetition_penalty=3.0), strict=True):
         text = list(prompt)
@@ -196,7 +206,7 @@ def test_decoding_ends_with_the_last_of_the_rows(make_config, randomise):
     last = max(row.index(generator.end) for row in free)
     assert 0 < last < new - 1
     state = generator._advance(generator.begin(PROMPTS, new, sampling, jax.random.key(0)), sampling, jnp.int32(new))
-    assert int(state.count) == last + 1 and state.done.all()
+    assert isinstance(state, Decoding) and int(state.count) == last + 1 and state.done.all()
     assert [len(row) for row in generator(PROMPTS, new_tokens=new)] == [row.index(generator.end) for row in free]
 
 
