@@ -196,6 +196,18 @@ def test_generates_text(decoder, call):
     assert long.returncode == 0 and len(long.stdout) > 2 * limit, long.stderr
 
 
+def test_a_second_process_finds_the_programs_that_the_first_compiled(decoder, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    cache = tmp_path / "compiled"
+    arguments = [f"--workdir={decoder}", "--prompt=word1 and", "--steps=2", "--new_tokens=8"]
+    kept = []
+    for _ in range(2):
+        done = program("infer.py", *arguments, f"--compilation_cache={cache}")
+        assert done.returncode == 0, done.stderr
+        kept.append(sorted(path.name for path in cache.rglob("*") if path.is_file() and "-atime" not in path.name))
+    assert kept[0] and kept[1] == kept[0]
+
+
 @pytest.mark.thorough
 def test_ways_to_generate_are_compared(decoder, call, tmp_path):
     done = call(
