@@ -20,6 +20,11 @@ class Prediction:
     """The right token at each of the places: the next token for a decoder, the masked one for an encoder."""
 
 
+def texts_of(context: str, continuation: str) -> tuple[str, str]:
+    """Returns the texts of a pair that `encode_pair` tokenises: the context without the spaces at its end, and both."""
+    return context.rstrip(), context + continuation
+
+
 def encode_pair(encode: Encode, context: str, continuation: str, start: int) -> tuple[list[int], list[int]]:
     """Returns the token ids of a context and of its continuation, neither of them empty.
 
@@ -28,8 +33,8 @@ def encode_pair(encode: Encode, context: str, continuation: str, start: int) -> 
     the token `start`, which ends a preceding text. All this is as in lm-eval (`TemplateLM.loglikelihood`, version
     0.4.13). Raises InputError for a continuation without tokens.
     """
-    kept = context.rstrip()
-    before, whole = (encode(kept) if kept else []), encode(context + continuation)
+    kept, both = texts_of(context, continuation)
+    before, whole = (encode(kept) if kept else []), encode(both)
     after = whole[len(before) :] or encode(continuation)
     if not after:
         raise InputError(f"the text {continuation!r:.60} has no tokens, so that nothing is predicted: leave it out")

@@ -11,7 +11,7 @@ from odelm.arguments import whole
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.ode import grid as grids
-from odelm.ode.plan import Plan
+from odelm.ode.plan import Plan, padded
 
 Grid = Sequence[float] | np.ndarray | jax.Array
 
@@ -24,6 +24,17 @@ class Crossing(Protocol):
 
     @property
     def solver(self) -> str: ...
+
+
+def in_one_shape(plans: Sequence[tuple[Plan, ...]]) -> list[tuple[Plan, ...]]:
+    """Returns the plans with each block's steps padded to the most that any of them takes (`odelm.ode.plan.padded`), so
+    that one compiled program serves all."""
+    most = [max(len(part.sizes) for part in parts) for parts in zip(*plans, strict=True)]
+    fewest = [min(len(part.sizes) for part in parts) for parts in zip(*plans, strict=True)]
+    return [
+        tuple(part if few == many else padded(part, many) for part, few, many in zip(plan, fewest, most, strict=True))
+        for plan in plans
+    ]
 
 
 def evaluations_of(plan: Iterable[Plan]) -> int:

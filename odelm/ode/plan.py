@@ -90,6 +90,8 @@ class Plan:
     """The field's condition at those times; each leaf has leading axes (N, R)."""
     solver: Any = None
     """The Diffrax solver that follows the plan, as a pytree (`diffrax_path.PortableSolver`); None is the scan here."""
+    count: jax.Array | None = dataclasses.field(default=None, kw_only=True)
+    """How many of the N steps are taken, int32 (), in a plan made by `padded`; None is all of them."""
     tableau: Tableau = dataclasses.field(default=EULER, metadata=dict(static=True))
     own_step: bool = dataclasses.field(default=False, metadata=dict(static=True))
     """Whether a step is the field's own Euler step, in place of the tableau's."""
@@ -127,8 +129,24 @@ def make_plan(
     return Plan(sizes, times, conditions, None, tableau, own_step, unroll, remat)
 
 
+def padded(plan: Plan, steps: int) -> Plan:
+    """Returns a plan with room for `steps` steps that takes only its own, so that plans of different numbers of steps
+    share one compiled program.
+
+    It is followed by a loop whose length is known only when it runs, and which has no gradient.
+    """
+
+    def pad(leaf: jax.Array) -> jax.Array:
+        # In NumPy, because JAX would compile a program for each shape.
+        return jnp.asarray(np.pad(np.asarray(leaf), [(0, steps - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]))
+
+    sizes, times, conditions = jax.tree.map(pad, (plan.sizes, plan.times, plan.conditions))
+    count = jnp.asarray(len(plan.sizes), jnp.int32)
+    return dataclasses.replace(plan, sizes=sizes, times=times, conditions=conditions, count=count)
+
+
 def follow(field: Field, h0: State, plan: Plan, memory: Memory = None) -> tuple[State, Memory]:
-    """Integrates `h0` along a plan in one scan; returns the state at its end, and the memory updated.
+    """Integrates `h0` along a plan in one loop; returns the state at its end, and the memory updated.
 
     `memory` is that of a `RememberingField`, each leaf with leading axes (N, R); None is no memory, and is returned.
     Arithmetic is float32 inside a step; the state keeps the dtype it came in, rounded once a step.
@@ -143,7 +161,10 @@ def follow(field: Field, h0: State, plan: Plan, memory: Memory = None) -> tuple[
         rolled = int(plan.unroll) <= 1 and plan.unroll is not True
         body = jax.checkpoint(body, policy=_policy(plan.remat), prevent_cse=not rolled)
     number = None if memory is None else jnp.arange(len(plan.sizes), dtype=jnp.int32)
-    return jax.lax.scan(body, (h0, memory), (plan.sizes, plan.conditions, number), unroll=plan.unroll)[0]
+    xs = (plan.sizes, plan.conditions, number)
+    if plan.count is not None:
+        return jax.lax.fori_loop(0, plan.count, lambda i, carry: body(carry, _stage(xs, i))[0], (h0, memory))
+    return jax.lax.scan(body, (h0, memory), xs, unroll=plan.unroll)[0]
 
 
 def integrate(
@@ -262,7 +283,7 @@ def _advanced(h: State, dt: jax.Array, weights: tuple[float, ...], ks: list[Stat
     return jax.tree.map(advance, h, *(k for _, k in used))
 
 
-def _stage(tree: Any, r: int) -> Any:
+def _stage(tree: Any, r: int | jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[r], tree)
 
 

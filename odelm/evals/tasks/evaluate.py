@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from odelm.errors import InputError
 from odelm.evals.likelihood import Likelihood, Scorer
+from odelm.evals.predictions import Prediction
 from odelm.evals.sweep import latencies_of
 from odelm.evals.tasks.items import SentencePair, Task
 from odelm.evals.tasks.metrics import Score, mean_of, scores_of
@@ -27,7 +28,13 @@ def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.group or task.name, []).append(task)
-    return [row for name, of_group in groups.items() for row in _rows_of(scorer, name, of_group)]
+    start = time.monotonic()
+    # The texts of all tasks are scored together, so that they share batches and compiled programs.
+    predictions = [of_text for name, of_group in groups.items() for of_text in _predictions(scorer, name, of_group)]
+    likelihoods = {steps: iter(of_texts) for steps, of_texts in scorer.likelihoods(predictions).items()}
+    rows = [row for name, of_group in groups.items() for row in _rows_of(scorer, name, of_group, likelihoods)]
+    print(f"scored in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    return rows
 
 
 def check_kinds(scorer: Scorer, tasks: Iterable[Task]) -> None:
@@ -55,32 +62,35 @@ def time_batches(scorer: Scorer, length: int, *, repeats: int) -> list[Row]:
     ]
 
 
-def _rows_of(scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Row]:
-    """Returns the rows of a group of tasks, or of a task without a group, and reports the time taken on standard
-    error."""
-    start = time.monotonic()
-    found = [_scored(scorer, task) for task in tasks]
+def _predictions(scorer: Scorer, name: str, tasks: Sequence[Task]) -> Iterator[list[Prediction]]:
+    """Yields the rows of each text of a group of tasks, or of a task without a group, and reports how many texts there
+    are on standard error."""
     texts = sum(len(item.pairs) for task in tasks for item in task.items)
-    taken = time.monotonic() - start
-    print(f"{name}: {texts:,} texts, each in {', '.join(map(str, scorer.plans))} steps: {taken:.0f} s", file=sys.stderr)
+    print(f"{name}: {texts:,} texts, each in {', '.join(map(str, scorer.plans))} steps", file=sys.stderr)
+    for task in tasks:
+        try:
+            yield from scorer.predictions([pair for item in task.items for pair in item.pairs])
+        except InputError as error:
+            raise InputError(f"{task.source}: {error}") from error
+
+
+def _rows_of(
+    scorer: Scorer, name: str, tasks: Sequence[Task], likelihoods: Mapping[int, Iterator[Likelihood]]
+) -> list[Row]:
+    """Returns the rows of a group of tasks, whose texts' likelihoods are the next ones by the step count."""
+    found = [
+        {
+            steps: scores_of(task, _by_item(task, of_texts), vocab_size=scorer.vocab_size)
+            for steps, of_texts in likelihoods.items()
+        }
+        for task in tasks
+    ]
     rows = [row for task, scores in zip(tasks, found, strict=True) for row in _rows(scorer, task.name, scores)]
     return rows if tasks[0].group is None else rows + _rows(scorer, name, _mean(found))
 
 
-def _scored(scorer: Scorer, task: Task) -> ByStepCount:
-    try:
-        likelihoods = scorer([pair for item in task.items for pair in item.pairs])
-    except InputError as error:
-        raise InputError(f"{task.source}: {error}") from error
-    return {
-        steps: scores_of(task, _by_item(task, of_texts), vocab_size=scorer.vocab_size)
-        for steps, of_texts in likelihoods.items()
-    }
-
-
-def _by_item(task: Task, likelihoods: Sequence[Likelihood]) -> list[list[Likelihood]]:
-    rest = iter(likelihoods)
-    return [[next(rest) for _ in item.pairs] for item in task.items]
+def _by_item(task: Task, likelihoods: Iterator[Likelihood]) -> list[list[Likelihood]]:
+    return [[next(likelihoods) for _ in item.pairs] for item in task.items]
 
 
 def _mean(parts: Sequence[ByStepCount]) -> ByStepCount:

@@ -64,7 +64,7 @@ def check(scorer: Scorer, model, pairs, found) -> None:
     for steps, likelihoods in found.items():
         assert len(likelihoods) == len(pairs)
         for pair, got in zip(pairs, likelihoods, strict=True):
-            rows = scorer.predictions(pair)
+            rows = scorer.predictions([pair])[0]
             logs, greedy = zip(*(alone(model, steps, row) for row in rows), strict=True)
             np.testing.assert_allclose(got.log, sum(logs), **CLOSE)
             assert got.greedy == all(greedy) and got.tokens == sum(len(row.targets) for row in rows)
@@ -76,7 +76,7 @@ def test_likelihoods_in_batches_are_those_of_each_text_alone(decoder, batch_size
     found = scorer(PAIRS)
     assert list(found) == [4, 2] and scorer.evaluations(4) == 4
     check(scorer, decoder, PAIRS, found)
-    assert len(scorer.predictions(PAIRS[3])) == 2, "a text longer than the positions must be among them"
+    assert len(scorer.predictions(PAIRS[3:4])[0]) == 2, "a text longer than the positions must be among them"
     assert abs(found[4][0].log - found[2][0].log) > 1e-2, "step counts must differ for this to test anything"
     assert scorer([]) == {4: [], 2: []}
 
@@ -121,7 +121,7 @@ def test_an_encoder_scores_a_sentence_with_each_token_masked_in_turn(encoder):
     found = scorer(pairs)
     check(scorer, encoder, pairs, found)
     assert [one.tokens for one in found[4]] == [4, 1, 4]
-    rows = scorer.predictions(("", "a b"))
+    rows = scorer.predictions([("", "a b")])[0]
     assert [list(row.tokens) for row in rows] == [[9, 11, 1, 10], [9, 0, 11, 10]]
 
 
