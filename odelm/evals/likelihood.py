@@ -142,10 +142,13 @@ class Scorer:
         return {steps: at(steps) for steps in self.plans}
 
     def forward(self, steps: int, length: int) -> jax.Array:
-        """Returns the log-probabilities of a whole batch of random rows of so many tokens: what is timed."""
+        """Returns the log-probabilities of a whole batch of random rows of so many tokens: what is timed.
+
+        Its program is the step count's own, because a loop of unknown length may be slower.
+        """
         B, L = self.batch_size, self._length(length)
         tokens = np.random.default_rng(0).integers(0, self.vocab_size, (B, L), np.int32)
-        return self._predicted(steps, tokens, np.full(B, L, np.int32), np.arange(B) * L, np.zeros(B))[0]
+        return self._predicted(self.plans[steps], tokens, np.full(B, L, np.int32), np.arange(B) * L, np.zeros(B))[0]
 
     def context(self, text: str) -> list[int]:
         """Returns the token ids of a text that a decoder is to continue; for an empty text, the end-of-text token."""
@@ -196,18 +199,18 @@ class Scorer:
         places = np.concatenate([np.asarray(row.places) + i * L for i, (_, row) in enumerate(rows)])
         targets = np.concatenate([row.targets for _, row in rows])
         texts = np.repeat([text for text, _ in rows], [len(row.places) for _, row in rows])
-        return texts, {steps: self._predicted(steps, tokens, lengths, places, targets) for steps in self.plans}
+        data = tokens, lengths, places, targets
+        return texts, {steps: self._predicted(plan, *data) for steps, plan in self._in_one_shape.items()}
 
     def _predicted(
-        self, steps: int, tokens: np.ndarray, lengths: np.ndarray, places: np.ndarray, targets: np.ndarray
+        self, plan: DepthPlan, tokens: np.ndarray, lengths: np.ndarray, places: np.ndarray, targets: np.ndarray
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the result of the function `_predicted` for n predictions, followed by padding."""
         piece = min(PIECE, max(PIECE_BYTES // (4 * self.vocab_size), 1), tokens.size)
         room = -(-tokens.size // piece) * piece
         arrays = (np.pad(array.astype(np.int32), (0, room - len(array))) for array in (places, targets))
         known = lengths if self.masked else None  # a decoder does not see the padding, which comes last
-        plan, inputs = self._in_one_shape[steps], Inputs(tokens, lengths=known)
-        count = np.int32(len(places))
+        inputs, count = Inputs(tokens, lengths=known), np.int32(len(places))
         return _predicted(self.runner.graph, self.runner.params, plan, inputs, count, *arrays, piece=piece)
 
     def _length(self, longest: int) -> int:

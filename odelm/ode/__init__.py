@@ -13,6 +13,7 @@ from odelm.ode.plan import (
     follow,
     integrate,
     make_plan,
+    padded,
 )
 from odelm.ode.solver import (
     IMPLICIT_SOLVERS,
@@ -52,4 +53,5 @@ __all__ = [
     "integrate_diffrax",
     "make_diffrax_plan",
     "make_plan",
+    "padded",
 ]

@@ -133,15 +133,16 @@ def padded(plan: Plan, steps: int) -> Plan:
     """Returns a plan with room for `steps` steps that takes only its own, so that plans of different numbers of steps
     share one compiled program.
 
-    It is followed by a loop whose length is known only when it runs, and which has no gradient.
+    It is followed by a loop whose length is known only when it runs, and which has no gradient. Its `evaluations` are
+    those that there is room for.
     """
 
     def pad(leaf: jax.Array) -> jax.Array:
         # In NumPy, because JAX would compile a program for each shape.
-        return jnp.asarray(np.pad(np.asarray(leaf), [(0, steps - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]))
+        return jax.device_put(np.pad(np.asarray(leaf), [(0, steps - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]))
 
     sizes, times, conditions = jax.tree.map(pad, (plan.sizes, plan.times, plan.conditions))
-    count = jnp.asarray(len(plan.sizes), jnp.int32)
+    count = jax.device_put(np.int32(len(plan.sizes)))
     return dataclasses.replace(plan, sizes=sizes, times=times, conditions=conditions, count=count)
 
 

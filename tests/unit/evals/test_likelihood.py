@@ -13,6 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from odelm.errors import InputError
 from odelm.evals import likelihood as module
 from odelm.evals.likelihood import Likelihood, Scorer
+from odelm.evals.tasks.evaluate import evaluate
+from odelm.evals.tasks.items import Page, Passage, Question, Task
 from odelm.models import Classifier
 from tests.calls import compiled
 from tests.thorough import thorough
@@ -92,15 +94,15 @@ def test_a_text_is_greedy_if_each_of_its_tokens_is_the_likeliest(decoder):
     assert [i for i, one in enumerate(likelihoods) if one.greedy] == ([best] if best == int(logits.argmax()) else [])
 
 
-def test_logits_are_held_for_a_few_rows_at_once_if_they_are_large(decoder, monkeypatch):
+def test_logits_are_held_for_a_few_predictions_at_once_if_they_are_large(decoder, monkeypatch):
     tokenizer = words("<|endoftext|>")
     whole = Scorer(decoder, tokenizer, steps=(4,))(PAIRS)[4]
-    monkeypatch.setattr(module, "PIECE_BYTES", 4 * 13 * LIMIT * 2)
-    shapes = []
+    monkeypatch.setattr(module, "PIECE_BYTES", 4 * 13 * 7)
+    sizes = []
     inner = module._predicted
-    monkeypatch.setattr(module, "_predicted", lambda *a, **k: shapes.append(k["rows"]) or inner(*a, **k))
+    monkeypatch.setattr(module, "_predicted", lambda *a, **k: sizes.append(k["piece"]) or inner(*a, **k))
     pieces = Scorer(decoder, tokenizer, steps=(4,))(PAIRS)[4]
-    assert shapes == [2]
+    assert sizes == [7] and sum(one.tokens for one in whole) > 3 * 7
     np.testing.assert_allclose([one.log for one in pieces], [one.log for one in whole], **CLOSE)
 
 
@@ -113,6 +115,33 @@ def test_one_program_serves_all_texts_of_a_shape(decoder):
     assert program._cache_size() == before
     scorer.forward(2, 5)
     assert program._cache_size() == before
+
+
+def test_step_counts_tasks_and_numbers_of_predictions_share_a_program_for_each_length(make_model):
+    """Two lengths, three step counts and three tasks: two programs."""
+    model = make_model(max_length=32, dtype="float32", prelude=1, coda=1, depth=6)
+    scorer = Scorer(model, words("<|endoftext|>"), steps=(4, 2, 1), batch_size=2)
+    questions = [Question("a b c", ("d", "d e f"), 0), Question("b", ("a", "c"), 1)] * 2
+    passages = [Passage(" ".join("abcdefgh" * 3), f" {word}") for word in "abc"]
+    pages = [Page(" ".join("bcade" * count), 5 * count) for count in (1, 4, 6)]
+    tasks = [Task("q", questions, "q"), Task("p", passages, "p"), Task("w", pages, "w")]
+    program: Any = module._predicted
+    before = program._cache_size()
+    rows = evaluate(scorer, tasks)
+    assert program._cache_size() == before + 2
+    pairs = [pair for task in tasks for item in task.items for pair in item.pairs]
+    check(scorer, model, pairs, scorer(pairs))
+    assert [(row["task"], row["steps"]) for row in rows if row["metric"] == "acc"] == [
+        (name, steps) for name in "qp" for steps in (4, 2, 1)
+    ]
+    assert len({row["value"] for row in rows if row["metric"] == "word_perplexity"}) == 3, "step counts must differ"
+
+
+def test_many_texts_are_tokenised_in_parts(decoder, monkeypatch):
+    scorer = Scorer(decoder, words("<|endoftext|>"), steps=(4,))
+    whole = scorer.predictions(PAIRS)
+    monkeypatch.setattr(module, "TEXTS", 2)
+    assert scorer.predictions(PAIRS) == whole == [scorer.predictions([pair])[0] for pair in PAIRS]
 
 
 def test_an_encoder_scores_a_sentence_with_each_token_masked_in_turn(encoder):

@@ -17,6 +17,17 @@ def test_euler_by_hand():
     assert float(ode.integrate(lambda t, h: t + h, jnp.float32(1), [0, 1, 1.5])) == 3.5
 
 
+def test_a_padded_plan_takes_its_own_steps_only():
+    """The two steps by hand, in a plan with room for five."""
+
+    def field(t, h):
+        return t + h
+
+    plan = ode.padded(ode.make_plan(field, [0, 1, 1.5]), 5)
+    assert plan.sizes.shape == (5,) and int(plan.count) == 2
+    assert float(ode.follow(field, jnp.float32(1), plan)[0]) == 3.5
+
+
 def test_heun_by_hand():
     """One step of 1 on h' = t + h from 1: slopes 1 and 1 + 2, their mean 2."""
     assert float(ode.integrate(lambda t, h: t + h, jnp.float32(1), [0, 1], solver="heun")) == 3.0
