@@ -21,8 +21,9 @@ def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
     """Returns a row for each task, metric and step count: `task`, `metric`, `steps`, `evaluations`, `value`, `stderr`,
     `n`, `random` and `majority`, the last four of which are None or nan where they have no meaning.
 
-    Tasks of a group are followed by their mean, which has the group's name. Raises InputError for tasks that the kind
-    of model cannot do, before anything is scored, and for texts that it cannot take.
+    Tasks of a group are followed by their mean, which has the group's name. How many texts there are, and the time
+    taken, are reported on standard error. Raises InputError for tasks that the kind of model cannot do, before anything
+    is scored, and for texts that it cannot take.
     """
     check_kinds(scorer, tasks)
     groups: dict[str, list[Task]] = {}
@@ -30,7 +31,10 @@ def evaluate(scorer: Scorer, tasks: Sequence[Task]) -> list[Row]:
         groups.setdefault(task.group or task.name, []).append(task)
     start = time.monotonic()
     # The texts of all tasks are scored together, so that they share batches and compiled programs.
-    predictions = [of_text for name, of_group in groups.items() for of_text in _predictions(scorer, name, of_group)]
+    predictions = [of_text for of_group in groups.values() for task in of_group for of_text in _read(scorer, task)]
+    for name, of_group in groups.items():
+        texts = sum(len(item.pairs) for task in of_group for item in task.items)
+        print(f"{name}: {texts:,} texts, each in {', '.join(map(str, scorer.plans))} steps", file=sys.stderr)
     likelihoods = {steps: iter(of_texts) for steps, of_texts in scorer.likelihoods(predictions).items()}
     rows = [row for name, of_group in groups.items() for row in _rows_of(scorer, name, of_group, likelihoods)]
     print(f"scored in {time.monotonic() - start:.0f} s", file=sys.stderr)
@@ -62,16 +66,12 @@ def time_batches(scorer: Scorer, length: int, *, repeats: int) -> list[Row]:
     ]
 
 
-def _predictions(scorer: Scorer, name: str, tasks: Sequence[Task]) -> Iterator[list[Prediction]]:
-    """Yields the rows of each text of a group of tasks, or of a task without a group, and reports how many texts there
-    are on standard error."""
-    texts = sum(len(item.pairs) for task in tasks for item in task.items)
-    print(f"{name}: {texts:,} texts, each in {', '.join(map(str, scorer.plans))} steps", file=sys.stderr)
-    for task in tasks:
-        try:
-            yield from scorer.predictions([pair for item in task.items for pair in item.pairs])
-        except InputError as error:
-            raise InputError(f"{task.source}: {error}") from error
+def _read(scorer: Scorer, task: Task) -> list[list[Prediction]]:
+    """Returns the rows of each of a task's texts."""
+    try:
+        return scorer.predictions([pair for item in task.items for pair in item.pairs])
+    except InputError as error:
+        raise InputError(f"{task.source}: {error}") from error
 
 
 def _rows_of(

@@ -1,5 +1,7 @@
 """Plans in one shape against each plan on its own."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def test_one_program_crosses_in_any_number_of_steps(make_model, options, counts,
     model = make_model(**{"dtype": "float32", **options})
     plans = [model.plan(steps=count, solver=solver) for count in counts]
     graph, params = nnx.split(model)
-    run = jax.jit(lambda params, plan: nnx.merge(graph, params).run(Inputs(ROWS), plan)[0])
+    run: Any = jax.jit(lambda params, plan: nnx.merge(graph, params).run(Inputs(ROWS), plan)[0])
     shaped = in_one_shape(plans)
     together = [run(params, plan) for plan in shaped]
     assert run._cache_size() == 1
