@@ -32,7 +32,7 @@ Pair = tuple[str, str]
 Row = tuple[int, Prediction]
 """The index of a text, and one of its rows."""
 LENGTH = 128
-"""How long the rows of a batch of `batch_size` are; a batch of longer ones has fewer, one of shorter ones more."""
+"""How long the rows of a batch of `batch_size` rows are; of longer ones it has fewer, of shorter ones more."""
 TEXTS = 4096
 """How many texts are tokenised at once: what the tokenizer returns of a token is large."""
 PIECE = 1024
@@ -59,7 +59,7 @@ class Scorer:
 
     Args:
         steps: numbers of equal steps over the core; a plan is made of each, once.
-        batch_size: rows of `LENGTH` tokens in a batch; shorter ones are more, longer ones fewer.
+        batch_size: rows of `LENGTH` tokens in a batch; of longer ones it has fewer, of shorter ones more.
         end_token: the name of the token that ends a text, if it is none of the usual ones.
 
     Raises InputError for a model that is not a language model or has no tokenizer, and for steps that it cannot take.
@@ -125,10 +125,8 @@ class Scorer:
         if not predictions:
             return {steps: [] for steps in self.plans}
         rows = [(text, row) for text, of_text in enumerate(predictions) for row in of_text]
-        by_shape = itertools.groupby(self._batches(rows), key=lambda batch: batch[:2])
-        sent = side_by_side(
-            lambda batches: [self._sent(*batch) for batch in batches], [list(batches) for _, batches in by_shape]
-        )
+        by_shape = [list(batches) for _, batches in itertools.groupby(self._batches(rows), key=lambda batch: batch[:2])]
+        sent = side_by_side(lambda batches: [self._sent(*batch) for batch in batches], by_shape)
         # Results are small and are fetched last, so that a batch is sent before the previous one is done.
         found = jax.device_get([batch for of_shape in sent for batch in of_shape])
         texts = np.concatenate([owners for owners, _ in found])
@@ -181,11 +179,13 @@ class Scorer:
         """Yields the shape (B, L) and the rows of each batch."""
         # The longest first: the last batch may need rows of padding, which cost least if its texts are the shortest.
         rows = sorted(rows, key=lambda row: -len(row[1].tokens))
-        start, limit = 0, self.runner.model.config.max_length
+        tokens = self.batch_size * min(LENGTH, self.runner.model.config.max_length)
+        start = B = L = 0
         while start < len(rows):
-            L = self._length(len(rows[start][1].tokens))
             # Filling up a batch costs less than compiling another program for it.
-            B = min(max(self.batch_size * min(LENGTH, limit) // L, 1), power_of_two(len(rows)))
+            if len(rows) - start > B:
+                L = self._length(len(rows[start][1].tokens))
+                B = min(max(tokens // L, 1), power_of_two(len(rows)))
             yield B, L, rows[start : start + B]
             start += B
 

@@ -8,7 +8,7 @@ from odelm.errors import InputError
 Encode = Callable[[str], list[int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One row that a model reads, and what it should predict there."""
 

@@ -38,7 +38,7 @@ flags.DEFINE_boolean("overwrite", False, "Replace the results that are in --out.
 _integer("limit", None, "Items of each file, from its beginning; default: all.", lower_bound=1)
 _string("solver", "euler", "Name of the ODE solver.")
 _string("dtype", "auto", "Of matrix products: auto, float32, bfloat16 or float16.")
-_integer("batch_size", 32, "Texts in a batch.", lower_bound=1)
+_integer("batch_size", 32, "Texts of 128 tokens in a batch; of longer ones fewer, of shorter ones more.", lower_bound=1)
 _integer(
     "length", None, "Tokens a text of the batch that is timed; default: 128, or the model's positions.", lower_bound=1
 )
