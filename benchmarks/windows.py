@@ -22,7 +22,7 @@ from benchmarks import run_program
 from benchmarks.options import several, whole
 from odelm.data.sources.documents import checked, text_documents
 from odelm.errors import InputError
-from odelm.infer.runner import Runner
+from odelm.infer.runner import Runner, check_model
 from odelm.models import Inputs
 from odelm.tokenizer import needed
 
@@ -76,8 +76,11 @@ def main() -> None:
     parser.add_argument("--steps", type=whole, default=None, help="steps over the depth; default: all")
     parser.add_argument("--restart", type=whole, default=1024, help="begin anew after so many, for comparison")
     options = parser.parse_args()
+    if max(*options.windows, options.restart) > options.length:
+        parser.error(f"--windows and --restart are at most --length, {options.length}")
 
     model, _, tokenizer = odelm.load(options.model, with_profile=False)
+    check_model(model, "decoder")
     runner = Runner.of(with_positions(model, options.length))
     plan = runner.model.plan(steps=options.steps)
     rows = long_documents(options.text, needed(tokenizer).encode, options.length, options.documents)

@@ -11,7 +11,7 @@ from odelm.errors import InputError
 def whole(name: str, value: Any, *, least: int = 1, most: int | None = None, expected: str = "") -> int:
     """Returns a whole number from `least` to `most`, such as `np.int64(3)`, as an int; InputError for anything else.
 
-    `expected` is the range in words, if numbers do not say it. A bool is no number.
+    `expected` is the range in words, if numbers do not say it. True and False are refused.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)

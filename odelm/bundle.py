@@ -29,13 +29,14 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from odelm import int8_storage, manifest, sharding
+from odelm import profile as profiles
 from odelm import tokenizer as tokenizers
 from odelm.config import Config, ModelConfig, from_json, to_json
 from odelm.errors import InputError
 from odelm.files import publish
 from odelm.models import CausalLM, Classifier, MaskedLM, create
 from odelm.models.parameters import name_of, parameters
-from odelm.profile import PROFILE, read_for
+from odelm.profile import PROFILE
 from odelm.run_directory import CONFIG, TOKENIZER
 from odelm.version import __version__
 
@@ -47,8 +48,7 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The dtypes that parameters may have, by their names in safetensors."""
 
 About = dict[str, Any]
-"""What `bundle.json` says: `format`, `odelm` (a version), `step`, `files` (bytes of each by its name), `artifacts`, and
-whether there is a `profile`."""
+"""What `bundle.json` says: `format`, `odelm` (a version), `step`, `files` (bytes), `profile` (if any), `artifacts`."""
 Artifact = tuple[str, bytes, dict[str, Any]]
 """The name of a file, its bytes, and what `bundle.json` says of it."""
 
@@ -99,7 +99,7 @@ def write(
     Args:
         model: its parameters are written in their dtypes, and its config replaces `config.model`.
         step: how many updates it had; None if that is unknown.
-        profile: a file that is copied as `profile.json`, unless the stored parameters differ from the model's own,
+        profile: a file of what becomes `profile.json`, unless the stored parameters differ from the model's own,
             where int8 rounds them.
         artifacts: taken one at a time, so that they need not be in memory together.
         storage: "full" writes the parameters as they are, "int8" large ones in 8 bits (`odelm.int8_storage`), which
@@ -117,7 +117,7 @@ def write(
     found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     _check_parameters("the model", found, _abstract(model.config))
     stored = int8_storage.pack(arrays) if storage == "int8" else arrays
-    if profile is not None and (read_for(model, profile) is None or not _loads_as(stored, arrays)):
+    if profile is not None and (profiles.read_for(model, profile) is None or not _loads_as(stored, arrays)):
         profile = None
     try:
         with publish(folder, option="folder") as partial:
@@ -151,7 +151,7 @@ def _write_files(
     if tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer.to_str())
     if profile is not None:
-        (folder / PROFILE).write_bytes(profile.read_bytes())
+        profiles.write(profiles.read(profile), folder / PROFILE)
 
 
 def load(
@@ -188,8 +188,9 @@ def read_about(path: str | Path) -> About:
             raise manifest.Damaged(f"{manifest.MANIFEST} is missing")
         manifest.check(path, only={ABOUT})
         about = _parsed(path / ABOUT)
-        listed = about["files"].pop(PROFILE, None) is not None  # in a bundle of an older version
-        if (listed or about.get("profile")) and not (path / PROFILE).is_file():
+        if PROFILE in about["files"] and profiles.has_checksum(path / PROFILE):
+            del about["files"][PROFILE]  # in a bundle of an older version, and made anew
+        if about.get("profile") and not (path / PROFILE).is_file():
             raise manifest.Damaged(f"{PROFILE} is missing")
         # A copy that was cut short is found before gigabytes of checksums are computed.
         for name, size in about["files"].items():
@@ -210,8 +211,7 @@ def _parsed(file: Path) -> About:
         raise InputError(f"{file} cannot be read as JSON ({error}); copy the bundle again") from error
     number = about.get("format") if isinstance(about, dict) else None
     if number not in FORMATS or not isinstance(about.get("files"), dict):
-        read = " and ".join(map(str, FORMATS))
-        raise InputError(f"{file} has format {number!r}, but this odelm reads {read}: update odelm")
+        raise InputError(f"{file} has format {number!r}, but this odelm reads 1 and 2: update odelm")
     return about
 
 

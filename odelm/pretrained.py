@@ -48,7 +48,7 @@ def load(
         raise InputError(shipped.not_found(path))
     model, config, tokenizer = _loaded(path, step, adjust, mesh)
     if profile is not None:
-        model.profile = profiles.found_for(model, Path(profile).expanduser())
+        model.profile = profiles.found_for(model, profile)
     elif with_profile:
         model.profile = profiles.read_for(model, path / profiles.PROFILE)
     return model, config, tokenizer

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from odelm import ode
+from odelm.arguments import shown
 from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.files import fingerprint, write_text
@@ -80,7 +81,7 @@ def read(path: Path) -> Profile:
     A file without a checksum, such as one of an earlier version of odelm, is read as it is.
     """
     try:
-        found = json.loads(path.read_text())
+        found = dict(json.loads(path.read_text()))
         checksum = found.pop("checksum", None)
         changed = checksum is not None and checksum != fingerprint(found)
         version = found.pop("version")
@@ -95,9 +96,19 @@ def read(path: Path) -> Profile:
     raise InputError(f"{path} is a profile of version {version!r}, expected {VERSION}; {AGAIN}")
 
 
-def found_for(model: SharedTransformer, path: Path) -> Profile:
+def has_checksum(path: Path) -> bool:
+    """Whether a file is a profile that has a checksum."""
+    try:
+        return "checksum" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def found_for(model: SharedTransformer, path: str | Path) -> Profile:
     """Returns the profile in a file; raises InputError where there is none, or if it is of another model."""
-    profile = read_for(model, path)
+    if not isinstance(path, str | os.PathLike) or path == "":
+        raise InputError(f"profile is {shown(path)}, expected the path of a file")
+    profile = read_for(model, Path(path).expanduser())
     if profile is None:
         raise InputError(f"{path} is no file, expected a profile of `infer.py --max_loss_increase`")
     return profile

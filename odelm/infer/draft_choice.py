@@ -102,8 +102,9 @@ def try_drafts(
 
 def _check_drafts_can_be_tried(generator: Any) -> None:
     of_class("generator", generator, Generator, "an odelm.Generator")
-    if generator.drafting is not None or generator.prefill_plan is not None or generator.early_exit is not None:
-        raise InputError("drafts are tried for a generator of one grid, without drafts and early exits")
+    others = (generator.drafting, generator.prefill_plan, generator.early_exit, generator.window)
+    if any(other is not None for other in others):
+        raise InputError("drafts are tried for a generator of one grid, without drafts, early exits and a window")
 
 
 def _lengths(new_tokens: int, limit: int) -> list[tuple[int, float]]:

@@ -93,7 +93,7 @@ def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = Fals
     whether tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
     if reason is None and asked == "auto" and rows > MEASURED_ROWS:
-        reason = f"{rows} rows, more than {MEASURED_ROWS}: kernel 'persistent' takes them too"
+        reason = f"{rows} rows: kernels of more than {MEASURED_ROWS} have not been measured, and are taken by name"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):

@@ -56,6 +56,10 @@ def check_room(given: list[list[int]], new_tokens: int, config: ModelConfig, win
     if longest <= (most if window is None else limit):
         return
     prompt = "the prompt" if len(given) == 1 else f"prompt {lengths.index(longest)}"
+    if window is not None:
+        raise InputError(
+            f"{prompt} has {longest} tokens, more than model.max_length {limit}: shorten it to {limit} or fewer"
+        )
     if longest < limit:
         advice = f"ask for {limit - longest} new tokens or fewer"
     else:

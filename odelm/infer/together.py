@@ -29,5 +29,5 @@ def check_together(
         raise InputError(f"draft_length is {drafting.length}, expected less than model.max_length, {limit}")
     if window is not None:
         if drafting is not None or early_exit is not None:
-            raise InputError("a window goes without drafts and early exits: leave out one of them")
+            raise InputError("a window does not go with drafts or early exits: leave out one of them")
         check_memory(model.config, 1, whole("window", window))

@@ -170,7 +170,12 @@ class Memory:
                 f"the memory has room for {room} positions of {rows} rows, but {length} of {batch} rows are given: use "
                 f"model.memory(plan, batch={batch}, room=...)"
             )
-        if self.window is None and not isinstance(self.length, Tracer) and int(self.length.max()) + length > room:
+        overflows = not isinstance(self.length, Tracer) and int(self.length.max()) + length > room
+        if overflows and self.window is not None and room < self.window:
+            raise InputError(
+                f"a ring of {room} places is too small for its window of {self.window}: make it with more room"
+            )
+        if overflows and self.window is None:
             raise InputError(
                 f"the memory holds {int(self.length.max())} positions of the {room} that it has room for, and {length} "
                 "more are given: make it with more room"
@@ -192,6 +197,7 @@ class Memory:
 
     def part(self, start: jax.Array, count: int) -> "Memory":
         """Returns a memory of only `count` positions, those from `start` (B,) on in each row."""
+        assert self.window is None, "a ring's positions need not follow each other"
         rows, places = places_of(start, count)
 
         def read(leaf: jax.Array) -> jax.Array:
@@ -204,6 +210,7 @@ class Memory:
 
     def with_part(self, part: "Memory", start: jax.Array) -> "Memory":
         """Returns a copy with the keys and values of `part` from `start` (B,) on; its length is not changed."""
+        assert self.window is None, "a ring's positions need not follow each other"
         rows, places = places_of(start, part.room)
 
         def write(leaf: jax.Array, new: jax.Array) -> jax.Array:
@@ -233,14 +240,15 @@ def places_of(start: Array, count: int) -> tuple[jax.Array, jax.Array]:
 def check_memory(config: ModelConfig, room: int, window: int | None) -> None:
     """Raises InputError for a room and a window that a model's memory cannot have."""
     limit = config.max_length
-    if window is None and not 0 < room <= limit:
-        raise InputError(f"room is {room}, expected 1 to model.max_length, {limit}")
+    if room < 1 or (window is None and room > limit):
+        most = f"1 to model.max_length, {limit}" if window is None else "1 or more"
+        raise InputError(f"room is {room}, expected {most}")
     if window is None:
         return
     if not 0 < window <= limit:
         raise InputError(f"window is {window}, expected 1 to model.max_length, {limit}")
     if config.positions != "rotary":
-        raise InputError(f"a window needs rotary positions, but model.positions is {config.positions!r}: they end")
+        raise InputError(f"a window needs rotary positions, but model.positions is {config.positions!r}")
 
 
 def empty_keys(config: ModelConfig, stages: tuple[int, ...], rows: tuple[int, int]) -> Any:

@@ -38,6 +38,24 @@ def max_loss_increase(flags: FlagValues) -> float | None:
     return limit
 
 
+def check_profile_file(flags: FlagValues) -> None:
+    """Raises InputError for --profile_file with another flag that says how the depth is crossed."""
+    if flags.profile_file is None or flags.export is not None:
+        return
+    for name in (
+        "steps",
+        "max_loss_increase",
+        "quantize",
+        "early_exit",
+        "kv_span",
+        "solver",
+        "integrator",
+        "speculative",
+    ):
+        if flags[name].value != flags[name].default:
+            raise InputError(f"--profile_file and --{name} were given, which do not go together: leave out one of them")
+
+
 def find_profile(
     loaded: Any, limit: float, options: "Comparison", *, source: Path, step: int | None, out: Path | None
 ) -> None:

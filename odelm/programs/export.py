@@ -86,9 +86,8 @@ def _profile_of(model: Any, source: Path, given: str | None) -> Path | None:
     if given is None:
         path = source / profiles.PROFILE
         return path if path.is_file() else None
-    path = Path(given).expanduser()
-    profiles.found_for(model, path)
-    return path
+    profiles.found_for(model, given)
+    return Path(given).expanduser()
 
 
 def _as_profile_says(model: Any, path: Path, steps: tuple[int, ...], flags: FlagValues) -> Iterator[Any]:

@@ -42,6 +42,10 @@ def check(flags: FlagValues) -> None:
         raise InputError(f"--kernel={flags.kernel} takes no --speculative: leave out one of them")
     if flags.window is not None and not prompted:
         raise InputError("--window is of a text that is continued: give --prompt or --prompt_file too")
+    others = dict(speculative=flags.speculative, early_exit=flags.early_exit, integrator=flags.integrator != "scan")
+    for name, given in others.items():
+        if flags.window is not None and given:
+            raise InputError(f"--window and --{name} were given, which do not go together: leave out one of them")
     if flags.early_exit is not None and flags.baseline is not None:
         raise InputError("--early_exit and --baseline were given, which do not go together: leave out one of them")
     for name in ("speculative", "prefill_steps"):

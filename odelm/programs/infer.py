@@ -117,13 +117,17 @@ flags.DEFINE_enum(
     "kernel",
     "auto",
     ["auto", "persistent", "launches", "xla"],
-    "What decodes text: a kernel on a Hopper GPU, for up to 32 rows, or XLA; auto takes the fastest that can, and a "
-    "kernel for up to 8 rows.",
+    "What decodes text: a kernel on a Hopper GPU (up to 32 rows) or XLA; auto takes a kernel for up to 8 rows.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
 _integer("draft_length", 4, "Most tokens of a draft, with --draft_steps.", lower_bound=1)
-_integer("window", None, "Each token of --prompt sees so many; the text may pass the model's positions.", lower_bound=1)
+_integer(
+    "window",
+    None,
+    "With --prompt: positions that a token sees; the text may be longer than the model's.",
+    lower_bound=1,
+)
 _string("prompt", None, "Generate a continuation of this text instead.")
 _string("prompt_file", None, "The same, of the text in a file.")
 _string("export", None, "Write the model to this new directory instead, with its forward pass at each of --steps.")
@@ -170,8 +174,7 @@ def _infer() -> int:
     quantization.check(FLAGS)
     others = (FLAGS.steps, limit, target, FLAGS.quantize, FLAGS.early_exit, FLAGS.kv_span)
     uses_profile = all(other is None for other in others)
-    if FLAGS.profile_file is not None and not (uses_profile or target):
-        raise InputError("--profile_file says how the depth is crossed: leave out --steps and what else says so")
+    dial.check_profile_file(FLAGS)
     loaded = pretrained.load(
         source, step=step, adjust=None if target else _with_options, mesh=_mesh(), with_profile=uses_profile,
         profile=None if target else FLAGS.profile_file,

@@ -155,7 +155,7 @@ def test_a_profile_is_written_to_out(call, decoder, tmp_path):
     assert own.stdout.count("word1 and") == 1 and own.returncode == 0, own.stderr
     assert odelm.load(decoder, profile=path)[0].profile == odelm.profile.read(path)
     refused(
-        call("infer.py", *prompt, f"--profile_file={path}", "--steps=2"), "--profile_file says how", "leave out --steps"
+        call("infer.py", *prompt, f"--profile_file={path}", "--steps=2"), "--profile_file and --steps", "leave out one"
     )
     refused(call("infer.py", *prompt, f"--profile_file={tmp_path}"), f"{tmp_path} is no file, expected a profile")
 

@@ -237,8 +237,24 @@ def test_a_profile_in_the_manifest_of_an_older_bundle_may_be_made_anew_too(whole
     (whole / "bundle.json").write_text(json.dumps(about))
     manifest.write(whole)
     assert odelm.load(whole)[0].profile is not None
+    values = json.loads((whole / "profile.json").read_text())
+    del values["checksum"]
+    (whole / "profile.json").write_text(json.dumps(values))
+    assert "profile.json has" in refused(whole), "without a checksum of its own it is checked by the manifest"
     (whole / "profile.json").unlink()
     assert "profile.json is missing" in refused(whole)
+
+
+def test_a_profile_without_a_checksum_gets_one(make_model, tmp_path):
+    model, source = make_model(), tmp_path / "source.json"
+    profiles.write(profile_of(model), source)
+    values = json.loads(source.read_text())
+    del values["checksum"]
+    source.write_text(json.dumps(values))
+    bundle.write(tmp_path / "b", model, SMALL, profile=source)
+    path = tmp_path / "b" / "profile.json"
+    path.write_text(path.read_text().replace("4.0", "3.0"))
+    assert "its checksum is that of other values" in refused(tmp_path / "b")
 
 
 def test_a_manifest_that_lacks_a_file_is_not_enough(whole):

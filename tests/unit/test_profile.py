@@ -13,7 +13,7 @@ import odelm
 from odelm import interop
 from odelm.errors import InputError
 from odelm.infer.runner import Runner
-from odelm.profile import PROFILE, Profile, fingerprint_of, read, read_for, write
+from odelm.profile import PROFILE, Profile, fingerprint_of, found_for, read, read_for, write
 
 MADE = Profile(
     grid=(0.0, 1.0, 4.0),
@@ -67,6 +67,19 @@ def test_a_damaged_profile_is_refused(change, tmp_path):
     with pytest.raises(InputError, match=f"{path} is damaged.*make it again by") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_profile_is_told(make_model, tmp_path):
+    (tmp_path / PROFILE).write_text("[]")
+    with pytest.raises(InputError, match=r"is damaged, or no profile \(KeyError\('version'\)"):
+        read(tmp_path / PROFILE)
+    for given, words in {
+        "": "profile is '', expected the path",
+        3: "profile is 3, expected",
+        "no": "no is no file",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            found_for(make_model(), given)
 
 
 def test_a_profile_that_was_changed_is_refused(tmp_path):

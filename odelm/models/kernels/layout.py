@@ -280,7 +280,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         options["by_warps"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
-        # Up to `COLUMNS` rows, a second chunk is worth small pieces of the readout less than a third place is.
+        # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.
         larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
         rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
     all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]

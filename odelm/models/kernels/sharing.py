@@ -4,7 +4,7 @@ MOST_SPLITS = 11
 """The most programs that share a head's positions."""
 ATTENDED, CHUNK_CYCLES, SPLIT_CYCLES, WHOLE_CYCLES = 1_600, 800, 180, 45
 """Estimated cycles of a part of attention without its chunks, of a chunk, and of reading a part of a row, with the
-weights of its heads, or a whole row, which has none and may be published by twos."""
+weights of its heads, and of reading a row that is not divided, which has no weights."""
 
 
 def splits(heads: int, rows: int, programs: int, chunks: int) -> int:

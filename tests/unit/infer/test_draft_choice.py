@@ -141,5 +141,5 @@ def test_the_kernel_that_was_asked_for_is_kept(generator, monkeypatch):
 
 @pytest.mark.parametrize("options", [dict(draft_steps=2), dict(prefill_steps=2), dict(early_exit=odelm.EarlyExit(0.1))])
 def test_a_generator_that_cannot_draft_is_refused(options, generator):
-    with pytest.raises(InputError, match="of one grid, without drafts and early exits"):
+    with pytest.raises(InputError, match="of one grid, without drafts, early exits and"):
         try_drafts(Generator(generator.runner.model, **options), PROMPTS)

@@ -30,8 +30,8 @@ def test_prompts_of_every_length_before_one_token_share_few_programs():
 def test_with_a_window_only_prompts_are_limited(make_config):
     assert sizes(20, 5000, 64, 8) == (32, 8192) and sizes(60, 20, 62, 8) == (62, 32)
     check_room([[1] * 64], 5000, make_config(max_length=64), 8)
-    with pytest.raises(InputError, match="the prompt's 65 tokens and 9 new ones are more.*: shorten it to 55"):
-        check_room([[1] * 65], 9, make_config(max_length=64), 8)
+    with pytest.raises(InputError, match="prompt 1 has 65 tokens, more than model.max_length 64: shorten it to 64 or"):
+        check_room([[1], [1] * 65], 5000, make_config(max_length=64), 8)
 
 
 def test_prompts_are_padded_at_their_ends():

@@ -95,15 +95,25 @@ def test_mistakes_are_told(make_config, randomise):
         "a window needs rotary positions, but model.positions is 'learned'": lambda: Generator(learned, window=4),
         f"window is {ROOM + 1}, expected 1 to model.max_length, {ROOM}": lambda: Generator(model, window=ROOM + 1),
         "window is 0, expected": lambda: Generator(model, window=0),
-        "a window goes without drafts and early exits": lambda: Generator(model, window=4, draft_steps=1),
-        "a window goes without drafts": lambda: Generator(model, window=4, early_exit=EarlyExit(0.1)),
-        f"more than model.max_length {ROOM}: shorten it": lambda: Generator(model, window=4)([[1] * 30], new_tokens=2),
+        "a window does not go with drafts or early exits": lambda: Generator(model, window=4, draft_steps=1),
+        "a window does not go with drafts": lambda: Generator(model, window=4, early_exit=EarlyExit(0.1)),
+        f"the prompt has 30 tokens, more than model.max_length {ROOM}: shorten it to {ROOM}": lambda: Generator(
+            model, window=4
+        )([[1] * 30], new_tokens=2),
     }.items():
         with pytest.raises(InputError, match=words):
             make()
     plan = model.plan(steps=2)
+    with pytest.raises(InputError, match="drafts are tried for a generator of one grid, without .* a window"):
+        odelm.with_fastest_drafts(Generator(model, window=4), [[1, 2]])
     _, memory = model.run(
         Inputs(jnp.ones((1, 3), jnp.int32)), plan, memory=model.memory(plan, batch=1, room=8, window=4)
     )
+    small = model.memory(plan, batch=1, room=3, window=4)
+    _, small = model.run(Inputs(jnp.ones((1, 3), jnp.int32)), plan, memory=small)
+    with pytest.raises(InputError, match="a ring of 3 places is too small for its window of 4"):
+        model.run(Inputs(jnp.ones((1, 1), jnp.int32)), plan, memory=small)
+    with pytest.raises(InputError, match="room is 0, expected 1 or more"):
+        model.memory(plan, batch=1, room=0, window=4)
     with pytest.raises(InputError, match="a ring takes one position at a time after its first ones, but 2 are given"):
         model.run(Inputs(jnp.ones((1, 2), jnp.int32)), plan, memory=memory)
