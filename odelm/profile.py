@@ -88,7 +88,8 @@ def read(path: Path) -> Profile:
         if version == VERSION and changed:
             raise ValueError("its checksum is that of other values")
         if version == VERSION:
-            return _checked(Profile(**found | {"grid": tuple(map(float, found["grid"]))}))
+            found["grid"] = tuple(map(float, found["grid"]))
+            return _checked(Profile(**found))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
