@@ -33,18 +33,12 @@ def put_paired(x: jax.Array, ref: Ref, mark: jax.Array, layout: Any) -> None:
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
         of.begin()
-        base, me = mosaic.memref_ptr(ref), thread()
+        base, me = _start(ref), thread()
         for number, (places, register) in enumerate(zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True)):
-            low, high = (vector.extract(register, dynamic_position=[], static_position=[i]) for i in range(2))
             mine = of.mine(me, number)
-            given = [
-                address(base, _half(places[0])),
-                low,
-                high,
-                mark.registers.item(),
-                *([] if mine is None else [mine]),
-            ]
-            mosaic.inline_ptx(put_text(chosen=mine is not None), *given, has_side_effects=True)
+            given = [base, _i32(places[0]), *_both(register), mark.registers.item()]
+            chosen = [] if mine is None else [mine]
+            mosaic.inline_ptx(put_text(chosen=bool(chosen)), *given, *chosen, has_side_effects=True)
 
     splat = plgpu.Layout.WG_SPLAT
     plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(), splat))(write)(x, ref, mark)
@@ -60,34 +54,37 @@ def put_columns_paired(x: jax.Array, ref: Ref, stride: int, columns: int, mark: 
 
     def write(context: Any, x: Any, ref: Any, mark: Any) -> None:
         del context
-        base, index = mosaic.memref_ptr(ref), ir.IndexType.get()
-        odd = arith.andi(arith.shrui(thread(), _i32(2)), _i32(1))
-        is_odd = arith.cmpi(arith.CmpIPredicate.eq, odd, _i32(1))
-        for (row, column), register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
-            both = [vector.extract(register, dynamic_position=[], static_position=[i]) for i in range(2)]
-            of = arith.addi(column, arith.index_cast(index, odd))
-            place = arith.addi(arith.muli(of, arith.constant(index, stride)), _half(row))
-            mine = arith.cmpi(arith.CmpIPredicate.ult, of, arith.constant(index, columns))
-            given = [address(base, place), *both, mark.registers.item(), is_odd, mine]
-            mosaic.inline_ptx(COLUMNS_TEXT, *given, has_side_effects=True, **CONVERGENT)
+        base, text = _start(ref), columns_text(stride, columns)
+        for places, register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
+            given = [base, *map(_i32, places), *_both(register), mark.registers.item()]
+            mosaic.inline_ptx(text, *given, has_side_effects=True, **CONVERGENT)
 
     splat = plgpu.Layout.WG_SPLAT
     plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), splat))(write)(x, ref, mark)
 
 
 def put_text(*, chosen: bool) -> str:
-    """Returns the PTX that writes a word: $0 is its address, $1 and $2 are the numbers, $3 the mark, and with `chosen`
-    $4 says whether to write."""
-    pair = ".reg .b32 pair; .reg .b64 word; cvt.rn.bf16x2.f32 pair, $2, $1; mov.b64 word, {pair, $3};"
-    return f"{{ {pair} {'@$4 ' if chosen else ''}st.relaxed.gpu.global.b64 [$0], word; }}"
+    """Returns the PTX that writes a word: $0 is the address of the vector, $1 the index of the first of two numbers, $2
+    and $3 are the numbers, $4 the mark, and with `chosen` $5 says whether to write."""
+    return f"""{{ .reg .b32 pair, at; .reg .b64 place, word;
+shr.u32 at, $1, 1; mul.wide.u32 place, at, 8; add.u64 place, place, $0;
+cvt.rn.bf16x2.f32 pair, $3, $2; mov.b64 word, {{pair, $4}}; {"@$5 " if chosen else ""}{STORE} }}"""
 
 
-COLUMNS_TEXT = """{ .reg .b32 pair; .reg .f32 sent, got, low, high; .reg .b64 word;
-selp.f32 sent, $1, $2, $4; shfl.sync.bfly.b32 got, sent, 4, 0x1f, 0xffffffff;
-selp.f32 low, got, $1, $4; selp.f32 high, $2, got, $4;
-cvt.rn.bf16x2.f32 pair, high, low; mov.b64 word, {pair, $3}; @$5 st.relaxed.gpu.global.b64 [$0], word; }"""
-"""Writes a word of a column: $0 is its address, $1 and $2 are the thread's two columns of its row, $3 is the mark, $4
-whether the row is an odd one, $5 whether to write."""
+def columns_text(stride: int, columns: int) -> str:
+    """Returns the PTX that writes a word of a column: $0 is the address of the first column, $1 a row and $2 the first
+    of two columns of a product, whose numbers are $3 and $4, and $5 is the mark. The thread of an odd row writes the
+    second column, that of the row before the first."""
+    return f"""{{ .reg .b32 odd, of, at, pair; .reg .f32 sent, got, low, high; .reg .b64 place, word;
+.reg .pred other, mine;
+and.b32 odd, $1, 1; setp.ne.u32 other, odd, 0; add.u32 of, $2, odd; setp.lt.u32 mine, of, {columns};
+shr.u32 at, $1, 1; mad.lo.u32 at, of, {stride}, at; mul.wide.u32 place, at, 8; add.u64 place, place, $0;
+selp.f32 sent, $3, $4, other; shfl.sync.bfly.b32 got, sent, 4, 0x1f, 0xffffffff;
+selp.f32 low, got, $3, other; selp.f32 high, $4, got, other;
+cvt.rn.bf16x2.f32 pair, high, low; mov.b64 word, {{pair, $5}}; @mine {STORE} }}"""
+
+
+STORE = "st.relaxed.gpu.global.b64 [place], word;"
 
 
 def read_paired(refs: Sequence[Ref], mark: jax.Array, layout: Any) -> list[jax.Array]:
@@ -126,5 +123,15 @@ def _half(place: Any) -> Any:
     return arith.shrui(place, arith.constant(ir.IndexType.get(), 1))
 
 
-def _i32(value: int) -> Any:
-    return arith.constant(ir.IntegerType.get_signless(32), value)
+def _i32(place: Any) -> Any:
+    return arith.index_cast(ir.IntegerType.get_signless(32), place)
+
+
+def _start(ref: Any) -> Any:
+    """Returns the address of an array."""
+    return address(mosaic.memref_ptr(ref), arith.constant(ir.IndexType.get(), 0))
+
+
+def _both(register: Any) -> list[Any]:
+    """Returns the two numbers of a register."""
+    return [vector.extract(register, dynamic_position=[], static_position=[i]) for i in range(2)]
