@@ -41,7 +41,7 @@ ALLOWED = {
     "int8_storage": set(),
     "shipped": {"errors"},
     "bundle": MODELS | {"int8_storage", "manifest", "profile", "run_directory", "sharding", "version"},
-    "profile": {"config", "errors", "files", "models", "ode"},
+    "profile": {"arguments", "config", "errors", "files", "models", "ode"},
     "pretrained": {"config", "errors", "files", "bundle", "checkpoint", "interop", "profile", "remote", "shipped"},
     "train": MODELS
     | DATA
