@@ -211,7 +211,7 @@ def _parsed(file: Path) -> About:
         raise InputError(f"{file} cannot be read as JSON ({error}); copy the bundle again") from error
     number = about.get("format") if isinstance(about, dict) else None
     if number not in FORMATS or not isinstance(about.get("files"), dict):
-        raise InputError(f"{file} has format {number!r}, but this odelm reads 1 and 2: update odelm")
+        raise InputError(f"{file} has format {number!r}, but this odelm reads {FORMATS[0]} and {FORMATS[1]}: update it")
     return about
 
 

@@ -73,8 +73,8 @@ def try_drafts(
         temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `Generator.stream`; at a higher temperature
             fewer drafts are accepted.
 
-    Raises InputError for a generator that cannot draft: with two grids, with early exits, with drafts already, or with
-    a kernel that was asked for by name.
+    Raises InputError for a generator that cannot draft: with two grids, with early exits, with a window, with drafts
+    already, or with a kernel that was asked for by name.
     """
     _check_drafts_can_be_tried(generator)
     new_tokens, repeats = whole("new_tokens", new_tokens), whole("repeats", repeats)

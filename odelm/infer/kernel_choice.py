@@ -28,7 +28,7 @@ KERNELS = ("auto", "persistent", "launches", "xla")
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
 MEASURED_ROWS = 8
-"""The most rows that "auto" gives to a kernel: more have not been measured."""
+"""The most rows for which "auto" uses a kernel: kernels for more rows have not been tested on a GPU yet."""
 Arrays = dict[str, jax.Array]
 
 
@@ -93,7 +93,7 @@ def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = Fals
     whether tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
     if reason is None and asked == "auto" and rows > MEASURED_ROWS:
-        reason = f"{rows} rows: kernels of more than {MEASURED_ROWS} have not been measured, and are taken by name"
+        reason = f"{rows} rows; auto uses kernels for at most {MEASURED_ROWS}, more are not tested on a GPU yet"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):

@@ -15,6 +15,11 @@ SEARCHED = (
     "quantize", "early_exit", "kv_span",
 )  # fmt: skip
 """Flags that --max_loss_increase takes the place of."""
+CROSSED_OTHERWISE = (
+    "steps", "max_loss_increase", "quantize", "early_exit", "kv_span", "solver", "integrator", "speculative",
+    "generate",
+)  # fmt: skip
+"""Flags that --profile_file does not go with: they say how the depth is crossed, or compare steps of their own."""
 
 
 def max_loss_increase(flags: FlagValues) -> float | None:
@@ -39,19 +44,10 @@ def max_loss_increase(flags: FlagValues) -> float | None:
 
 
 def check_profile_file(flags: FlagValues) -> None:
-    """Raises InputError for --profile_file with another flag that says how the depth is crossed."""
+    """Raises InputError for --profile_file together with one of `CROSSED_OTHERWISE`."""
     if flags.profile_file is None or flags.export is not None:
         return
-    for name in (
-        "steps",
-        "max_loss_increase",
-        "quantize",
-        "early_exit",
-        "kv_span",
-        "solver",
-        "integrator",
-        "speculative",
-    ):
+    for name in CROSSED_OTHERWISE:
         if flags[name].value != flags[name].default:
             raise InputError(f"--profile_file and --{name} were given, which do not go together: leave out one of them")
 

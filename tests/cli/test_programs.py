@@ -459,6 +459,7 @@ def test_train_refuses_another_run(call, decoder, small):
         (["--prompt=a", "--window=4", "--speculative"], ["--window and --speculative", "leave out one"]),
         (["--prompt=a", "--window=4", "--early_exit=0.1"], ["--window and --early_exit", "leave out one"]),
         (["--prompt=a", "--window=4", "--integrator=diffrax"], ["--window and --integrator", "leave out one"]),
+        (["--generate", "--profile_file=p"], ["--profile_file and --generate", "leave out one"]),
         (["--prompt=a", "--profile_file=p", "--solver=heun"], ["--profile_file and --solver", "leave out one"]),
         (["--prompt=a", "--profile_file=p", "--speculative"], ["--profile_file and --speculative", "leave out one"]),
         (["--prompt=a", "--window=4000"], ["window is 4000, expected 1 to model.max_length"]),

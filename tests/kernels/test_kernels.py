@@ -150,7 +150,7 @@ def test_a_generator_decodes_by_a_kernel_where_one_can(monkeypatch, sampled):
     *_, (in_parts,) = generator.stream([prompt], every=2, new_tokens=NEW, temperature=2.0 * sampled)
     assert in_parts.tokens == expected.tokens
     generator(9 * [prompt], new_tokens=2)
-    assert "9 rows: kernels of more than 8" in str(generator.kernel_choice)
+    assert "9 rows; auto uses kernels for at most 8" in str(generator.kernel_choice)
     generator([prompt], new_tokens=2, temperature=1.0, top_p=0.5)
     assert "top_p" in str(generator.kernel_choice)
 

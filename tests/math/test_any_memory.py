@@ -36,11 +36,16 @@ def calls(draw) -> dict:
 CUTS = st.sets(st.integers(1, 7), min_size=1, max_size=2).map(lambda cuts: tuple(sorted(cuts)))
 
 
-def check(make_model, options: dict, call: dict, cuts: tuple[int, ...], seed: int) -> None:
+def drawn(make_model, options: dict):
+    """Returns the model of drawn options, with a core of four units; rejects those that do not go together."""
     try:
-        model = make_model(depth=4 + options["prelude"] + options["coda"], **options)
+        return make_model(depth=4 + options["prelude"] + options["coda"], **options)
     except InputError:
         reject()
+
+
+def check(make_model, options: dict, call: dict, cuts: tuple[int, ...], seed: int) -> None:
+    model = drawn(make_model, options)
     tokens = np.random.default_rng(seed).integers(0, 13, (2, 8), dtype=np.int32)
     whole, found = outcomes(model, Inputs(tokens), cuts, call)
     np.testing.assert_allclose(found, whole, rtol=0, atol=3 * ATOL)

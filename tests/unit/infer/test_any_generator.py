@@ -5,22 +5,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odelm import Generator
-from odelm.errors import InputError
-from tests.math.test_any_memory import SHAPES, calls
+from tests.math.test_any_memory import SHAPES, calls, drawn
 
 NEW = 4
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 
 
 def check(make_model, options: dict, call: dict, lengths: list[int], seed: int) -> None:
-    try:
-        model = make_model(depth=4 + options["prelude"] + options["coda"], **options)
-    except InputError:
-        reject()
+    model = drawn(make_model, options)
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(0, 13, length).tolist() for length in lengths]
     found = Generator(model, **call)(prompts, new_tokens=NEW, temperature=2.0, seed=seed, logprobs=True)

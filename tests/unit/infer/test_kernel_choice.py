@@ -48,7 +48,7 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
 def test_more_rows_than_were_measured_are_a_kernels_only_if_it_is_asked_for(monkeypatch):
     device = card(monkeypatch)
     assert choose("auto", None, device, rows=8) == choose("persistent", None, device, rows=9) == Choice("persistent")
-    assert "9 rows: kernels of more than 8" in choose("auto", None, device, rows=9).reason
+    assert "9 rows; auto uses kernels for at most 8" in choose("auto", None, device, rows=9).reason
     monkeypatch.undo()
     assert choose("auto", None, jax.devices()[0], rows=9) == Choice("xla", "there is no GPU")
 
