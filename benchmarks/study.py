@@ -2,6 +2,7 @@
 
     python -m benchmarks.study --source=TEXT --rows=unshared,random,best [--seeds=3] [--work=DIR] [--out=docs/study]
     python -m benchmarks.study --source=TEXT --rows=best --tune
+    python -m benchmarks.study_times docs/study
     python -m benchmarks.study_report docs/study
 
 A row is a recipe (`benchmarks.study_rows`): a base with some options changed, trained by `odelm`'s own trainer in
@@ -13,9 +14,10 @@ are too high (docs/study.md). The second command makes the trials alone; of diff
 beside each other. `--rate=2` takes that factor without any.
 
 `--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
-against tokens and against seconds (of training alone, without compiling and evaluating), the losses and latencies at
-each number of evaluations, the scores of `--tasks` (of the first seed, whose files are in `--data`), and what the
-trained field looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
+against tokens, the losses at each number of evaluations, the scores of `--tasks` (of the first seed, whose files are in
+`--data`), and what the trained field looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
+Several processes can make different rows beside each other on one card: what a training and a pass take is measured
+afterwards, by `benchmarks.study_times`, with the card to itself.
 """
 
 import argparse
@@ -139,29 +141,27 @@ def _best(losses: Trials) -> float:
 
 
 def curve_of(workdir: Path) -> list[Record]:
-    """Returns the held-out losses of a run against its updates, tokens and seconds of training."""
-    seconds, tokens, curve = 0.0, 0, []
+    """Returns the held-out losses of a run against its updates and tokens."""
+    tokens, curve = 0, []
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         if "tokens_per_s" in record:
-            seconds += (record["tokens"] - tokens) / record["tokens_per_s"]
             tokens = record["tokens"]
         if "eval_loss" in record:
-            curve.append(
-                {"update": record["step"], "tokens": tokens, "seconds": seconds, "losses": record["eval_loss"]}
-            )
+            curve.append({"update": record["step"], "tokens": tokens, "losses": record["eval_loss"]})
     return curve
 
 
 def measured(workdir: Path, config: Config, step: int) -> list[Record]:
-    """Returns the losses and latencies at each number of evaluations that the model can take."""
+    """Returns the losses at each number of evaluations that the model can take."""
     model, core = config.model, config.model.core
     counts = [n - model.ends for n in EVALUATIONS]
     steps = tuple(n for n in counts if 0 < n <= core and n % model.groups == 0)
     loaded = odelm.load(workdir, step=step)
-    options = Comparison(batch=32, length=config.train.length, repeats=15)
+    options = Comparison(length=config.train.length, repeats=1)
     out = compare(loaded, steps, options, source=workdir, step=step)
-    return json.loads((out / "report.json").read_text())["rows"]
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    return [{name: row[name] for name in ("steps", "evaluations", "loss", "loss_stderr", "trained")} for row in rows]
 
 
 def scored(workdir: Path, names: list[str], data: Path) -> list[Record]:
@@ -190,12 +190,11 @@ def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.
         "trials": trials,
         "parameters": sum(array.size for array in parameters(model).values()),
         "device": jax.devices()[0].device_kind,
-        "against": options.against,
         "jax": jax.__version__,
         "curve": curve_of(workdir),
         "evaluations": measured(workdir, config, result.step),
         "field": field_of(workdir),
-        "tasks": scored(workdir, options.tasks, options.data) if options.tasks and seed == 0 else [],
+        "tasks": [],
         "config": json.loads(to_json(config)),
     }
 
@@ -214,7 +213,6 @@ def main() -> int:
     parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
     parser.add_argument("--tasks", default=[], type=several(str), help="as of python -m odelm.evals")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
-    parser.add_argument("--against", default="unshared", help="the row measured beside these, whose time counts as 1")
     parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
     parser.add_argument("--data_dir", default="", help="where prepared text is kept, in place of the usual place")
     parser.add_argument("--work", type=Path, default=Path("runs/study"))
@@ -229,19 +227,39 @@ def main() -> int:
     if options.tasks:
         find_tasks(options.tasks, options.data)  # its errors come before hours of training
     for row in options.rows:
-        missing = [seed for seed in range(options.seeds) if not (options.out / f"{row}_{seed}.json").exists()]
-        if not missing and not options.tune:
-            continue
-        rate, trials = tuned_rate(row, options)
         if options.tune:
-            print(f"{row}: {trials}", flush=True)
-            continue
+            print(f"{row}: {tuned_rate(row, options)[1]}", flush=True)
+        else:
+            make_files(row, options)
+    return 0
+
+
+def make_files(row: str, options: argparse.Namespace) -> None:
+    """Writes the files of a row's seeds that are not there, and then the scores that are missing of the first."""
+    files = [options.out / f"{row}_{seed}.json" for seed in range(options.seeds)]
+    missing = [seed for seed, file in enumerate(files) if not file.exists()]
+    if missing:
+        rate, trials = tuned_rate(row, options)
         check_rate(row, rate, options)
         for seed in missing:
             found = run_row(row, seed, rate, trials, options)
-            write_text(options.out / f"{row}_{seed}.json", json.dumps(found, indent=1) + "\n")
+            write_text(files[seed], json.dumps(found, indent=1) + "\n")
             print(f"{row}, seed {seed}: {found['curve'][-1]}", flush=True)
-    return 0
+    if options.tasks:
+        add_scores(row, options)
+
+
+def add_scores(row: str, options: argparse.Namespace) -> None:
+    """Adds the scores of `--tasks` to the file of the first seed, if it has none; what was trained is written before,
+    so that a call that is stopped while it scores has not lost it."""
+    file, workdir = options.out / f"{row}_0.json", options.work / f"{row}_0"
+    found = json.loads(file.read_text())
+    if found["tasks"]:
+        return
+    if not workdir.exists():
+        print(f"{file} has no scores, and the run {workdir} is not there to score", flush=True)
+        return
+    write_text(file, json.dumps(found | {"tasks": scored(workdir, options.tasks, options.data)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

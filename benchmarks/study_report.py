@@ -1,13 +1,14 @@
-"""The tables of docs/study.md, from the files that `benchmarks.study` wrote.
+"""The tables of docs/study.md, from the files that `benchmarks.study` and `benchmarks.study_times` wrote.
 
-    python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png]
+    python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png [--rows=A,B]]
 
-A row is named by its files. Held-out losses at each number of evaluations, the mean over the seeds and half their
-range; parameters, and what a pass takes against that of `--against` at full depth; if that is not given, of the row
-that the file of the first seed names as measured beside it. Then the losses at equal time and at equal tokens: each
-row's last evaluation that comes no later than the end of the shortest row of those compared, read from the same
-curves, in which the learning rate is still falling for the rows that take longer. Then the scores of the tasks, and
-what the fields look like. The plot has the curves against the seconds of training.
+A row is named by its files. First what a row is and takes: parameters, updates, tokens, and seconds of training, those
+of its updates without compiling and evaluating. Then held-out losses at each number of evaluations, the mean over the
+seeds and half their range, with what a pass takes against that of `--against` at full depth. Then the losses at equal
+time and at equal tokens: each row's last evaluation that comes no later than the end of the shortest row of those
+compared, read from the same curves, in which the learning rate is still falling for the rows that take longer. Then the
+scores of the tasks, and what the fields look like. The plot has the curves of `--rows`, or of all that were timed,
+against the seconds of training.
 """
 
 import argparse
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import run_program
+from benchmarks.options import several
+from benchmarks.study_times import TIMES, training_seconds
+from odelm.config import from_json
 
 Record = dict[str, Any]
 Runs = dict[str, list[Record]]
@@ -35,31 +39,84 @@ def read(folder: Path) -> Runs:
     return dict(found)
 
 
+def read_times(folder: Path) -> Record:
+    """Returns the seconds of updates and passes of each row, nothing where none were measured."""
+    file = folder / TIMES
+    return json.loads(file.read_text())["rows"] if file.exists() else {}
+
+
+def with_seconds(runs: Runs, times: Record) -> Runs:
+    """Returns the records of the rows that were timed, with the seconds of training at each point of their curves.
+
+    They are those of `times`, else those that a row's own file has from a training alone on the card.
+    """
+    found: Runs = {}
+    for row, records in runs.items():
+        if row in times:
+            seconds = {int(count): value for count, value in times[row]["update_s"].items()}
+            found[row] = [_with_seconds(record, seconds) for record in records]
+        elif "seconds" in records[0]["curve"][-1]:
+            found[row] = [record for record in records if "seconds" in record["curve"][-1]]
+    return found
+
+
+def _with_seconds(record: Record, seconds: dict[int, float]) -> Record:
+    config = from_json(json.dumps(record["config"]))
+    curve = [point | {"seconds": training_seconds(config, seconds, point["update"])} for point in record["curve"]]
+    return record | {"curve": curve}
+
+
+def sizes_table(runs: Runs, timed: Runs) -> list[str]:
+    """Returns the lines of what each row is and takes."""
+    lines = ["| row | parameters | rate | seeds | updates | tokens | training |", "|---|---|---|---|---|---|---|"]
+    for row, records in runs.items():
+        last = records[0]["curve"][-1]
+        seconds = f"{timed[row][0]['curve'][-1]['seconds']:.0f} s" if row in timed else ""
+        lines.append(
+            f"| {row} | {records[0]['parameters'] / 1e6:.1f} M | {records[0]['rate']:g}x | {len(records)} | "
+            f"{last['update']:,} | {last['tokens'] / 1e6:.1f} M | {seconds} |"
+        )
+    return lines
+
+
 def spread(values: list[float]) -> str:
     """Returns the mean, and half the range if there are several."""
     half = (max(values) - min(values)) / 2
     return f"{statistics.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
 
 
-def losses_table(runs: Runs, against: str | None = None) -> list[str]:
+def losses_table(runs: Runs, times: Record, against: str = "unshared") -> list[str]:
     """Returns the lines of the losses and times at each number of evaluations."""
     counts = sorted({e["evaluations"] for records in runs.values() for r in records for e in r["evaluations"]})[::-1]
-    lines = [
-        "| row | parameters | rate | " + " | ".join(map(str, counts)) + " |",
-        "|---|---|---|" + "---|" * len(counts),
-    ]
+    lines = ["| row | " + " | ".join(map(str, counts)) + " |", "|---|" + "---|" * len(counts)]
     for row, records in runs.items():
-        beside = against or records[0].get("against", "unshared")
-        slowest = _latencies(runs[beside][0]) if beside in runs else {}
-        cells = []
+        cells, shares = [], pass_shares(row, runs, times, against)
         for count in counts:
-            losses = [e["loss"] for r in records for e in r["evaluations"] if e["evaluations"] == count]
-            times = _latencies(records[0])
-            time = f" ({times[count] / max(slowest.values()):.2f})" if losses and slowest else ""
-            cells.append(spread(losses) + time if losses else "")
-        parameters = f"{records[0]['parameters'] / 1e6:.1f} M"
-        lines.append(f"| {row} | {parameters} | {records[0]['rate']:g}x | " + " | ".join(cells) + " |")
+            found = [e for r in records for e in r["evaluations"] if e["evaluations"] == count]
+            share = shares.get(count)
+            time = f" ({share:.2f})" if found and share else ""
+            cells.append(spread([e["loss"] for e in found]) + time if found else "")
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return lines
+
+
+def pass_shares(row: str, runs: Runs, times: Record, against: str) -> dict[int, float]:
+    """Returns what a pass takes at each number of evaluations, as a share of one of `against` at full depth.
+
+    Both are of `times`; a row that is not there has the share of its own file, if that has latencies: of the row that
+    was measured beside it on the same day.
+    """
+    first = runs[row][0]
+    if row in times and against in times:
+        slowest = max(times[against]["pass_s"].values())
+        return {e["evaluations"]: times[row]["pass_s"][str(e["steps"])] / slowest for e in first["evaluations"]}
+    beside = runs.get(first.get("against", "unshared"), [{"evaluations": []}])[0]
+    latencies = [
+        {e["evaluations"]: e["latency_ms"]["median"] for e in record["evaluations"] if "latency_ms" in e}
+        for record in (first, beside)
+    ]
+    own, slowest = latencies[0], max(latencies[1].values(), default=0)
+    return {count: value / slowest for count, value in own.items()} if slowest else {}
 
 
 def equal_table(runs: Runs, by: str) -> list[str]:
@@ -148,26 +205,28 @@ def field_table(runs: Runs) -> list[str]:
     return lines
 
 
-def _latencies(record: Record) -> dict[int, float]:
-    return {e["evaluations"]: e["latency_ms"]["median"] for e in record["evaluations"]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--against", help="the row whose pass at full depth counts as 1; default: each file's own")
+    parser.add_argument("--against", default="unshared", help="the row whose pass at full depth counts as 1")
     parser.add_argument("--plot", type=Path, help="draws the curves here")
+    parser.add_argument("--rows", type=several(str), help="those that are drawn; default: all with times")
     options = parser.parse_args()
     runs = read(options.folder)
     if not runs:
         parser.error(f"{options.folder} has no results of benchmarks.study")
-    if options.against and options.against not in runs:
+    times = read_times(options.folder)
+    if options.against not in runs:
         parser.error(f"--against is {options.against}; {options.folder} has {', '.join(runs)}")
-    parts = (losses_table(runs, options.against), equal_table(runs, "seconds"), equal_table(runs, "tokens"))
-    for part in (*parts, tasks_table(runs), field_table(runs)):
+    timed = with_seconds(runs, times)
+    parts = [sizes_table(runs, timed), losses_table(runs, times, options.against)]
+    parts += [equal_table(timed, "seconds")] if timed else []
+    for part in (*parts, equal_table(runs, "tokens"), tasks_table(runs), field_table(runs)):
         print("\n".join(part) + "\n")
+    if unknown := [row for row in options.rows or () if row not in timed]:
+        parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     if options.plot:
-        plot(runs, options.plot)
+        plot({row: timed[row] for row in options.rows or timed}, options.plot)
 
 
 if __name__ == "__main__":

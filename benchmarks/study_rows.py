@@ -9,10 +9,10 @@ Options = dict[str, Any]
 FIXED: Options = {"step_sampling.kind": "fixed"}
 UNSHARED: Options = FIXED | {"model.time_modulation": False, "model.groups": -1}
 """A group for each layer: -1 stands for the depth."""
-BEST: Options = {
-    "model.prelude": 1, "model.coda": 1, "model.wide_modulation": True, "model.parallel_branches": True,
-    "step_sampling.few_first": 0.3,
+RECIPE: Options = {
+    "model.wide_modulation": True, "model.parallel_branches": True, "step_sampling.few_first": 0.3,
 }  # fmt: skip
+BEST: Options = RECIPE | {"model.prelude": 1, "model.coda": 1}
 MASKED: Options = {
     "model.kind": "encoder", "model.max_length": 128, "train.length": 128, "train.batch_size": 512,
 }  # fmt: skip
@@ -25,10 +25,12 @@ LARGE: Options = {"model.width": 1024, "model.heads": 16}
 
 ROWS: dict[str, Options] = {
     "unshared": UNSHARED,
+    "unshared_half": UNSHARED | {"train.updates": 0.5},
     "fixed": FIXED,
     "random": {},
     "best": BEST,
     "best_twice": BEST | {"train.updates": 2.0},
+    "best_groups": RECIPE | {"model.groups": 3},
     **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
     "equal_parameters": {"model.width": 1408, "model.heads": 22},
     "equal_operations": {"train.updates": 2.0},
@@ -43,11 +45,12 @@ ROWS: dict[str, Options] = {
     "encoder_post_fixed": MASKED | POST | FIXED,
     "encoder_post_random": MASKED | POST,
 }
-"""What is changed in the base. `equal_parameters` has about as many as `unshared`; `equal_operations` twice the
-updates, because those of random counts take about half of the operations of full depth, as does `best_twice`; `taught`
-learns from the first seed of a row that was trained before."""
-TUNED_AS = {"best_twice": "best", "equal_operations": "random"}
-"""Rows that are others trained for longer, and have their rates."""
+"""What is changed in the base. `unshared_half` takes as long as `best`; `best_groups` is `best` with three blocks for a
+third of the units each in place of one with prelude and coda; `equal_parameters` has about as many as `unshared`;
+`equal_operations` has twice the updates, because those of random counts take about half of the operations of full
+depth, as does `best_twice`; `taught` learns from the first seed of a row that was trained before."""
+TUNED_AS = {"unshared_half": "unshared", "best_twice": "best", "equal_operations": "random"}
+"""Rows that are others trained for longer or shorter, and have their rates."""
 SHAPES: dict[str, Options] = {
     "study": {},
     "tiny": {"model.width": 32, "model.heads": 2, "model.vocab_size": 300, "model.max_length": 32, "train.length": 32,

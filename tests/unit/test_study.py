@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import study, study_report
+from benchmarks.study_rows import base
+from odelm.config import to_json
 from odelm.errors import Diverged, InputError, RunFailure
+from odelm.train.draws import draw_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -74,11 +77,44 @@ def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["best_rates_100.json"]
 
 
+def test_a_call_that_is_stopped_while_it_scores_has_not_lost_what_was_trained(monkeypatch, tmp_path, capsys):
+    trained = []
+
+    def run_row(row, seed, *_):
+        trained.append(seed)
+        (tmp_path / "work" / f"{row}_{seed}").mkdir(parents=True)
+        return {"row": row, "rate": 2.0, "curve": [seed], "tasks": []}
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    options = argparse.Namespace(
+        out=tmp_path, work=tmp_path / "work", rate=2.0, seeds=2, tasks=["lambada"], data=tmp_path
+    )
+    monkeypatch.setattr(study, "run_row", run_row)
+    monkeypatch.setattr(study, "scored", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        study.make_files("random", options)
+    monkeypatch.setattr(study, "scored", lambda *_: ["the scores"])
+    study.make_files("random", options)
+    assert trained == [0, 1]
+    assert json.loads((tmp_path / "random_0.json").read_text())["tasks"] == ["the scores"]
+    assert json.loads((tmp_path / "random_1.json").read_text())["tasks"] == []
+    (tmp_path / "random_0.json").write_text('{"rate": 2.0, "tasks": []}')
+    (tmp_path / "work" / "random_0").rmdir()
+    study.make_files("random", options)
+    assert "random_0.json has no scores, and the run" in capsys.readouterr().out
+
+
 def test_the_document_has_what_was_measured():
-    runs, document = study_report.read(DOCS / "study"), (DOCS / "study.md").read_text()
-    for line in study_report.losses_table(runs)[2:]:
-        row, _, _, *losses = [cell.strip() for cell in line.strip("|").split("|")]
+    folder, document = DOCS / "study", (DOCS / "study.md").read_text()
+    runs, times = study_report.read(folder), study_report.read_times(folder)
+    for line in study_report.losses_table(runs, times)[2:]:
+        row, *losses = [cell.strip() for cell in line.strip("|").split("|")]
         assert f"| `{row}` | {' | '.join(losses)} |" in document
+    for line in study_report.sizes_table(runs, study_report.with_seconds(runs, times))[2:]:
+        row, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert f"| `{row}` | {' | '.join(cells)} |" in document
     for task in (task for records in runs.values() for task in records[0]["tasks"] if task["metric"] == "acc"):
         hellaswag = task["task"] == "hellaswag"  # by length in the document
         assert hellaswag or f"{100 * task['value']:.1f}" in document
@@ -88,19 +124,40 @@ def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
     runs = study_report.read(DOCS / "study")
     lines = study_report.tasks_table(runs)
     assert "| blimp | acc | unshared | 71.1 ± 0.2 % |  |  |  | 50.0% |" in lines
-    study_report.plot(runs, tmp_path / "curves.png")
+    timed = study_report.with_seconds(runs, study_report.read_times(DOCS / "study"))
+    study_report.plot(timed, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_time_is_a_share_of_the_row_that_was_measured_beside_it():
-    def measured(loss: float, ms: float, **more):
-        evaluations = [{"evaluations": 12, "loss": loss, "latency_ms": {"median": ms}}]
-        return [{"parameters": 1e6, "rate": 2.0, "evaluations": evaluations} | more]
+def test_a_time_is_a_share_of_the_row_that_is_compared():
+    def measured(loss: float):
+        return [{"evaluations": [{"evaluations": 12, "steps": 10, "loss": loss}]}]
 
-    runs = {"unshared": measured(3.0, 5.0), "other": measured(3.1, 4.0), "fixed": measured(3.5, 3.0, against="other")}
-    cells = [line.split(" | ")[-1] for line in study_report.losses_table(runs)[2:]]
-    assert cells == ["3.000 (1.00) |", "3.100 (0.80) |", "3.500 (0.75) |"]
-    assert "3.500 (0.60)" in study_report.losses_table(runs, "unshared")[-1], "unless another is asked for"
+    runs = {"unshared": measured(3.0), "other": measured(3.1), "untimed": measured(3.5)}
+    times = {"unshared": {"pass_s": {"10": 0.005}}, "other": {"pass_s": {"10": 0.004}}}
+    cells = [line.split(" | ")[-1] for line in study_report.losses_table(runs, times)[2:]]
+    assert cells == ["3.000 (1.00) |", "3.100 (0.80) |", "3.500 |"]
+    assert "3.000 (1.25)" in study_report.losses_table(runs, times, "other")[2]
+
+
+def test_a_row_that_was_timed_by_itself_has_a_share_of_the_row_beside_it():
+    def measured(ms: float, **more):
+        return [{"evaluations": [{"evaluations": 12, "steps": 12, "loss": 3.0, "latency_ms": {"median": ms}}]} | more]
+
+    runs = {"unshared": measured(5.0), "other": measured(4.0), "fixed": measured(3.0, against="other")}
+    cells = [line.split(" | ")[-1] for line in study_report.losses_table(runs, {})[2:]]
+    assert cells == ["3.000 (1.00) |", "3.000 (0.80) |", "3.000 (0.75) |"]
+
+
+def test_the_seconds_of_a_training_are_those_of_the_counts_that_it_drew():
+    config = base("texts", 40)
+    drawn = [len(draw_grid(config, update)) - 1 for update in range(30)]
+    assert len(set(drawn)) == 4
+    record = {"config": json.loads(to_json(config)), "curve": [{"update": 30, "losses": {}}]}
+    times = {"random": {"update_s": {"12": 1000.0, "6": 100.0, "4": 10.0, "3": 1.0}}}
+    timed = study_report.with_seconds({"random": [record], "untimed": [record]}, times)
+    expected = sum({12: 1000, 6: 100, 4: 10, 3: 1}[count] for count in drawn)
+    assert list(timed) == ["random"] and timed["random"][0]["curve"][0]["seconds"] == expected
 
 
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
