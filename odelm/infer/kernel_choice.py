@@ -27,8 +27,8 @@ KERNELS = ("auto", "persistent", "launches", "xla")
 """The valid names; "auto" takes the first of the others that can decode the case."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
-MEASURED_ROWS = 8
-"""The most rows for which "auto" uses a kernel: kernels for more rows have not been tested on a GPU yet."""
+AUTO_ROWS = 8
+"""The most rows for which "auto" uses a kernel: one for more takes too long to compile for what it saves."""
 Arrays = dict[str, jax.Array]
 
 
@@ -92,8 +92,8 @@ def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = Fals
     """Returns what decodes `rows` rows on a device. `reason` is why no kernel supports the case, or None; `filtered` is
     whether tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
-    if reason is None and asked == "auto" and rows > MEASURED_ROWS:
-        reason = f"{rows} rows; auto uses kernels for at most {MEASURED_ROWS}, more are not tested on a GPU yet"
+    if reason is None and asked == "auto" and rows > AUTO_ROWS:
+        reason = f"{rows} rows; auto uses kernels for at most {AUTO_ROWS}, one for more takes long to compile"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):

@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu
 from odelm.infer.in_kernel import advance_in_kernel
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.layout import REDUCTION_BYTES, SHARED_BYTES, SPARE_BYTES, layout_of
 from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
@@ -72,10 +72,12 @@ def in_kernel(
     temperature: float = 0.0,
     persistent: bool | None = None,
     readout_bits: int = 16,
+    chunk: int = 16,
+    chunk_splits: int = 2,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
     assert unsupported(model, plan) is None
-    sizes = dict(out_slice=64, ring_slice=64, chunk=16, chunk_splits=2, ring=2)
+    sizes: dict[str, Any] = dict(out_slice=64, ring_slice=64, chunk=chunk, chunk_splits=chunk_splits, ring=2)
     sizes |= dict(sampled=temperature > 0, readout_bits=readout_bits, rows=len(state.last))
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
@@ -257,6 +259,8 @@ def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected
     layout = layout_of(odelm.ModelConfig(vocab_size=50_304, **shape), small.plan(steps=2), 768, **options)
     assert layout.fits
     assert (layout.readout_bits, layout.ring_slice, layout.ring, layout.by_warps) == expected
+    least, free = REDUCTION_BYTES[-1], SHARED_BYTES - SPARE_BYTES - layout.shared_bytes
+    assert layout.reduction_bytes == max(size for size in REDUCTION_BYTES if size <= least + free)
 
 
 def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():

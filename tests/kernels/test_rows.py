@@ -59,6 +59,16 @@ def test_kernels_decode_several_rows_as_the_model_does(rows, name, programs, unt
     assert_same(in_kernel(model, plan, state, until, programs=programs), expected)
 
 
+@pytest.mark.parametrize(("rows", "splits", "programs"), few([(2, 1, 1), (1, 2, 1), (3, 2, 5)], (2, 1, 1), (1, 2, 1)))
+def test_attention_over_many_chunks_is_that_over_all_places(rows, splits, programs):
+    model = model_of(**MODELS["default"])
+    plan = model.plan(steps=2)
+    state = begun(model, plan, rows)
+    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
+    found = in_kernel(model, plan, state, 3, programs=programs, chunk=4, chunk_splits=splits)
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("programs", few([1, 3], 1))
 def test_a_row_that_has_ended_gets_the_end_token_until_all_have(programs):
     model = model_of(parallel_branches=True)

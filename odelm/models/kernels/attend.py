@@ -21,18 +21,25 @@ LEAST = -1e30
 PARTS = ("keys", "values", "hidden")
 """The parts of a chunk of places that are copied, each with a barrier of its own."""
 Running = tuple[jax.Array, jax.Array, jax.Array]
-"""The largest score so far, the sum of exp(score - largest), and the values (K,) weighted by the same."""
+"""Of each place within a chunk, over the chunks so far: the largest score (chunk,), the sum of exp(score - largest)
+(chunk,), and the values (chunk, K) weighted by the same. What the places have is added up once, after the last chunk:
+threads wait for each other to do it, which took longer than all else of a chunk."""
 
 
 def send_for_memory(program: Program, token: Token | Tokens, step: jax.Array) -> None:
     """Starts to copy the first chunks of keys and values that this program will read in `attend`."""
-    layout = program.layout
-    row, head, c = _part(layout, program.me)
     program.see_stores()
+    _send(program, token, step, program.me)
+
+
+def _send(program: Program, token: Token | Tokens, step: jax.Array, item: jax.Array) -> None:
+    """Starts to copy the first chunks of a part of attention, if there is such a part."""
+    layout = program.layout
+    row, head, c = _part(layout, item)
     for slot in range(layout.chunk_places):
         start = (slot * layout.chunk_splits + c) * layout.chunk
 
-        @pl.when((program.me < layout.attended) & (start < token.of(row).place))
+        @pl.when((item < layout.attended) & (start < token.of(row).place))
         def send(slot: int = slot, start: jax.Array = start) -> None:
             _fetch(program, step, row, start, head // (layout.heads // layout.kv_heads), slot)
 
@@ -55,8 +62,7 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
         query, key, value = program.receive(*places, mark=mark, layout=COLUMN)
         new = key.astype(layout.dtype), value.astype(layout.dtype)
         key, value = (x.astype(jnp.float32) for x in new)
-        own, first = jnp.sum(query * key), (c == 0).astype(jnp.float32)
-        start = jnp.where(c == 0, own, LEAST), first, value * first
+        own, first = jnp.where(c == 0, jnp.sum(query * key), LEAST), (c == 0).astype(jnp.float32)
         count = jnp.maximum(pl.cdiv(pl.cdiv(place, layout.chunk) - c, C), 0)
         queries = lax.broadcast_in_dim(query, (layout.chunk, layout.head_size), (1,))
 
@@ -72,12 +78,11 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
             following = partial(fetch, i + layout.chunk_places, slot)
             return _with_chunk(program, part, queries, running, slot, following)
 
-        if layout.several:
-            for slot in range(layout.chunk_places):
-                pl.when(number > 0)(partial(fetch, slot, slot))
-
         with jax.named_scope("chunks"):
-            top, total, context = lax.fori_loop(0, count, chunk, start)
+            running = lax.fori_loop(0, count, chunk, _nothing(layout))
+        if layout.several and layout.attended > layout.programs:  # on its way while this part is added up
+            _send(program, token, step, item + layout.programs)
+        top, total, context = _added_up(running, own, first, value)
         here = (row, c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
@@ -113,6 +118,23 @@ def _fetch(
         plgpu.copy_gmem_to_smem(of[name], near[name].at[slot], arrival.at[slot * len(PARTS) + PARTS.index(name)])
 
 
+def _nothing(layout: Layout) -> Running:
+    """Returns the running average before the first chunk."""
+    empty = plgpu.layout_cast(jnp.zeros((layout.chunk, layout.head_size), jnp.float32), plgpu.Layout.WGMMA)
+    numbers = plgpu.layout_cast(jnp.zeros((layout.chunk,), jnp.float32), ROW)
+    return numbers + LEAST, numbers, empty
+
+
+def _added_up(running: Running, own: jax.Array, first: jax.Array, value: jax.Array) -> Running:
+    """Returns the largest score, the sum of exp(score - largest), and the values (K,) weighted by the same, over all
+    places, to which `value` is added with the score `own` and `first` as its weight."""
+    top, total, context = running
+    largest = jnp.maximum(jnp.max(top), own)
+    share, mine = jnp.exp(top - largest), first * jnp.exp(own - largest)
+    context = jnp.sum(context * lax.broadcast_in_dim(share, context.shape, (0,)), axis=0)
+    return largest, jnp.sum(total * share) + mine, context + value * mine
+
+
 def _with_chunk(
     program: Program,
     part: tuple[jax.Array, jax.Array],
@@ -134,9 +156,9 @@ def _with_chunk(
     following("keys", "hidden")
     seen = part[0] + plgpu.broadcasted_iota(jnp.int32, (layout.chunk,), 0, layout=ROW) < part[1]
     scores = jnp.where(seen, scores, LEAST)
-    new = jnp.maximum(top, jnp.max(scores))
+    new = jnp.maximum(top, scores)
     weights, kept = jnp.exp(scores - new), jnp.exp(top - new)
     plgpu.barrier_wait(arrival["values"])
     weighted = near["values"][...].astype(jnp.float32) * lax.broadcast_in_dim(weights, queries.shape, (0,))
     following("values")
-    return new, total * kept + jnp.sum(weights), context * kept + jnp.sum(weighted, axis=0)
+    return new, total * kept + weights, context * lax.broadcast_in_dim(kept, queries.shape, (0,)) + weighted

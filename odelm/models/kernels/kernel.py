@@ -64,9 +64,9 @@ class Kernels:
             run(Program(layout, me, matrices, vectors, between, memory[0], memory[1], near, meeting), numbers, *given)
 
         out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one
-        options = {} if self.interpret is None else {"interpret": self.interpret}
-        if self.profile:
-            options["compiler_params"] = plgpu.CompilerParams(profile_space=PROFILED, profile_dir=self.profile)
+        options: dict[str, Any] = {} if self.interpret is None else {"interpret": self.interpret}
+        traced = {"profile_space": PROFILED, "profile_dir": self.profile} if self.profile else {}
+        options["compiler_params"] = plgpu.CompilerParams(reduction_scratch_bytes=layout.reduction_bytes, **traced)
         kernel = plgpu.kernel(
             body, out_type=out, scratch_types=[scratch(layout)], grid=(programs or layout.programs,),
             grid_names=("program",), **options,

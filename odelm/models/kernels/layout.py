@@ -35,6 +35,8 @@ PROGRAMS = 132
 """Multiprocessors of an H100 or H200: all programs have to run at once, since they wait for each other."""
 SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
 """Shared memory that a program of a Hopper card may have, and the part of it left for reductions and barriers."""
+REDUCTION_BYTES = (8_192, 4_096, 2_048)
+"""Sizes of the memory for reductions, of which a program has the first that fits; `SPARE_BYTES` has the last."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be in flight or in use; the most for which there is shared memory."""
 WIDEST = 1024
@@ -243,6 +245,13 @@ class Layout:
         singles = 2 * ROWS * COLUMNS if self.several else self.longest + 2 * ROWS
         singles += self.chunk_places * self.chunk + logits
         return numbers * jnp.dtype(self.dtype).itemsize + of_int8 + 4 * singles
+
+    @property
+    def reduction_bytes(self) -> int:
+        """The shared memory through which threads add up what they have: the more of it, the less often they wait for
+        each other."""
+        least, free = REDUCTION_BYTES[-1], SHARED_BYTES - SPARE_BYTES - self.shared_bytes
+        return next((size for size in REDUCTION_BYTES if size - least <= free), least)
 
     @property
     def fits(self) -> bool:
