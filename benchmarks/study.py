@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
 import odelm
 from benchmarks import run_program
@@ -36,13 +37,16 @@ from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
 from odelm.config import Config, default_steps, replace, to_json
 from odelm.errors import Diverged, InputError, RunFailure
-from odelm.evals.compare import Comparison, compare
+from odelm.evals.compare import Comparison, batches_of
 from odelm.evals.likelihood import Scorer
 from odelm.evals.tasks.evaluate import evaluate
 from odelm.evals.tasks.find import find_tasks
 from odelm.evals.tasks.items import SentencePair
 from odelm.files import write_text
+from odelm.infer.runner import Runner
+from odelm.models.loss import Batch, LossSums, inputs_of, mean_loss, sums_from_hidden
 from odelm.models.parameters import parameters
+from odelm.models.stretches import evaluations_of, in_one_shape
 from odelm.programs.command_line import use_compilation_cache
 from odelm.train.run import train
 
@@ -158,10 +162,28 @@ def measured(workdir: Path, config: Config, step: int) -> list[Record]:
     counts = [n - model.ends for n in EVALUATIONS]
     steps = tuple(n for n in counts if 0 < n <= core and n % model.groups == 0)
     loaded = odelm.load(workdir, step=step)
-    options = Comparison(length=config.train.length, repeats=1)
-    out = compare(loaded, steps, options, source=workdir, step=step)
-    rows = json.loads((out / "report.json").read_text())["rows"]
-    return [{name: row[name] for name in ("steps", "evaluations", "loss", "loss_stderr", "trained")} for row in rows]
+    runner = Runner.of(loaded[0])
+    _, batches = batches_of(loaded, Comparison(length=config.train.length), source=workdir, step=step)
+
+    @jax.jit
+    def sums_of(params: Any, plan: Any, batch: Batch) -> LossSums:
+        model = nnx.merge(runner.graph, params)
+        return sums_from_hidden(model, model.run(inputs_of(batch), plan)[0], batch)
+
+    rows = []
+    plans = [runner.plan(n, "euler") for n in steps]
+    for n, plan, alike in zip(steps, plans, in_one_shape(plans), strict=True):  # one program for all
+        found = mean_loss(jax.device_get(sums_of(runner.params, alike, batch)) for batch in batches)
+        rows.append(
+            {
+                "steps": n,
+                "evaluations": evaluations_of(plan),
+                "loss": found.loss,
+                "loss_stderr": found.stderr,
+                "trained": n in config.trained_counts,
+            }
+        )
+    return rows
 
 
 def scored(workdir: Path, names: list[str], data: Path) -> list[Record]:
@@ -205,11 +227,11 @@ def main() -> int:
     parser.add_argument(
         "--rows", type=several(one_of(ROWS)), required=True, help=f"several as A,B, of {', '.join(ROWS)}"
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=whole, default=1)
     parser.add_argument("--rates", default=[0.5, 1.0, 2.0], type=several(positive))
-    parser.add_argument("--rate", type=float, help="the factor, without trials")
+    parser.add_argument("--rate", type=positive, help="the factor, without trials")
     parser.add_argument("--updates", type=whole, default=3052, help="of 65,536 tokens: 200 M of them")
-    parser.add_argument("--trial", type=int, help="updates of a trial of a rate; default: a quarter of --updates")
+    parser.add_argument("--trial", type=whole, help="updates of a trial of a rate; default: a quarter of --updates")
     parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
     parser.add_argument("--tasks", default=[], type=several(str), help="as of python -m odelm.evals")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
@@ -250,8 +272,10 @@ def make_files(row: str, options: argparse.Namespace) -> None:
 
 
 def add_scores(row: str, options: argparse.Namespace) -> None:
-    """Adds the scores of `--tasks` to the file of the first seed, if it has none; what was trained is written before,
-    so that a call that is stopped while it scores has not lost it."""
+    """Adds the scores of `--tasks` to the file of the first seed, if it has none; scores of other tasks stay alone.
+
+    What was trained is written before, so that a call that is stopped while it scores has not lost it.
+    """
     file, workdir = options.out / f"{row}_0.json", options.work / f"{row}_0"
     found = json.loads(file.read_text())
     if found["tasks"]:

@@ -110,7 +110,9 @@ def pass_shares(row: str, runs: Runs, times: Record, against: str) -> dict[int, 
     if row in times and against in times:
         slowest = max(times[against]["pass_s"].values())
         return {e["evaluations"]: times[row]["pass_s"][str(e["steps"])] / slowest for e in first["evaluations"]}
-    beside = runs.get(first.get("against", "unshared"), [{"evaluations": []}])[0]
+    if against != "unshared":
+        return {}  # a row's own latencies are comparable only with those of the row that was measured beside it
+    beside = runs.get(first.get("against", against), [{"evaluations": []}])[0]
     latencies = [
         {e["evaluations"]: e["latency_ms"]["median"] for e in record["evaluations"] if "latency_ms" in e}
         for record in (first, beside)
@@ -216,15 +218,20 @@ def main() -> None:
     if not runs:
         parser.error(f"{options.folder} has no results of benchmarks.study")
     times = read_times(options.folder)
-    if options.against not in runs:
-        parser.error(f"--against is {options.against}; {options.folder} has {', '.join(runs)}")
+    if options.against != "unshared" and options.against not in times:
+        known = ", ".join(times) or "no row"
+        parser.error(f"{options.folder / TIMES} has no times of {options.against}; it has those of {known}")
     timed = with_seconds(runs, times)
+    if options.rows and not options.plot:
+        parser.error("--rows chooses what --plot draws: give --plot too")
+    if options.plot and not timed:
+        parser.error(f"{options.folder} has no times of any row: run benchmarks.study_times first")
+    if unknown := [row for row in options.rows or () if row not in timed]:
+        parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     parts = [sizes_table(runs, timed), losses_table(runs, times, options.against)]
     parts += [equal_table(timed, "seconds")] if timed else []
     for part in (*parts, equal_table(runs, "tokens"), tasks_table(runs), field_table(runs)):
         print("\n".join(part) + "\n")
-    if unknown := [row for row in options.rows or () if row not in timed]:
-        parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     if options.plot:
         plot({row: timed[row] for row in options.rows or timed}, options.plot)
 

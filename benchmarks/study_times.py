@@ -2,10 +2,11 @@
 
     python -m benchmarks.study_times docs/study [--rows=unshared,random] [--repeats=15]
 
-The rows are those that have a file of their first seed. Of each, the update is timed at every count of steps that it is
-trained with (the median over `--updates` of them), and a pass over 32 rows at every number of evaluations that its file
-has a loss for; the passes of all rows take turns. Weights are fresh, since no time depends on them. `FOLDER/times.json`
-gets the seconds of each, and keeps those of rows that other calls measured with the same card and versions. The seconds
+The rows are those that have a file of their first seed; the text must be where the files say. Of each row, the update
+is timed at every count of steps that it is trained with (the median of means over 5 updates in a row, `--updates` in
+all), and a pass over 32 rows at every number of evaluations that its file has a loss for; the passes of all rows take
+turns. Weights are fresh, since no time depends on them. `FOLDER/times.json` gets the seconds of each, and keeps those
+of rows that other calls measured on the same kind of card with the same jax; with another it is an error. The seconds
 of a training are those of its updates at the counts that it drew, without compiling and evaluating.
 """
 
@@ -98,8 +99,10 @@ def main() -> None:
     use_compilation_cache("~/.cache/odelm/compiled")
     files = {file.stem.removesuffix("_0"): file for file in sorted(options.folder.glob("*_0.json"))}
     files = {row: file for row, file in files.items() if "_rates_" not in file.stem}
-    if unknown := [row for row in options.rows or files if row not in files]:
-        raise InputError(f"{options.folder} has no {unknown[0]}_0.json; it has {', '.join(files) or 'no row'}")
+    if not files:
+        raise InputError(f"{options.folder} has no results of benchmarks.study")
+    if unknown := [row for row in options.rows or () if row not in files]:
+        raise InputError(f"{options.folder} has no {unknown[0]}_0.json; it has {', '.join(files)}")
     configs: dict[str, tuple[Config, tuple[int, ...]]] = {}
     for row in options.rows or files:
         record = json.loads(files[row].read_text())
@@ -114,10 +117,15 @@ def main() -> None:
 
 
 def former(file: Path) -> Record:
-    """Returns what the file has, if it is of this card and jax, else nothing."""
+    """Returns what the file has, InputError if it is of another card or jax."""
     here = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     found = json.loads(file.read_text()) if file.exists() else {}
-    return found if here.items() <= found.items() else here | {"rows": {}}
+    if found and not here.items() <= found.items():
+        raise InputError(
+            f"{file} is of {found['device']} and jax {found['jax']}, not of {here['device']} and jax {here['jax']}: "
+            "move it away to measure all rows here"
+        )
+    return found or here | {"rows": {}}
 
 
 if __name__ == "__main__":

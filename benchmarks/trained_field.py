@@ -25,9 +25,10 @@ import odelm
 from benchmarks import run_program
 from odelm.data.loader import eval_batches
 from odelm.data.prepare import prepare
-from odelm.infer.runner import with_options
+from odelm.infer.runner import Runner, with_options
 from odelm.models.along_depth import norms_along_depth
 from odelm.models.loss import inputs_of, sums_from_hidden
+from odelm.models.stretches import in_one_shape
 from odelm.run_directory import TOKENIZER
 
 ROWS = 8
@@ -52,7 +53,7 @@ def field_of(workdir: str | Path) -> dict[str, Any]:
         states, slopes = along(params)
         found |= {"state_norms": _plain(states), "field_norms": _plain(slopes)}
     if model.config.groups == 1:
-        found |= _refined(graph, params, batch, core)
+        found |= _refined(model, batch)
         if model.config.lanes == 1:
             found["second_differences"] = _plain(jax.jit(_second_differences, static_argnums=0)(graph, params, batch))
         if model.config.norm_placement == "pre":
@@ -66,30 +67,40 @@ def _second_differences(graph: Any, params: Any, batch: Any) -> jax.Array:
     h = model.embed(inputs_of(batch))
     for block in model.prelude:
         h = block(h, jnp.float32(0))
-    slopes = []
-    for t in range(model.config.core):
-        after = model.blocks[0](h, jnp.float32(t))
-        slopes.append((after - h).astype(jnp.float32))
-        h = after
-    pairs = zip(slopes, slopes[1:], strict=False)
-    return jnp.stack([jnp.linalg.norm(later - one) / jnp.linalg.norm(later) for one, later in pairs])
+
+    def unit(h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        after = model.blocks[0](h, t)
+        return after, (after - h).astype(jnp.float32)
+
+    _, slopes = jax.lax.scan(unit, h, jnp.arange(model.config.core, dtype=jnp.float32))
+    changes, later = (jnp.sqrt(jnp.sum(x**2, axis=(1, 2, 3))) for x in (jnp.diff(slopes, axis=0), slopes[1:]))
+    return changes / later
 
 
-def _final(graph: Any, params: Any, batch: Any, plan: Any) -> jax.Array:
-    return jax.jit(lambda params, plan: nnx.merge(graph, params).encode(inputs_of(batch), plan=plan))(params, plan)
-
-
-def _refined(graph: Any, params: Any, batch: Any, core: int) -> dict[str, Any]:
+def _refined(model: Any, batch: Any) -> dict[str, Any]:
     """Returns the distances to the reference by solver and steps, and the observed orders between the last two."""
-    model = nnx.merge(graph, params)
-    exact = _final(graph, params, batch, model.plan(steps=FINER * core, solver="heun"))
+    core, runner = model.config.core, Runner.of(model)
     counts = sorted({max(core // 4, 1), max(core // 2, 1), core, 2 * core, 4 * core})
-    distances: dict[str, dict[str, float]] = {}
-    for solver in ("euler", "heun") if model.config.norm_placement == "pre" else ("euler",):
-        ends = {n: _final(graph, params, batch, model.plan(steps=n, solver=solver)) for n in counts}
-        distances[solver] = {
-            str(n): float(jnp.linalg.norm(end - exact) / jnp.linalg.norm(exact)) for n, end in ends.items()
+
+    @jax.jit
+    def final(params: Any, plan: Any) -> jax.Array:
+        return nnx.merge(runner.graph, params).encode(inputs_of(batch), plan=plan)
+
+    def finals(solver: str, steps: list[int]) -> list[jax.Array]:
+        plans = in_one_shape([runner.plan(n, solver) for n in steps])  # one program for all of a solver
+        return [final(runner.params, plan) for plan in plans]
+
+    *heun, exact = finals("heun", [*counts, FINER * core])
+    ends = {"euler": finals("euler", counts)}
+    if model.config.norm_placement == "pre":
+        ends["heun"] = heun
+    distances = {
+        solver: {
+            str(n): float(jnp.linalg.norm(end - exact) / jnp.linalg.norm(exact))
+            for n, end in zip(counts, of_solver, strict=True)
         }
+        for solver, of_solver in ends.items()
+    }
     last = [str(n) for n in counts[-2:]]
     orders = {solver: math.log2(found[last[0]] / found[last[1]]) for solver, found in distances.items()}
     return {"distances": distances, "observed_orders": orders}
@@ -105,7 +116,7 @@ def _lens(graph: Any, params: Any, batch: Any, core: int) -> list[float]:
         return sums.nats / sums.tokens
 
     model = nnx.merge(graph, params)
-    parts, at = model.plan(steps=core), model.config.prelude
+    parts, at = Runner.of(model).plan(core, "euler"), model.config.prelude
     losses = []
     for units in range(core + 1):
         # Steps of size zero leave the state as it is.

@@ -1,16 +1,21 @@
 """`benchmarks.study`: how a row's rates are tuned, and which files are read again."""
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from benchmarks import study, study_report
+from benchmarks import study, study_report, study_times, trained_field
 from benchmarks.study_rows import base
 from odelm.config import to_json
 from odelm.errors import Diverged, InputError, RunFailure
+from odelm.models.loss import inputs_of
 from odelm.train.draws import draw_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -115,9 +120,9 @@ def test_the_document_has_what_was_measured():
     for line in study_report.sizes_table(runs, study_report.with_seconds(runs, times))[2:]:
         row, *cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert f"| `{row}` | {' | '.join(cells)} |" in document
-    for task in (task for records in runs.values() for task in records[0]["tasks"] if task["metric"] == "acc"):
-        hellaswag = task["task"] == "hellaswag"  # by length in the document
-        assert hellaswag or f"{100 * task['value']:.1f}" in document
+    for task in (task for records in runs.values() for task in records[0]["tasks"]):
+        if task["metric"] == ("acc_norm" if task["task"] == "hellaswag" else "acc"):
+            assert f"{100 * task['value']:.1f} |" in document
 
 
 def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
@@ -140,6 +145,37 @@ def test_a_time_is_a_share_of_the_row_that_is_compared():
     assert "3.000 (1.25)" in study_report.losses_table(runs, times, "other")[2]
 
 
+def test_times_of_another_card_are_not_written_over(tmp_path):
+    file = tmp_path / study_times.TIMES
+    fresh = study_times.former(file)
+    assert fresh["rows"] == {}
+    file.write_text(json.dumps(fresh | {"rows": {"random": {}}}))
+    assert list(study_times.former(file)["rows"]) == ["random"]
+    file.write_text(json.dumps(fresh | {"device": "NVIDIA H200"}))
+    with pytest.raises(InputError, match=r"times.json is of NVIDIA H200 and jax .*, not of cpu .*: move it away"):
+        study_times.former(file)
+
+
+def test_a_field_is_refined_by_one_program_for_all_counts(make_model, tokens):
+    model = make_model(kind="decoder", depth=4)
+    batch = {"tokens": tokens, "targets": tokens, "weights": np.ones(tokens.shape, np.float32)}
+    found = trained_field._refined(model, batch)
+    exact = model.encode(tokens, plan=model.plan(steps=32, solver="heun"))
+    for solver, distances in found["distances"].items():
+        assert list(distances) == ["1", "2", "4", "8", "16"]
+        for count, distance in distances.items():
+            end = model.encode(tokens, plan=model.plan(steps=int(count), solver=solver))
+            np.testing.assert_allclose(distance, jnp.linalg.norm(end - exact) / jnp.linalg.norm(exact), rtol=1e-3)
+    graph, params = nnx.split(model)
+    h, slopes = model.embed(inputs_of(batch)), []
+    for t in range(4):
+        after = model.blocks[0](h, jnp.float32(t))
+        slopes.append(after - h)
+        h = after
+    changes = [jnp.linalg.norm(b - a) / jnp.linalg.norm(b) for a, b in itertools.pairwise(slopes)]
+    np.testing.assert_allclose(trained_field._second_differences(graph, params, batch), changes, rtol=1e-4)
+
+
 def test_a_row_that_was_timed_by_itself_has_a_share_of_the_row_beside_it():
     def measured(ms: float, **more):
         return [{"evaluations": [{"evaluations": 12, "steps": 12, "loss": 3.0, "latency_ms": {"median": ms}}]} | more]
@@ -147,6 +183,8 @@ def test_a_row_that_was_timed_by_itself_has_a_share_of_the_row_beside_it():
     runs = {"unshared": measured(5.0), "other": measured(4.0), "fixed": measured(3.0, against="other")}
     cells = [line.split(" | ")[-1] for line in study_report.losses_table(runs, {})[2:]]
     assert cells == ["3.000 (1.00) |", "3.000 (0.80) |", "3.000 (0.75) |"]
+    lines = study_report.losses_table(runs, {"other": {"pass_s": {"12": 0.004}}}, "other")[2:]
+    assert [line.split(" | ")[-1] for line in lines] == ["3.000 |", "3.000 (1.00) |", "3.000 |"], "of one day only"
 
 
 def test_the_seconds_of_a_training_are_those_of_the_counts_that_it_drew():

@@ -125,9 +125,11 @@ def _nothing(layout: Layout) -> Running:
     return numbers + LEAST, numbers, empty
 
 
-def _added_up(running: Running, own: jax.Array, first: jax.Array, value: jax.Array) -> Running:
+def _added_up(
+    running: Running, own: jax.Array, first: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the largest score, the sum of exp(score - largest), and the values (K,) weighted by the same, over all
-    places, to which `value` is added with the score `own` and `first` as its weight."""
+    places and the new one, whose score is `own`; `first` is 1 in the program that has it, else 0."""
     top, total, context = running
     largest = jnp.maximum(jnp.max(top), own)
     share, mine = jnp.exp(top - largest), first * jnp.exp(own - largest)
