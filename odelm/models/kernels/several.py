@@ -5,10 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import FragmentedArray
 from jax.experimental.mosaic.gpu.fragmented_array import Tiling
+from jax.experimental.mosaic.gpu.utils import dtype_to_ir_type
 from jax.experimental.pallas import mosaic_gpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith
 
 from odelm.models.kernels.layout import COLUMNS, ROWS, THREADS
 
@@ -78,7 +83,7 @@ def take_received(
     rows = program.layout.rows
     for start in range(0, rows, COLUMNS):
         some = _received(program, places, range(start, min(start + COLUMNS, rows)), mark)
-        _take([finish(*found) for found in some], inputs.at[pl.ds(start, COLUMNS)])
+        _take([finish(*found) for found in some], inputs.at[pl.ds(start, COLUMNS)], at_once=program.marked)
 
 
 def _received(
@@ -98,16 +103,46 @@ def _received(
     return found
 
 
-def _take(vectors: list[jax.Array], inputs: Ref) -> None:
-    """Writes vectors (n,) of `beside` into `COLUMNS` columns of the right side of a product, (`COLUMNS`, n), and
-    zeros."""
+def _take(vectors: list[jax.Array], inputs: Ref, *, at_once: bool) -> None:
+    """Writes vectors (n,) of `beside` into `COLUMNS` columns of the right side of a product, (`COLUMNS`, n), and zeros.
+
+    With `at_once` this is one operation, not two a row: the instructions are the same, but Pallas infers layouts for
+    every operation, which takes most of the time of compiling. The interpreter cannot do it.
+    """
     n, dtype = inputs.shape[1], inputs.dtype
     layout = beside(n)
+    if at_once:
+        inputs[...] = _stacked([x.astype(dtype) for x in vectors], layout)
+        return
     row = plgpu.broadcasted_iota(jnp.int32, inputs.shape, 0, layout=layout)
     found = plgpu.layout_cast(jnp.zeros(inputs.shape, dtype), layout)
     for number, x in enumerate(vectors):
         found = jnp.where(row == number, lax.broadcast_in_dim(x.astype(dtype), inputs.shape, (1,)), found)
     inputs[...] = found
+
+
+def _stacked(vectors: list[jax.Array], layout: Any) -> jax.Array:
+    """Returns (`COLUMNS`, n) in the layout `beside(n)`, with vectors (n,) as the first rows and zeros in the others: a
+    thread's numbers of a row are those that it has of the vector."""
+    n, dtype = vectors[0].shape[0], vectors[0].dtype
+
+    def stack(context: Any, *given: Any) -> Any:
+        del context
+        places = layout.to_mgpu()
+        zeros = FragmentedArray.splat(_zero(dtype), (n,), layout=layout.reduce(0).to_mgpu())
+        rows = [*given, *[zeros] * (COLUMNS - len(given))]
+        registers = np.empty(places.registers_shape((COLUMNS, n)), dtype=object)
+        for index in np.ndindex(registers.shape):
+            registers[index] = rows[index[2]].registers.flat[index[1]]
+        return FragmentedArray(_registers=registers, _layout=places, _is_signed=None)
+
+    shape = plgpu.ShapeDtypeStruct((COLUMNS, n), dtype, layout=layout)
+    return plgpu.inline_mgpu(arg_types=(layout.reduce(0),) * len(vectors), return_type=shape)(stack)(*vectors)
+
+
+def _zero(dtype: Any) -> Any:
+    kind = dtype_to_ir_type(dtype)
+    return arith.constant(kind, ir.FloatAttr.get(kind, 0.0))
 
 
 def _columns() -> jax.Array:
