@@ -274,7 +274,7 @@ def make_files(row: str, options: argparse.Namespace) -> None:
 def add_scores(row: str, options: argparse.Namespace) -> None:
     """Adds the scores of `--tasks` to the file of the first seed, if it has none; scores of other tasks stay alone.
 
-    What was trained is written before, so that a call that is stopped while it scores has not lost it.
+    The file is written before scoring, so that nothing is trained again if the call is stopped during it.
     """
     file, workdir = options.out / f"{row}_0.json", options.work / f"{row}_0"
     found = json.loads(file.read_text())

@@ -82,7 +82,7 @@ def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["best_rates_100.json"]
 
 
-def test_a_call_that_is_stopped_while_it_scores_has_not_lost_what_was_trained(monkeypatch, tmp_path, capsys):
+def test_nothing_is_trained_again_if_a_call_is_stopped_during_scoring(monkeypatch, tmp_path, capsys):
     trained = []
 
     def run_row(row, seed, *_):

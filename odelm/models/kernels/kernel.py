@@ -65,10 +65,11 @@ class Kernels:
 
         out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one
         options: dict[str, Any] = {} if self.interpret is None else {"interpret": self.interpret}
-        compiled = {"reduction_scratch_bytes": layout.reduction_bytes}
-        if self.profile:  # a trace needs the shared memory that is left
-            compiled = {"profile_space": PROFILED, "profile_dir": self.profile}
-        options["compiler_params"] = plgpu.CompilerParams(**compiled)
+        if self.profile:  # a trace needs the shared memory that reductions would have
+            params = plgpu.CompilerParams(profile_space=PROFILED, profile_dir=self.profile)
+        else:
+            params = plgpu.CompilerParams(reduction_scratch_bytes=layout.reduction_bytes)
+        options["compiler_params"] = params
         kernel = plgpu.kernel(
             body, out_type=out, scratch_types=[scratch(layout)], grid=(programs or layout.programs,),
             grid_names=("program",), **options,
