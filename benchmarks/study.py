@@ -16,8 +16,8 @@ beside each other. `--rate=2` takes that factor without any.
 `--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
 against tokens, the losses at each number of evaluations, the scores of `--tasks` (of the first seed, whose files are in
 `--data`), and what the trained field looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
-Several processes can make different rows beside each other on one card: what a training and a pass take is measured
-afterwards, by `benchmarks.study_times`, with the card to itself.
+Several processes can make different rows beside each other on one card (three of the study's size in 140 GB): what a
+training and a pass take is measured afterwards, by `benchmarks.study_times`, with the card to itself.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import run_program
 from benchmarks.options import several
+from benchmarks.study_rows import TUNED_AS
 from benchmarks.study_times import TIMES, training_seconds
 from odelm.config import from_json
 
@@ -40,9 +41,13 @@ def read(folder: Path) -> Runs:
 
 
 def read_times(folder: Path) -> Record:
-    """Returns the seconds of updates and passes of each row, nothing where none were measured."""
+    """Returns the seconds of updates and passes of each row, nothing where none were measured.
+
+    A row that is another trained for longer or shorter has its seconds, if none of its own were measured.
+    """
     file = folder / TIMES
-    return json.loads(file.read_text())["rows"] if file.exists() else {}
+    found = json.loads(file.read_text())["rows"] if file.exists() else {}
+    return {row: found[like] for row, like in TUNED_AS.items() if like in found} | found
 
 
 def with_seconds(runs: Runs, times: Record) -> Runs:

@@ -198,6 +198,13 @@ def test_the_seconds_of_a_training_are_those_of_the_counts_that_it_drew():
     assert list(timed) == ["random"] and timed["random"][0]["curve"][0]["seconds"] == expected
 
 
+def test_a_row_that_is_another_for_longer_has_its_times(tmp_path):
+    (tmp_path / study_times.TIMES).write_text('{"rows": {"unshared": {"pass_s": {"12": 0.005}}}}')
+    assert study_report.read_times(tmp_path) == dict.fromkeys(("unshared", "unshared_half"), {"pass_s": {"12": 0.005}})
+    (tmp_path / study_times.TIMES).write_text('{"rows": {"unshared": {}, "unshared_half": {"pass_s": {}}}}')
+    assert study_report.read_times(tmp_path)["unshared_half"] == {"pass_s": {}}
+
+
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
     (tmp_path / "groups_2_rates_100.json").write_text('{"1": 3.0}')
     (tmp_path / "groups_2_0.json").write_text('{"row": "groups_2"}')
