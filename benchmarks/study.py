@@ -14,8 +14,9 @@ are too high (docs/study.md). The second command makes the trials alone; of diff
 beside each other. `--rate=2` takes that factor without any.
 
 `--out` gets a file for each row's trials, and one for each row and seed: the options, parameters, the held-out losses
-against tokens, the losses at each number of evaluations, the scores of `--tasks` (of the first seed, whose files are in
-`--data`), and what the trained field looks like (`benchmarks.trained_field`). What is in `--out` already is left alone.
+against tokens, jumps of the loss, the losses at each number of evaluations, for the first seed also with matrices of 8
+bits (`--quantize`) and the scores of `--tasks`, whose files are in `--data`, and what the trained field looks like
+(`benchmarks.trained_field`). What is in `--out` already is left alone.
 Several processes can make different rows beside each other on one card (three of the study's size in 140 GB): what a
 training and a pass take is measured afterwards, by `benchmarks.study_times`, with the card to itself.
 """
@@ -28,34 +29,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 import odelm
 from benchmarks import run_program
 from benchmarks.options import one_of, positive, several, whole
+from benchmarks.study_measures import curve_of, measured, records_of, scored, stability_of
 from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
-from odelm.config import Config, default_steps, replace, to_json
+from odelm.config import Config, replace, to_json
 from odelm.errors import Diverged, InputError, RunFailure
-from odelm.evals.compare import Comparison, batches_of
-from odelm.evals.likelihood import Scorer
-from odelm.evals.tasks.evaluate import evaluate
 from odelm.evals.tasks.find import find_tasks
-from odelm.evals.tasks.items import SentencePair
 from odelm.files import write_text
-from odelm.infer.runner import Runner
-from odelm.models.loss import Batch, LossSums, inputs_of, mean_loss, sums_from_hidden
+from odelm.infer.quantized import KINDS
 from odelm.models.parameters import parameters
-from odelm.models.stretches import evaluations_of, in_one_shape
 from odelm.programs.command_line import use_compilation_cache
 from odelm.train.run import train
 
 Record = dict[str, Any]
 Trials = dict[str, float | None]
 """The loss at each factor of the rates; None where training diverged."""
-
-EVALUATIONS = (12, 8, 6, 4, 3, 2)
-"""Of the blocks, the ends included, at which a row is measured where it can be."""
 
 
 def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, updates: int) -> Config:
@@ -144,58 +136,6 @@ def _best(losses: Trials) -> float:
     return min(known, key=lambda rate: known[rate])
 
 
-def curve_of(workdir: Path) -> list[Record]:
-    """Returns the held-out losses of a run against its updates and tokens."""
-    tokens, curve = 0, []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if "tokens_per_s" in record:
-            tokens = record["tokens"]
-        if "eval_loss" in record:
-            curve.append({"update": record["step"], "tokens": tokens, "losses": record["eval_loss"]})
-    return curve
-
-
-def measured(workdir: Path, config: Config, step: int) -> list[Record]:
-    """Returns the losses at each number of evaluations that the model can take."""
-    model, core = config.model, config.model.core
-    counts = [n - model.ends for n in EVALUATIONS]
-    steps = tuple(n for n in counts if 0 < n <= core and n % model.groups == 0)
-    loaded = odelm.load(workdir, step=step)
-    runner = Runner.of(loaded[0])
-    _, batches = batches_of(loaded, Comparison(length=config.train.length), source=workdir, step=step)
-
-    @jax.jit
-    def sums_of(params: Any, plan: Any, batch: Batch) -> LossSums:
-        model = nnx.merge(runner.graph, params)
-        return sums_from_hidden(model, model.run(inputs_of(batch), plan)[0], batch)
-
-    rows = []
-    plans = [runner.plan(n, "euler") for n in steps]
-    for n, plan, alike in zip(steps, plans, in_one_shape(plans), strict=True):  # one program for all
-        found = mean_loss(jax.device_get(sums_of(runner.params, alike, batch)) for batch in batches)
-        rows.append(
-            {
-                "steps": n,
-                "evaluations": evaluations_of(plan),
-                "loss": found.loss,
-                "loss_stderr": found.stderr,
-                "trained": n in config.trained_counts,
-            }
-        )
-    return rows
-
-
-def scored(workdir: Path, names: list[str], data: Path) -> list[Record]:
-    """Returns the rows of the tasks' scores, without those of a group's parts, at the step counts of the report."""
-    model, config, tokenizer = odelm.load(workdir)
-    scorer = Scorer(
-        model, tokenizer, steps=default_steps(config.model), batch_size=256, end_token=config.data.end_token
-    )
-    tasks = [task for task in find_tasks(names, data) if not scorer.masked or task.kind is SentencePair]
-    return [found for found in evaluate(scorer, tasks) if "/" not in found["task"]] if tasks else []
-
-
 def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.Namespace) -> Record:
     """Trains a row with one seed and returns what docs/study.md says of it."""
     config = config_of(row, options, rate=rate, seed=seed, updates=options.updates)
@@ -213,8 +153,9 @@ def run_row(row: str, seed: int, rate: float, trials: Trials, options: argparse.
         "parameters": sum(array.size for array in parameters(model).values()),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "curve": curve_of(workdir),
-        "evaluations": measured(workdir, config, result.step),
+        "curve": curve_of(records_of(workdir)),
+        "stability": stability_of(records_of(workdir)),
+        "evaluations": measured(workdir, config, result.step, options.quantize if seed == 0 else ()),
         "field": field_of(workdir),
         "tasks": [],
         "config": json.loads(to_json(config)),
@@ -235,6 +176,10 @@ def main() -> int:
     parser.add_argument("--tune", action="store_true", help="makes the trials of the rates and nothing else")
     parser.add_argument("--tasks", default=[], type=several(str), help="as of python -m odelm.evals")
     parser.add_argument("--data", type=Path, default=Path(), help="the folder of the tasks' files")
+    kinds = [kind.name for kind in KINDS.values() if kind.inputs != "static"]
+    parser.add_argument(
+        "--quantize", default=[], type=several(one_of(kinds)), help=f"measure losses with these too: {', '.join(kinds)}"
+    )
     parser.add_argument("--shape", choices=SHAPES, default="study", help="tiny: to see that it runs")
     parser.add_argument("--data_dir", default="", help="where prepared text is kept, in place of the usual place")
     parser.add_argument("--work", type=Path, default=Path("runs/study"))

@@ -7,8 +7,8 @@ of its updates without compiling and evaluating. Then held-out losses at each nu
 seeds and half their range, with what a pass takes against that of `--against` at full depth. Then the losses at equal
 time and at equal tokens: each row's last evaluation that comes no later than the end of the shortest row of those
 compared, read from the same curves, in which the learning rate is still falling for the rows that take longer. Then the
-scores of the tasks, and what the fields look like. The plot has the curves of `--rows`, or of all that were timed,
-against the seconds of training.
+scores of the tasks, losses with matrices of 8 bits, how smoothly the rows trained, and what the fields look like. The
+plot has the curves of `--rows`, or of all that were timed, against the seconds of training.
 """
 
 import argparse
@@ -126,6 +126,32 @@ def pass_shares(row: str, runs: Runs, times: Record, against: str) -> dict[int, 
     return {count: value / slowest for count, value in own.items()} if slowest else {}
 
 
+def quantized_table(runs: Runs) -> list[str]:
+    """Returns the lines of the first seeds' losses with matrices of 8 bits, and by how much they exceed those without,
+    in per cent; nothing if there are none."""
+    found = {row: [e for e in records[0]["evaluations"] if "quantized" in e] for row, records in runs.items()}
+    counts = sorted({e["evaluations"] for some in found.values() for e in some}, reverse=True)
+    lines = ["| row | matrices | " + " | ".join(map(str, counts)) + " |", "|---|---|" + "---|" * len(counts)]
+    for row, some in found.items():
+        for kind in some[0]["quantized"] if some else ():
+            more = {e["evaluations"]: (e["quantized"][kind], e["quantized"][kind] / e["loss"] - 1) for e in some}
+            cells = [f"{more[n][0]:.3f} ({100 * more[n][1]:+.2f})" if n in more else "" for n in counts]
+            lines.append(f"| {row} | {kind} | " + " | ".join(cells) + " |")
+    return lines if counts else []
+
+
+def stability_table(runs: Runs) -> list[str]:
+    """Returns the lines of how smoothly the rows trained, the most of any seed; nothing if none was recorded."""
+    found = {row: [r["stability"] for r in records if "stability" in r] for row, records in runs.items()}
+    lines = ["| row | updates skipped | jumps of the loss | largest norm of the gradients |", "|---|---|---|---|"]
+    for row, some in found.items():
+        if some:
+            skipped, jumps = (max(one[name] for one in some) for name in ("skipped", "jumps"))
+            norms = [norm for one in some if (norm := one["largest_gradient_norm"]) is not None]
+            lines.append(f"| {row} | {skipped} | {jumps} | {f'{max(norms):.2f}' if norms else ''} |")
+    return lines if any(found.values()) else []
+
+
 def equal_table(runs: Runs, by: str) -> list[str]:
     """Returns the lines of the losses at the end of the shortest row, by "seconds" or "tokens"."""
     end = min(records[0]["curve"][-1][by] for records in runs.values())
@@ -235,8 +261,10 @@ def main() -> None:
         parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     parts = [sizes_table(runs, timed), losses_table(runs, times, options.against)]
     parts += [equal_table(timed, "seconds")] if timed else []
-    for part in (*parts, equal_table(runs, "tokens"), tasks_table(runs), field_table(runs)):
-        print("\n".join(part) + "\n")
+    parts += [equal_table(runs, "tokens"), tasks_table(runs), quantized_table(runs), stability_table(runs)]
+    for part in (*parts, field_table(runs)):
+        if part:
+            print("\n".join(part) + "\n")
     if options.plot:
         plot({row: timed[row] for row in options.rows or timed}, options.plot)
 

@@ -102,9 +102,14 @@ def in_float32(
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
 PLAIN, ROUNDED, WARPS = dict(readout_bits=16), dict(readout_bits=8, by_warps=False), dict(by_warps=True)
+ATTENTION = dict(attends_by_warps=True)
 CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
 CASES += [("small", True, ROUNDED), ("narrow", True, ROUNDED), ("parallel", False, ROUNDED)]
 CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
+CASES += [(name, True, ATTENTION) for name in ("small", "parallel", "kv_heads", "parallel, wide")]
+SEVERAL = [("parallel", 2), ("ends", 8), ("parallel", 8), ("swiglu", 3), ("medium", 4), ("narrow", 5)]
+SEVERAL += [("parallel", 32), ("ends", 9), ("narrow", 17), ("medium", 16)]
+"""Models, and rows of the batch."""
 
 
 @pytest.mark.parametrize(("name", "persistent", "options"), CASES)
@@ -133,17 +138,18 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, options, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "persistent"),
-    [("parallel", 2, True), ("ends", 8, True), ("parallel", 8, True), ("swiglu", 3, True), ("medium", 4, True)]
-    + [("narrow", 5, True), ("parallel", 2, False), ("parallel", 32, True), ("ends", 9, True), ("narrow", 17, True)]
-    + [("medium", 16, True), ("parallel", 32, False)],
+    ("name", "rows", "persistent", "options"),
+    [(*one, True, {}) for one in SEVERAL]
+    + [("parallel", 2, False, {}), ("parallel", 32, False, {})]
+    + [(*one, True, ATTENTION) for one in SEVERAL],
 )
-def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, monkeypatch):
+def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, options, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
     exact = model_of(**MODELS[name])
     runner, steps = Runner.of(with_dtype(exact, "bfloat16")), exact.config.core // 2
     plan = runner.model.plan(steps=steps)
-    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, rows=rows))
+    kernels = Kernels(layout_of(runner.model.config, plan, PROMPT + NEW - 1, rows=rows, **options))
+    assert all(getattr(kernels.layout, option) == value for option, value in options.items())
     lengths = np.array(4 * [PROMPT, 37, 64, 65, 1, PROMPT, 99, 20])[:rows]
 
     @jax.jit

@@ -31,10 +31,12 @@ class Warps:
 
     def do(self, operation: str, given: list[str], chosen: np.ndarray) -> None:
         kind = operation.split(".")[0]
-        if kind in ("ld", "ldmatrix"):
-            load = self.rows if kind == "ldmatrix" else self.words
-            found = load(self.address(given[1]))
+        if kind == "ldmatrix":
+            found = self.rows(self.address(given[1]), turned=".trans." in operation)
             self.registers |= zip(names(given[0]), found[:2] if ".x2." in operation else found, strict=True)
+        elif kind == "ld":
+            words = self.words(self.address(given[1]), len(names(given[0])))
+            self.registers |= zip(names(given[0]), words, strict=True)
         elif kind == "st":
             of = self.registers[given[1]]
             for at, value in zip(self.address(given[0])[chosen], of[chosen], strict=True):
@@ -58,17 +60,18 @@ class Warps:
         register, *more = text.strip("[]").split(" + ")
         return self.registers[register].astype(np.int64) + sum(map(int, more))
 
-    def words(self, address: np.ndarray) -> list[np.ndarray]:
-        assert (address % 16 == 0).all()
-        found = [self.memory[at : at + 16].view(np.uint32) for at in address]
+    def words(self, address: np.ndarray, count: int) -> list[np.ndarray]:
+        assert (address % (4 * count) == 0).all()
+        found = [self.memory[at : at + 4 * count].view(np.uint32) for at in address]
         return list(np.stack(found, axis=1))
 
-    def rows(self, address: np.ndarray) -> list[np.ndarray]:
+    def rows(self, address: np.ndarray, *, turned: bool) -> list[np.ndarray]:
         """8 x 8 matrices, four for each warp: the lanes of each eighth say where the rows of one are."""
         found = np.empty((4, THREADS), np.uint32)
         for warp, number in np.ndindex(4, 4):
             first = 32 * warp + 8 * number
-            matrix = np.stack([self.memory[at : at + 16].view(np.uint32) for at in address[first : first + 8]])
+            matrix = np.stack([self.memory[at : at + 16].view(np.uint16) for at in address[first : first + 8]])
+            matrix = np.ascontiguousarray(matrix.T if turned else matrix).view(np.uint32)
             found[number, 32 * warp : 32 * warp + 32] = matrix[ROW, QUARTER]
         return list(found)
 
@@ -101,8 +104,6 @@ def one(x: np.ndarray) -> np.ndarray:
 
 
 COMPUTED = {
-    "mov.f32": lambda x: x,
-    "add.f32": lambda x, y: x + y,
     "add.u32": lambda x, y: x + y,
     "and.b32": lambda x, y: x & y,
     "xor.b32": lambda x, y: x ^ y,
@@ -117,6 +118,27 @@ COMPUTED = {
     "mad.lo.u32": lambda x, y, z: x * y + z,
     "cvt.rn.bf16x2.f32": pair,
     "cvt.rn.bf16.f32": one,
+}
+
+
+def real(x: object) -> np.ndarray:
+    """Returns the numbers of float32 whose bits a register has."""
+    x = np.asarray(x)
+    return x.view(np.float32) if x.dtype == np.uint32 else x
+
+
+COMPUTED |= {
+    "mov.f32": real,
+    "mov.b32": lambda x: x,
+    "add.f32": lambda x, y: real(x) + real(y),
+    "sub.f32": lambda x, y: real(x) - real(y),
+    "mul.f32": lambda x, y: real(x) * real(y),
+    "max.f32": lambda x, y: np.maximum(real(x), real(y)),
+    "fma.rn.f32": lambda x, y, z: real(x) * real(y) + real(z),
+    "ex2.approx.f32": lambda x: np.exp2(real(x)),
+    "setp.eq.u32": lambda x, y: x == y,
+    "setp.lt.s32": lambda x, y: x.astype(np.int32) < y.astype(np.int32),
+    "selp.b32": lambda x, y, chosen: np.where(chosen, x, y),
 }
 
 

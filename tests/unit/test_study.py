@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import study, study_report, study_times, trained_field
+import odelm
+from benchmarks import study, study_measures, study_report, study_times, trained_field
 from benchmarks.study_rows import base
 from odelm.config import to_json
 from odelm.errors import Diverged, InputError, RunFailure
@@ -196,6 +198,40 @@ def test_the_seconds_of_a_training_are_those_of_the_counts_that_it_drew():
     timed = study_report.with_seconds({"random": [record], "untimed": [record]}, times)
     expected = sum({12: 1000, 6: 100, 4: 10, 3: 1}[count] for count in drawn)
     assert list(timed) == ["random"] and timed["random"][0]["curve"][0]["seconds"] == expected
+
+
+def test_losses_of_all_counts_are_those_of_their_passes(make_model, tokens):
+    model = make_model(kind="decoder", depth=4)
+    weights = np.ones(tokens.shape, np.float32)
+    batch = {"tokens": tokens, "targets": tokens[:, ::-1], "weights": weights}
+    for one in (model, odelm.quantize(model, "int8")):
+        for n, (evaluations, found) in zip((4, 2), study_measures.losses_of(one, (4, 2), [batch]), strict=True):
+            logits = jax.nn.log_softmax(one(tokens, steps=n))
+            expected = -jnp.take_along_axis(logits, batch["targets"][..., None], 2).mean()
+            assert evaluations == n
+            np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+
+
+def test_losses_with_matrices_of_8_bits_are_beside_the_others():
+    measured = [{"evaluations": n, "loss": 2.0, "quantized": {"int8": 2.0 + 0.01 * n}} for n in (12, 3)]
+    runs = {"best": [{"evaluations": measured}], "fixed": [{"evaluations": [{"evaluations": 12, "loss": 3.0}]}]}
+    assert study_report.quantized_table(runs)[2:] == ["| best | int8 | 2.120 (+6.00) | 2.030 (+1.50) |"]
+    assert study_report.quantized_table({"fixed": runs["fixed"]}) == []
+
+
+def test_jumps_and_skipped_updates_of_a_run_are_counted():
+    def record(loss: float, **more):
+        return {"tokens_per_s": 1.0, "tokens": 10, "step": 1, "loss": loss, "gradient_norm": 1.0} | more
+
+    records = [record(3.0, gradient_norm=9.0), *[record(3.0) for _ in range(12)], record(3.5, gradient_norm=4.0)]
+    records += [{"step": 2, "eval_loss": {"12": 3.2}}, record(3.0, skipped=2), record(3.0, gradient_norm=None)]
+    found = study_measures.stability_of(records)
+    assert found == {"skipped": 2, "jumps": 1, "largest_gradient_norm": 4.0}
+    runs = {"best": [{"stability": found}, {"stability": found | {"skipped": 3}}], "old": [{}]}
+    assert study_report.stability_table(runs)[2:] == ["| best | 3 | 1 | 4.00 |"]
+    alone = {"best": [{"stability": found | {"largest_gradient_norm": None}}]}
+    assert study_report.stability_table(alone)[2:] == ["| best | 2 | 1 |  |"]
+    assert study_report.stability_table({"old": [{}]}) == []
 
 
 def test_a_row_that_is_another_for_longer_has_its_times(tmp_path):

@@ -10,6 +10,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from odelm.models.kernels.attend_by_warps import ByWarps, Running
+from odelm.models.kernels.chunks import AHEAD, PARTS, count_of, fetch, load_part_ahead, part_of, send
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.marked import COLUMN, ROW
 from odelm.models.kernels.plain import put, vector
@@ -18,30 +20,6 @@ from odelm.models.kernels.tokens import Token, Tokens
 
 LEAST = -1e30
 """The score of a position that is not attended to."""
-PARTS = ("keys", "values", "hidden")
-"""The parts of a chunk of places that are copied, each with a barrier of its own."""
-Running = tuple[jax.Array, jax.Array, jax.Array]
-"""Of each place within a chunk, over the chunks so far: the largest score (chunk,), the sum of exp(score - largest)
-(chunk,), and the values (chunk, K) weighted by the same. What the places have is added up once, after the last chunk:
-threads wait for each other to do it, which took longer than all else of a chunk."""
-
-
-def send_for_memory(program: Program, token: Token | Tokens, step: jax.Array) -> None:
-    """Starts to copy the first chunks of keys and values that this program will read in `attend`."""
-    program.see_stores()
-    _send(program, token, step, program.me)
-
-
-def _send(program: Program, token: Token | Tokens, step: jax.Array, item: jax.Array) -> None:
-    """Starts to copy the first chunks of a part of attention, if there is such a part."""
-    layout = program.layout
-    row, head, c = _part(layout, item)
-    for slot in range(layout.chunk_places):
-        start = (slot * layout.chunk_splits + c) * layout.chunk
-
-        @pl.when((item < layout.attended) & (start < token.of(row).place))
-        def send(slot: int = slot, start: jax.Array = start) -> None:
-            _fetch(program, step, row, start, head // (layout.heads // layout.kv_heads), slot)
 
 
 def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
@@ -54,35 +32,38 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
     layout, C = program.layout, program.layout.chunk_splits
 
     def work(number: Any, item: jax.Array) -> None:
-        row, head, c = _part(layout, item)
+        row, head, c = part_of(layout, item)
         place, sharing = token.of(row).place, layout.heads // layout.kv_heads
         group = head // sharing
         mark = program.mark(token, step)
         places = [("qkv", row, of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
-        query, key, value = program.receive(*places, mark=mark, layout=COLUMN)
+        query, key, value = program.receive(*places, mark=mark, layout=COLUMN, together=layout.several)
         new = key.astype(layout.dtype), value.astype(layout.dtype)
         key, value = (x.astype(jnp.float32) for x in new)
+        if layout.attended > AHEAD * layout.programs:
+            load_part_ahead(program, token, step, number + AHEAD)
         own, first = jnp.where(c == 0, jnp.sum(query * key), LEAST), (c == 0).astype(jnp.float32)
-        count = jnp.maximum(pl.cdiv(pl.cdiv(place, layout.chunk) - c, C), 0)
-        queries = lax.broadcast_in_dim(query, (layout.chunk, layout.head_size), (1,))
+        count = count_of(layout, place, c)
+        attends_by_warps = layout.attends_by_warps and program.shares_work
+        way = ByWarps(program, query, LEAST) if attends_by_warps else _ByPlaces(layout, query)
 
-        def fetch(i: Any, slot: Any, *names: str) -> None:
-            pl.when(i < count)(lambda: _fetch(program, step, row, (i * C + c) * layout.chunk, group, slot, *names))
+        def fetch_chunk(i: Any, slot: Any, *names: str) -> None:
+            pl.when(i < count)(lambda: fetch(program, step, row, (i * C + c) * layout.chunk, group, slot, *names))
 
         def chunk(i: jax.Array, running: Running) -> Running:
             part = (i * C + c) * layout.chunk, place
             if not layout.several:
-                pl.when((i > 0) | (number > 0))(lambda: _fetch(program, step, row, part[0], group))
-                return _with_chunk(program, part, queries, running)
+                pl.when((i > 0) | (number > 0))(lambda: fetch(program, step, row, part[0], group))
+                return _with_chunk(program, way, part, running)
             slot = lax.rem(i, layout.chunk_places)
-            following = partial(fetch, i + layout.chunk_places, slot)
-            return _with_chunk(program, part, queries, running, slot, following)
+            following = partial(fetch_chunk, i + layout.chunk_places, slot)
+            return _with_chunk(program, way, part, running, slot, following)
 
         with jax.named_scope("chunks"):
-            running = lax.fori_loop(0, count, chunk, _nothing(layout))
+            running = lax.fori_loop(0, count, chunk, way.nothing())
         if layout.several and layout.attended > layout.programs:  # on its way while this part is added up
-            _send(program, token, step, item + layout.programs)
-        top, total, context = _added_up(running, own, first, value)
+            send(program, token, step, item + layout.programs)
+        top, total, context = _with_own(way.added_up(running), own, first, value)
         here = (row, c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
@@ -98,69 +79,71 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
     program.share(layout.attended, work)
 
 
-def _part(layout: Layout, item: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-    """Returns, for a part of attention, its row, its head, and its number among the head's programs."""
-    C, H = layout.chunk_splits, layout.heads
-    if not layout.several:
-        return 0, item // C, lax.rem(item, C)
-    return jnp.minimum(item // (H * C), layout.rows - 1), lax.rem(item // C, H), lax.rem(item, C)
-
-
-def _fetch(
-    program: Program, step: jax.Array, row: Any, start: jax.Array, group: jax.Array, slot: Any = 0, *names: str
-) -> None:
-    """Starts to copy the parts in `names`, or all `PARTS`, of the chunk of a row's places from `start` on."""
-    layout, near, arrival = program.layout, program.near, program.near["memory_arrival"]
-    here = (step, row, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
-    hidden = program.vectors["hidden"].at[row, pl.ds(start, layout.chunk)]
-    of = {"keys": program.keys.at[here], "values": program.values.at[here], "hidden": hidden}
-    for name in names or PARTS:
-        plgpu.copy_gmem_to_smem(of[name], near[name].at[slot], arrival.at[slot * len(PARTS) + PARTS.index(name)])
-
-
-def _nothing(layout: Layout) -> Running:
-    """Returns the running average before the first chunk."""
-    empty = plgpu.layout_cast(jnp.zeros((layout.chunk, layout.head_size), jnp.float32), plgpu.Layout.WGMMA)
-    numbers = plgpu.layout_cast(jnp.zeros((layout.chunk,), jnp.float32), ROW)
-    return numbers + LEAST, numbers, empty
-
-
-def _added_up(
-    running: Running, own: jax.Array, first: jax.Array, value: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the largest score, the sum of exp(score - largest), and the values (K,) weighted by the same, over all
-    places and the new one, whose score is `own`; `first` is 1 in the program that has it, else 0."""
-    top, total, context = running
-    largest = jnp.maximum(jnp.max(top), own)
+def _with_own(found: Running, own: jax.Array, first: jax.Array, value: jax.Array) -> Running:
+    """Returns what the places have together (`added_up`), with the new place, whose score is `own`; `first` is 1 in the
+    program that has it, else 0."""
+    top, total, context = found
+    largest = jnp.maximum(top, own)
     share, mine = jnp.exp(top - largest), first * jnp.exp(own - largest)
-    context = jnp.sum(context * lax.broadcast_in_dim(share, context.shape, (0,)), axis=0)
-    return largest, jnp.sum(total * share) + mine, context + value * mine
+    return largest, total * share + mine, context * share + value * mine
+
+
+class _ByPlaces:
+    """Of each place within a chunk, over the chunks so far: the largest score (chunk,), the sum of exp(score - largest)
+    (chunk,), and the values (chunk, K) weighted by the same. What the places have is added up once, after the last
+    chunk: threads wait for each other to do it, which took longer than all else of a chunk."""
+
+    def __init__(self, layout: Layout, query: jax.Array):
+        self.layout = layout
+        self.queries = lax.broadcast_in_dim(query, (layout.chunk, layout.head_size), (1,))
+
+    def nothing(self) -> Running:
+        """Returns the running average before the first chunk."""
+        empty = plgpu.layout_cast(jnp.zeros(self.queries.shape, jnp.float32), plgpu.Layout.WGMMA)
+        numbers = plgpu.layout_cast(jnp.zeros((self.layout.chunk,), jnp.float32), ROW)
+        return numbers + LEAST, numbers, empty
+
+    def scores(self, near: dict[str, Any], start: jax.Array, end: jax.Array) -> jax.Array:
+        """Returns the scores of a chunk that is in shared memory, from the place `start` on; `LEAST` from `end` on."""
+        found = jnp.sum(near["keys"][...].astype(jnp.float32) * self.queries, axis=1) + vector(near["hidden"])
+        places = start + plgpu.broadcasted_iota(jnp.int32, (self.layout.chunk,), 0, layout=ROW)
+        return jnp.where(places < end, found, LEAST)
+
+    def with_values(self, near: dict[str, Any], scores: jax.Array, running: Running) -> Running:
+        """Returns the running average after adding a chunk, whose values are in shared memory."""
+        top, total, context = running
+        new, shape = jnp.maximum(top, scores), self.queries.shape
+        weights, kept = jnp.exp(scores - new), jnp.exp(top - new)
+        weighted = near["values"][...].astype(jnp.float32) * lax.broadcast_in_dim(weights, shape, (0,))
+        return new, total * kept + weights, context * lax.broadcast_in_dim(kept, shape, (0,)) + weighted
+
+    def added_up(self, running: Running) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the largest score, the sum of exp(score - largest), and the values (K,) weighted by the same, over
+        all places."""
+        top, total, context = running
+        largest = jnp.max(top)
+        share = jnp.exp(top - largest)
+        context = jnp.sum(context * lax.broadcast_in_dim(share, context.shape, (0,)), axis=0)
+        return largest, jnp.sum(total * share), context
 
 
 def _with_chunk(
     program: Program,
+    way: _ByPlaces | ByWarps,
     part: tuple[jax.Array, jax.Array],
-    queries: jax.Array,
     running: Running,
     slot: Any = 0,
     following: Callable[..., None] = lambda *names: None,
 ) -> Running:
     """Returns the running average after adding a chunk that is being copied: of its places, from the first number of
-    `part` on, those before the second; `queries` is the query, once for each place. Calls `following` with names of
-    `PARTS` as soon as these have been read."""
-    layout, near = program.layout, {name: program.near[name].at[slot] for name in PARTS}
+    `part` on, those before the second. Calls `following` with names of `PARTS` as soon as these have been read."""
+    near = {name: program.near[name].at[slot] for name in PARTS}
     arrival = {name: program.near["memory_arrival"].at[slot * len(PARTS) + i] for i, name in enumerate(PARTS)}
-    top, total, context = running
     plgpu.barrier_wait(arrival["keys"])
-    scores = jnp.sum(near["keys"][...].astype(jnp.float32) * queries, axis=1)
     plgpu.barrier_wait(arrival["hidden"])
-    scores = scores + vector(near["hidden"])
+    scores = way.scores(near, *part)
     following("keys", "hidden")
-    seen = part[0] + plgpu.broadcasted_iota(jnp.int32, (layout.chunk,), 0, layout=ROW) < part[1]
-    scores = jnp.where(seen, scores, LEAST)
-    new = jnp.maximum(top, scores)
-    weights, kept = jnp.exp(scores - new), jnp.exp(top - new)
     plgpu.barrier_wait(arrival["values"])
-    weighted = near["values"][...].astype(jnp.float32) * lax.broadcast_in_dim(weights, queries.shape, (0,))
+    running = way.with_values(near, scores, running)
     following("values")
-    return new, total * kept + weights, context * lax.broadcast_in_dim(kept, queries.shape, (0,)) + weighted
+    return running

@@ -50,7 +50,7 @@ def put_pairs(x: jax.Array, ref: Ref, layout: Any) -> None:
     def write(context: Any, x: Any, ref: Any) -> None:
         del context
         mosaic.warpgroup_barrier()
-        base = _address(ref)
+        base = shared_address(ref)
         for places, register in zip(x.layout.thread_idxs(x.shape), x.registers.flat, strict=True):
             numbers = [_element(register, i) for i in range(register.type.shape[0])]
             place = arith.index_cast(_i32(), places[0])
@@ -78,9 +78,9 @@ def product(matrices: Sequence[Ref], pairs: Ref, inputs: int) -> jax.Array:
     def multiply(context: Any, pairs: Any, *matrices: Any) -> Any:
         del context
         mosaic.warpgroup_barrier()
-        given = [_address(matrix) for matrix in matrices]
+        given = [shared_address(matrix) for matrix in matrices]
         results = dict(result_types=[ir.F32Type.get()] * 2, has_side_effects=True, **CONVERGENT)
-        return _rows(mosaic.inline_ptx(product_text(widths), _address(pairs), thread(), *given, **results))
+        return _rows(mosaic.inline_ptx(product_text(widths), shared_address(pairs), thread(), *given, **results))
 
     types = (plgpu.RefType(), *[PLACED] * len(matrices))
     shape = plgpu.ShapeDtypeStruct((ROWS,), jnp.float32, layout=ROW)
@@ -145,7 +145,7 @@ def _rows(found: Sequence[Any]) -> Any:
     return FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
 
 
-def _address(ref: Any) -> Any:
+def shared_address(ref: Any) -> Any:
     """Returns the address of an array in shared memory."""
     return llvm.ptrtoint(_i32(), mosaic.memref_ptr(ref))
 

@@ -6,9 +6,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from odelm.models.kernels.arrays import exchanged
-from odelm.models.kernels.attend import send_for_memory
 from odelm.models.kernels.choice import drain_readout, send_for_readout, settle
 from odelm.models.kernels.choice_rows import all_ended, choose_rows, read_out_rows
+from odelm.models.kernels.chunks import load_memory_ahead, send_for_memory
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.launches import by_launches, by_launches_of_rows, read_out_of
 from odelm.models.kernels.layout import Layout
@@ -142,12 +142,14 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
         return met + layout.participants(*names)
 
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
-        for phase, names in phases.items():
+        for place, (phase, names) in enumerate(phases.items()):
             here = program.with_opaque_numbers()
             with jax.named_scope(phase.__name__.strip("_")):
                 phase(here, token, number)
             if not program.marked:
                 program.arrive(here.has(*names))
+            if place == 0:  # not before it: of several rows, it is the phase that all programs wait for
+                load_memory_ahead(here, token, number)
             if not names:
                 pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
             if "down" in names:

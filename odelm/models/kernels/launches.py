@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from odelm.models.kernels.attend import attend, send_for_memory
+from odelm.models.kernels.attend import attend
 from odelm.models.kernels.choice import choose, read_out, send_for_readout
 from odelm.models.kernels.choice_rows import choose_rows, read_out_rows
+from odelm.models.kernels.chunks import send_for_memory
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.phases import gather_last, moved, phases_of

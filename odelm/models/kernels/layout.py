@@ -37,6 +37,11 @@ SHARED_BYTES, SPARE_BYTES = 232_448, 6_144
 """Shared memory that a program of a Hopper card may have, and the part of it left for reductions and barriers."""
 REDUCTION_BYTES = (8_192, 4_096, 2_048)
 """Sizes of the memory for reductions, of which a program has the first that fits; `SPARE_BYTES` has the last."""
+PAIRED_ROWS = 5
+"""From so many rows on, results are published by twos (`pairs`): 8 rows were faster, 4 slower than in another call."""
+GATHERED = 264
+"""Numbers of float32 in shared memory through which warps add up what they have of attention: 64 values of each of
+four warps, and two more of each."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be in flight or in use; the most for which there is shared memory."""
 WIDEST = 1024
@@ -100,6 +105,10 @@ class Layout:
     """Whether each warp multiplies its own rows of a block's matrices (`odelm.models.kernels.by_warps`); only in
     bfloat16, and where the readout is rounded, since a readout of 16 bits needs another right side, for which there
     would be no room."""
+
+    attends_by_warps: bool = False
+    """Whether each warp attends to its own places (`odelm.models.kernels.attend_by_warps`); only with chunks of 64
+    places, heads of 64 numbers and bfloat16, and only where one launch computes all phases."""
 
     @property
     def several(self) -> bool:
@@ -275,7 +284,7 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    chosen |= dict(readout_bits=8, by_warps=True, pairs=options.get("rows", 1) > COLUMNS)
+    chosen |= dict(readout_bits=8, by_warps=True, pairs=options.get("rows", 1) >= PAIRED_ROWS)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
@@ -287,6 +296,10 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
     if not layout.rounded or layout.dtype != jnp.bfloat16 or layout.out_slice % THREADS:
         options["by_warps"] = False
+    if layout.dtype != jnp.bfloat16 or (layout.chunk, layout.head_size) != (CHUNK, ROWS):
+        options["attends_by_warps"] = False
+    if not layout.several and layout.longest < GATHERED:  # they are where the state is
+        options["attends_by_warps"] = False
     rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
     if layout.several:
         # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.

@@ -104,10 +104,10 @@ _STORE = "{ .reg .b64 word; mov.b64 word, {$1, $2}; st.relaxed.gpu.global.b64 [$
 _STORE_MINE = "{ .reg .b64 word; mov.b64 word, {$1, $2}; @$3 st.relaxed.gpu.global.b64 [$0], word; }"
 
 
-def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
+def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None, *, together: bool = False) -> list[jax.Array]:
     """Returns float32 (n,) of each of `refs` of the same n, as soon as all of them have the mark; in a layout, by
     default that in which each number is held once. The array expected last should be the last of `refs`: until it is
-    complete, only it is read."""
+    complete, only it is read, unless all are read `together`, which takes less time where they are there already."""
     n = refs[-1].shape[0]
     places = strided(n) if layout is None else layout
     shape = plgpu.ShapeDtypeStruct((n,), jnp.float32, layout=places)
@@ -115,14 +115,13 @@ def read_marked(refs: Sequence[Ref], mark: jax.Array, layout: Any = None) -> lis
     def read(context: Any, *arguments: Any) -> Any:
         del context
         *given, mark = arguments
-        return _read(given, n, places, mark.registers.item())
+        return _read(given, n, places, mark.registers.item(), together=together)
 
     types = (*[plgpu.RefType()] * len(refs), plgpu.Layout.WG_SPLAT)
     return list(plgpu.inline_mgpu(arg_types=types, return_type=(shape,) * len(refs))(read)(*refs, mark))
 
 
-def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
-
+def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any, *, together: bool) -> Any:
     layout = layout.to_mgpu()
     starts = [places[0] for places in layout.thread_idxs((n,))]
     shape = layout.registers_shape((n,))
@@ -130,7 +129,7 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
     bases = [address(mosaic.memref_ptr(ref), starts[0]) for ref in refs]
     step = n // len(starts)  # from the numbers of one register to those of the next
     count = len(refs) * len(starts) * length
-    text = loop_text(len(refs), len(starts), length, step, outputs=count)
+    text = loop_text(len(refs), len(starts), length, step, outputs=count, together=together)
     found = mosaic.inline_ptx(text, *bases, mark, result_types=[ir.F32Type.get()] * count, has_side_effects=True)
     arrays = []
     for r in range(len(refs)):
@@ -143,9 +142,9 @@ def _read(refs: Sequence[Any], n: int, layout: Any, mark: Any) -> Any:
     return tuple(arrays)
 
 
-def loop_text(refs: int, registers: int, length: int, step: int, outputs: int) -> str:
-    """Returns PTX that reads words until all have the mark, at first only those of the last array: `length` words
-    beside each other for each of so many registers, which are `step` words apart."""
+def loop_text(refs: int, registers: int, length: int, step: int, outputs: int, *, together: bool = False) -> str:
+    """Returns PTX that reads words until all have the mark, at first only those of the last array unless `together`:
+    `length` words beside each other for each of so many registers, which are `step` words apart."""
 
     def load(ref: int) -> list[str]:
         lines = []
@@ -164,12 +163,14 @@ def loop_text(refs: int, registers: int, length: int, step: int, outputs: int) -
             lines.append(f"mov.b64 {{${word}, m}}, w{word}; xor.b32 m, m, ${outputs + refs}; or.b32 all, all, m;")
         return lines
 
-    last = ["alone:", *load(refs - 1), "mov.b32 all, 0;", *check(refs - 1), "setp.ne.b32 wrong, all, 0;"]
-    rest = ["each:", *[line for ref in range(refs - 1) for line in load(ref)], "mov.b32 all, 0;"]
-    rest += [line for ref in range(refs - 1) for line in check(ref)]
-    lines = [f".reg .b64 w<{outputs}>; .reg .b32 m, all; .reg .pred wrong;", *last, "@wrong bra alone;"]
-    if refs > 1:
-        lines += [*rest, "setp.ne.b32 wrong, all, 0;", "@wrong bra each;"]
+    def until_all(name: str, some: range) -> list[str]:
+        lines = [f"{name}:", *[line for ref in some for line in load(ref)], "mov.b32 all, 0;"]
+        lines += [line for ref in some for line in check(ref)]
+        return [*lines, "setp.ne.b32 wrong, all, 0;", f"@wrong bra {name};"] if some else []
+
+    first = refs if together else 1
+    lines = [f".reg .b64 w<{outputs}>; .reg .b32 m, all; .reg .pred wrong;"]
+    lines += [*until_all("last", range(refs - first, refs)), *until_all("others", range(refs - first))]
     return "{ " + "\n".join(lines) + " }"
 
 

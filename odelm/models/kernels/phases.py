@@ -23,12 +23,11 @@ from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.marked import strided
 from odelm.models.kernels.plain import vector
 from odelm.models.kernels.program import Fill, Program
-from odelm.models.kernels.several import across, beside, by_column, total
-from odelm.models.kernels.tokens import Token, Tokens
+from odelm.models.kernels.several import across, beside, by_column, columns_at, total
+from odelm.models.kernels.tokens import TEXTS, Newest, Tokens
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
-Newest = Token | Tokens
 Phase = Callable[[Program, Any, Step], Any]
 
 
@@ -123,6 +122,9 @@ def enter(program: Program, token: Newest, step: Step) -> None:
 
 def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
     """Returns the cosines or sines of the tokens' positions, in the shape of a product's result."""
+    if isinstance(token, Tokens) and p.marked:
+        positions = token.texts.at[TEXTS.index("position")]
+        return columns_at(p.vectors[name], positions, token.number, p.layout.columns)
     found = [vector(p.vectors[name].at[token.of(row).position]) for row in range(p.layout.rows)]
     return by_column(found) if p.layout.several else found[0]
 

@@ -3,7 +3,7 @@ matrices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -31,7 +31,8 @@ Fill = Callable[[jax.Array, int], None]
 """Writes a number of inputs, from an offset on, as the right side of a product."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
-Places = Callable[[int], list[tuple[Any, ...]]]
+Place = tuple[Any, ...]
+Places = Callable[[int], list[Place]]
 """Returns, for a row of the batch, the places (name, row, *place) of vectors that were published for it."""
 Store = Callable[..., None]
 """Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
@@ -109,12 +110,13 @@ class Program:
             for row in range(self.layout.rows):
                 put(column_of(x, row), self.between[name].at[(row, *place)])
 
-    def receive(self, *places: tuple[Any, ...], mark: jax.Array, layout: Any = None) -> list[jax.Array]:
+    def receive(self, *places: Place, mark: jax.Array, layout: Any = None, together: bool = False) -> list[jax.Array]:
         """Returns published vectors of one length, from (name, row, *place) each; the one expected last should be the
-        last of `places`. They are float32, or bfloat16 where they were published by twos."""
+        last of `places`, unless all are read `together`. Float32, or bfloat16 where they were published by twos."""
         refs = [self.place(*one) for one in places]
         if self.marked:
-            return (read_paired if self.paired(places[0][0]) else read_marked)(refs, mark, layout)
+            read = read_paired if self.paired(places[0][0]) else partial(read_marked, together=together)
+            return read(refs, mark, layout)
         return [ref[...] if layout is None else vector(ref, layout) for ref in refs]
 
     def take_received(self, places: Places, finish: Callable[..., jax.Array], size: int, *, mark: jax.Array) -> None:

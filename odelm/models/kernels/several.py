@@ -13,9 +13,10 @@ from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.mosaic.gpu.utils import dtype_to_ir_type
 from jax.experimental.pallas import mosaic_gpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith
+from jaxlib.mlir.dialects import arith, llvm, vector
 
 from odelm.models.kernels.layout import COLUMNS, ROWS, THREADS
+from odelm.models.kernels.signals import mosaic
 
 plgpu: Any = mosaic_gpu
 Ref = Any
@@ -58,6 +59,35 @@ def by_column(vectors: list[jax.Array]) -> jax.Array:
             found = jnp.where(column == number, lax.broadcast_in_dim(x, shape, (0,)), found)
         groups.append(found)
     return beside_each_other(groups)
+
+
+def columns_at(table: Ref, places: Ref, more: jax.Array, columns: int) -> jax.Array:
+    """Returns float32 (`ROWS`, columns), the n-th column of which is the row `places[n] + more` of a table (S, `ROWS`).
+
+    `by_column` of as many vectors is several operations for each of them, and Pallas infers layouts for every
+    operation, which takes most of the time of compiling.
+    """
+
+    def gather(context: Any, table: Any, places: Any, more: Any) -> Any:
+        del context
+        layout, f32, i32 = plgpu.Layout.WGMMA.to_mgpu(), ir.F32Type.get(), ir.IntegerType.get_signless(32)
+        (rows, start), number = (mosaic.memref_ptr(ref) for ref in (table, places)), more.registers.item()
+        two = ir.VectorType.get((2,), f32)
+        registers = np.empty(layout.registers_shape((ROWS, columns)), dtype=object)
+        starts = layout.thread_idxs((ROWS, columns))
+        for index, (row, column) in zip(np.ndindex(registers.shape), starts, strict=True):
+            found = []
+            for i in range(2):
+                its = arith.addi(arith.index_cast(i32, column), arith.constant(i32, i))
+                place = arith.addi(llvm.load(i32, mosaic.getelementptr(start, [its], i32)), number)
+                of = arith.addi(arith.muli(place, arith.constant(i32, ROWS)), arith.index_cast(i32, row))
+                found.append(llvm.load(f32, mosaic.getelementptr(rows, [of], f32)))
+            registers[index] = vector.from_elements(two, found)
+        return FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
+
+    types = plgpu.RefType(), plgpu.RefType(), plgpu.Layout.WG_SPLAT
+    shape = plgpu.ShapeDtypeStruct((ROWS, columns), jnp.float32, layout=plgpu.Layout.WGMMA)
+    return plgpu.inline_mgpu(arg_types=types, return_type=shape)(gather)(table, places, more)
 
 
 def by_groups(work: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

@@ -40,6 +40,7 @@ class Tokens:
         return Token(word, position + self.number, place + self.number, self.number)
 
 
+Newest = Token | Tokens
 TEXTS = ("word", "position", "place", "done")
 """The numbers kept of each of several rows: its newest token, its first one's position and place in this launch, and
 whether it has ended."""
