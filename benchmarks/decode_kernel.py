@@ -38,8 +38,9 @@ from odelm.infer.in_kernel import advance_in_kernel
 from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import Layout, layout_of
-from odelm.models.kernels.supported import unsupported
+from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.layout_choice import layout_of
+from odelm.models.kernels.supported import block_bits, unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
 HOWS = ("xla", "launches", "persistent")
@@ -53,9 +54,10 @@ def model_of(options: argparse.Namespace) -> odelm.CausalLM:
             raise odelm.InputError(f"--model={options.model} is no decoder: give one")
         return model
     shape = SHAPES[options.shape]
+    width = options.width or shape["width"]
     config = odelm.ModelConfig(
-        kind="decoder", vocab_size=VOCABULARY, width=shape["width"], heads=shape["heads"], depth=shape["depth"],
-        max_length=2048, prelude=options.ends, coda=options.ends, parallel_branches=options.parallel,
+        kind="decoder", vocab_size=VOCABULARY, width=width, heads=width // 64, depth=shape["depth"], max_length=2048,
+        prelude=options.ends, coda=options.ends, parallel_branches=options.parallel,
     )  # fmt: skip
     return odelm.CausalLM(config, rngs=nnx.Rngs(0))
 
@@ -64,17 +66,20 @@ class Case:
     """One model and grid: how a prompt is read, and the program of each way to continue it."""
 
     def __init__(self, model: odelm.CausalLM, steps: int, options: argparse.Namespace):
-        self.exact, self.options, self.steps = model, options, steps
-        self.runner = Runner.of(with_dtype(model, "bfloat16"))
+        self.options, self.steps = options, steps
+        self.exact, rounded = with_dtype(model, "float32"), with_dtype(model, "bfloat16")
+        if options.quantize:
+            self.exact, rounded = (odelm.quantize(one, options.quantize) for one in (self.exact, rounded))
+        self.runner = Runner.of(rounded)
         self.plan = self.runner.model.plan(steps=steps)
-        if (reason := unsupported(model, self.plan)) is not None:
+        if (reason := unsupported(rounded, self.plan)) is not None:
             raise odelm.InputError(f"no kernel decodes this model: {reason}")
         shape = options.rows, options.context
         self.prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, shape).astype(np.int32)
         self.sampling = sampling_options(temperature=options.temperature, top_k=options.top_k)
         room = options.context + options.tokens - 1
         given = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
-        given |= dict(rows=options.rows) | options.layout
+        given |= dict(rows=options.rows, block_bits=block_bits(self.runner.model)) | options.layout
         self.layout = layout_of(self.runner.model.config, self.plan, room, **given)
 
     def begin(self, params: Any) -> Decoding:
@@ -105,8 +110,8 @@ class Case:
         """Returns the largest distance of a written token's logit below the largest, and of its log-probability from
         the one reported, by the model in float32, over all rows."""
         count, P = int(state.count), self.prompts.shape[1]
-        exact, found = with_dtype(self.exact, "float32"), []
-        logits_of = jax.jit(lambda text: exact(text, steps=self.steps)[0, P - 1 :])
+        found = []
+        logits_of = jax.jit(lambda text: self.exact(text, steps=self.steps)[0, P - 1 :])
         for prompt, tokens, logprobs in zip(self.prompts, state.tokens, state.logprobs, strict=True):
             written = np.asarray(tokens[:count])
             with jax.default_matmul_precision("highest"):
@@ -214,6 +219,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small", help="of random weights")
     parser.add_argument("--model", default="", help="or a trained model: a run, a folder, a name")
+    parser.add_argument("--width", type=whole, default=0, help="in place of the shape's, with heads of 64")
+    parser.add_argument("--quantize", default="", choices=["", "int8"], help="matrices of 8 bits")
     parser.add_argument("--ends", type=int, default=0, help="blocks of its own before, and as many after, the core")
     parser.add_argument("--parallel", action="store_true", help="parallel branches")
     parser.add_argument("--steps", type=several(whole), default="12,3", help="steps over the core: A,B")

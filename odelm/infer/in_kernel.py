@@ -31,7 +31,7 @@ def advance_in_kernel(
     It takes the likeliest tokens. If the layout is `sampled`, it draws them at the temperature from the whole
     vocabulary, or, if the layout is also `filtered` (one row only), from the `top_k` likeliest; the key must be a
     Threefry key, JAX's default. `kernels` must have the layout for the model, the plan and the memory's room
-    (`odelm.models.kernels.layout.layout_of`), and `unsupported` must find nothing in the model. `tables` are the
+    (`odelm.models.kernels.layout_choice.layout_of`), and `unsupported` must find nothing in the model. `tables` are the
     model's matrices and vectors (`odelm.models.kernels.tables`). If `persistent`, one launch computes all tokens.
     """
     memory, limit, layout = state.memory, state.tokens.shape[1], kernels.layout

@@ -18,8 +18,9 @@ from odelm.infer.decode import Decoding
 from odelm.infer.runner import Runner
 from odelm.infer.sampling import Sampling
 from odelm.models import CausalLM
-from odelm.models.kernels.layout import MOST_ROWS, PROGRAMS, Layout, layout_of
-from odelm.models.kernels.supported import unsupported
+from odelm.models.kernels.layout import MOST_ROWS, PROGRAMS, Layout
+from odelm.models.kernels.layout_choice import layout_of
+from odelm.models.kernels.supported import block_bits, unsupported
 from odelm.models.precision import compute_dtype
 from odelm.models.transformer import DepthPlan
 
@@ -68,7 +69,8 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=len(state.last))
+            quantised, rows = runner.model.quantization is not None, len(state.last)
+            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=rows, quantised=quantised)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -88,10 +90,14 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1) -> Choice:
+def choose(
+    asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1, quantised: bool = False
+) -> Choice:
     """Returns what decodes `rows` rows on a device. `reason` is why no kernel supports the case, or None; `filtered` is
-    whether tokens are drawn with `top_k`."""
+    whether tokens are drawn with `top_k`, `quantised` whether matrices have 8 bits."""
     reason = reason or _no_card(device)
+    if reason is None and asked == "auto" and quantised:
+        reason = "matrices of 8 bits; auto leaves them to XLA until a kernel of theirs has been measured"
     if reason is None and asked == "auto" and rows > AUTO_ROWS:
         reason = f"{rows} rows; auto uses kernels for at most {AUTO_ROWS}, one for more takes long to compile"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
@@ -121,6 +127,8 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
         f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
         f"{rows} rows; kernels take at most {MOST_ROWS}": rows > MOST_ROWS,
         "top_k with several rows": drawn and bool(sampling.top_k) and rows > 1,
+        "top_k with matrices of 8 bits": drawn and bool(sampling.top_k) and model.quantization is not None,
+        "several rows with matrices of 8 bits": rows > 1 and model.quantization is not None,
         "tokens leave the depth early": early_exit,
         "its memory is a ring": state.memory.window is not None,
         "tokens are drawn with top_p, min_p or a penalty": bool(filters),
@@ -154,7 +162,7 @@ def _no_card(device: Any) -> str | None:
 def _layout(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling) -> Layout:
     options: dict[str, Any] = {} if INTERPRETED is None else dict(programs=1, dtype=jnp.float32)
     options |= dict(sampled=not sampling.greedy, filtered=not sampling.greedy and bool(sampling.top_k))
-    options |= dict(rows=len(state.last))
+    options |= dict(rows=len(state.last), block_bits=block_bits(model))
     return layout_of(model.config, plan, state.memory.room, **options)
 
 

@@ -29,7 +29,7 @@ from odelm.infer.runner import Runner, with_dtype
 from odelm.infer.sampling import sampling_options
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.layout_choice import layout_of
 from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
@@ -168,6 +168,25 @@ def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, options,
     np.testing.assert_array_equal(again.logprobs, found.logprobs)
     for prompt, length, tokens, logprobs in zip(prompts, lengths, found.tokens, found.logprobs, strict=True):
         logits, chosen, rounding = in_float32(exact, prompt[:length], tokens, logprobs, steps)
+        assert float((logits.max(-1) - chosen).max()) <= rounding
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("small", {}), ("ends", {}), ("parallel", {}), ("swiglu", {}), ("gpt2", {}), ("medium", {})]
+    + [("parallel", dict(width=1536, heads=24, depth=4)), ("gpt2", dict(width=1536, heads=24))],
+)
+def test_matrices_of_8_bits_give_the_likeliest_tokens(name, options):
+    exact = model_of(**MODELS[name] | options)
+    model, steps = odelm.quantize(with_dtype(exact, "bfloat16"), "int8"), exact.config.core // 2
+    exact = odelm.quantize(with_dtype(exact, "float32"), "int8")
+    prompts = [prompt_of(exact, seed) for seed in range(3)]
+    for prompt in prompts:
+        generator = odelm.Generator(model, steps=steps, kernel="persistent")
+        (found,) = generator([prompt.tolist()], new_tokens=NEW, logprobs=True)
+        assert str(generator.kernel_choice) == "persistent"
+        tokens, logprobs = jnp.asarray(found.tokens), jnp.asarray(found.logprobs)
+        logits, chosen, rounding = in_float32(exact, prompt, tokens, logprobs, steps)
         assert float((logits.max(-1) - chosen).max()) <= rounding
 
 

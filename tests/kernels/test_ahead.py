@@ -9,7 +9,8 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from odelm.models.kernels import ahead, choice, chunks
-from odelm.models.kernels.layout import Layout, layout_of
+from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.layout_choice import layout_of
 from odelm.models.kernels.marked import loop_text
 from odelm.models.kernels.program import Program
 from odelm.models.kernels.tokens import TEXTS, Token, Tokens

@@ -26,6 +26,7 @@ CASES = {
     '--shape=medium --steps=5 --parallel --layout={"attends_by_warps":true}': "persistent",
     '--shape=small --steps=3 --parallel --rows=9 --layout={"attends_by_warps":true}': "persistent",
     "--shape=small --steps=3 --rows=32 --temperature=1": "persistent,launches",
+    "--shape=small --steps=3 --width=1536 --quantize=int8": "persistent",
     "--model=small-decoder --steps=1 --rows=3 --temperature=1": "persistent,launches",
 }
 

@@ -23,8 +23,9 @@ from jax.experimental.pallas import mosaic_gpu
 from odelm.infer.in_kernel import advance_in_kernel
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
-from odelm.models.kernels.layout import REDUCTION_BYTES, SHARED_BYTES, SPARE_BYTES, layout_of
-from odelm.models.kernels.supported import unsupported
+from odelm.models.kernels.layout import REDUCTION_BYTES, SHARED_BYTES, SPARE_BYTES
+from odelm.models.kernels.layout_choice import layout_of
+from odelm.models.kernels.supported import block_bits, unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
 INTERPRETED = getattr(mosaic_gpu, "InterpretGPUParams")()  # noqa: B009 (jax 0.10 lacks it)
@@ -78,7 +79,8 @@ def in_kernel(
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
     assert unsupported(model, plan) is None
     sizes: dict[str, Any] = dict(out_slice=64, ring_slice=64, chunk=chunk, chunk_splits=chunk_splits, ring=2)
-    sizes |= dict(sampled=temperature > 0, readout_bits=readout_bits, rows=len(state.last))
+    bits = block_bits(model)
+    sizes |= dict(sampled=temperature > 0, readout_bits=min(readout_bits, bits), block_bits=bits, rows=len(state.last))
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     kernels = Kernels(layout, INTERPRETED)
     sampling, stays = sampling_options(temperature=temperature), programs == 1 if persistent is None else persistent
@@ -228,8 +230,11 @@ def test_what_no_kernel_takes_is_named():
     model = model_of()
     plan = model.plan(steps=2)
     assert unsupported(model, plan) is None
-    assert unsupported(odelm.quantize(model, "int8"), plan) == "it is quantised"
+    assert unsupported(odelm.quantize(model, "fp8"), plan) == "it is quantised as fp8"
     assert unsupported(model, model.plan(steps=2, solver="heun")) == "the solver takes several stages"
+    wide = odelm.CausalLM(odelm.ModelConfig(vocab_size=64, width=1536, heads=24, depth=2), rngs=nnx.Rngs(0))
+    assert unsupported(wide, wide.plan(steps=2)) == "its width is 1536, above 1024"
+    assert unsupported(odelm.quantize(wide, "int8"), wide.plan(steps=2)) is None
     narrow = model_of(heads=4)
     assert "heads are of 32, not 64" in str(unsupported(narrow, narrow.plan(steps=2)))
 
@@ -250,6 +255,7 @@ PARALLEL = dict(parallel_branches=True)
         (PARALLEL, dict(rows=4), (16, 128, 4, False)),
         (dict(width=1024), dict(by_warps=False), (16, 128, 3, False)),
         (dict(width=1024), {}, (8, 128, 3, True)),
+        (dict(width=1536), dict(block_bits=8), (8, 256, 2, False)),
     ],
 )
 def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected):
@@ -271,3 +277,31 @@ def test_a_layout_takes_what_it_is_told_and_chooses_the_rest():
     told = layout_of(model.config, plan, 32, readout_bits=16, ring=chosen.ring - 1, out_slice=64)
     assert (told.ring, told.out_slice) == (chosen.ring - 1, 64)
     assert (chosen.ring_slice, told.ring_slice) == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "programs"), few([(name, 1) for name in MODELS] + [("scaled", 5)], ("ends", 1), ("scaled", 5))
+)
+def test_a_kernel_decodes_with_matrices_of_8_bits_what_the_model_does(name, programs):
+    model = odelm.quantize(model_of(**MODELS[name]), "int8")
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), NEW, end=-1)
+    assert_same(in_kernel(model, plan, state, NEW, programs=programs), expected, atol=2e-4)
+
+
+def test_a_generator_decodes_by_a_kernel_with_matrices_of_8_bits_if_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(kernel_choice, "INTERPRETED", INTERPRETED)
+    model, prompt = odelm.quantize(model_of(parallel_branches=True), "int8"), list(range(5, 30))
+    generator = odelm.Generator(model, steps=2)
+    (expected,) = generator([prompt], new_tokens=NEW, logprobs=True)
+    assert "matrices of 8 bits; auto leaves them to XLA" in str(generator.kernel_choice)
+    forced = odelm.Generator(model, steps=2, kernel="persistent")
+    (found,) = forced([prompt], new_tokens=NEW, logprobs=True)
+    assert str(forced.kernel_choice) == "persistent"
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-4)
+    with pytest.raises(odelm.InputError, match="several rows with matrices of 8 bits"):
+        forced(2 * [prompt], new_tokens=NEW)
+    with pytest.raises(odelm.InputError, match="top_k with matrices of 8 bits"):
+        forced([prompt], new_tokens=NEW, temperature=1.0, top_k=3)

@@ -20,7 +20,8 @@ from odelm.infer.sampling import sampling_options
 from odelm.models.kernels import tables
 from odelm.models.kernels.choice import choose, send_for_readout
 from odelm.models.kernels.decode import Kernels, begin_exchange, read_out_of
-from odelm.models.kernels.layout import Layout, layout_of
+from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.layout_choice import layout_of
 from tests.kernels.test_kernels import INTERPRETED, NEW, assert_same, begun, in_kernel, model_of
 
 WORDS, WIDTH = 500, 256

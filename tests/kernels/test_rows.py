@@ -17,7 +17,7 @@ if jax.__version_info__ < (0, 11):
 
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.sampling import sampling_options
-from odelm.models.kernels.layout import layout_of
+from odelm.models.kernels.layout_choice import layout_of
 from tests.kernels.test_kernels import INTERPRETED, MODELS, NEW, WORDS, in_kernel, model_of
 
 PROMPT = 20

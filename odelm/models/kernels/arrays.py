@@ -52,7 +52,7 @@ def scratch(layout: Layout) -> dict[str, Any]:
     if s.rounded:
         kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
         kept |= {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
-        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), dtype)}
+        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), s.block_dtype)}
     if s.several:
         kept |= {"turned": plgpu.SMEM((2 * ROWS, COLUMNS), jnp.float32)}
     else:
@@ -60,9 +60,9 @@ def scratch(layout: Layout) -> dict[str, Any]:
     if s.by_warps:
         kept |= {"pairs": plgpu.SMEM((s.longest // 2,), jnp.int32)}
     else:
-        kept |= {"inputs": plgpu.SMEM((1, s.columns, s.longest), dtype)}
+        kept |= {"inputs": plgpu.SMEM((1, s.columns, s.longest), s.block_dtype)}
     return kept | {
-        "matrix": plgpu.SMEM((1, ROWS, s.width), dtype),
+        "matrix": plgpu.SMEM((1, ROWS, s.width), s.block_dtype),
         "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
         "keys": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),
         "values": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),

@@ -1,14 +1,9 @@
 """How a model's matrices are divided among the programs of a kernel, and which models a kernel takes."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-
-from odelm.config import ModelConfig
-from odelm.models.kernels.sharing import splits
-from odelm.models.transformer import DepthPlan
 
 ROWS = 64
 """Rows of a matrix that a program multiplies at a time: as many as a Hopper tensor core's instruction takes. A head has
@@ -44,8 +39,8 @@ GATHERED = 264
 four warps, and two more of each."""
 RINGS = (8, 7, 6, 5, 4, 3, 2)
 """How many pieces of the readout may be in flight or in use; the most for which there is shared memory."""
-WIDEST = 1024
-"""The widest state: a program keeps `ROWS` rows of that many inputs."""
+WIDEST = {16: 1024, 8: 1536}
+"""The widest state, by the bits of the blocks' matrices: a program keeps `ROWS` rows of that many inputs."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +101,9 @@ class Layout:
     bfloat16, and where the readout is rounded, since a readout of 16 bits needs another right side, for which there
     would be no room."""
 
+    block_bits: int = 16
+    """8: the matrices of the blocks are int8, with a scale for each output (`odelm.models.kernels.in_bytes`), and so is
+    the readout. Unsupported where tokens are `filtered`, or there are several rows."""
     attends_by_warps: bool = False
     """Whether each warp attends to its own places (`odelm.models.kernels.attend_by_warps`); only with chunks of 64
     places, heads of 64 numbers and bfloat16, and only where one launch computes all phases."""
@@ -123,6 +121,16 @@ class Layout:
     def rounded(self) -> bool:
         """Whether the readout's rows are rounded to int8."""
         return self.readout_bits == 8
+
+    @property
+    def in_bytes(self) -> bool:
+        """Whether the matrices of the blocks are int8."""
+        return self.block_bits == 8
+
+    @property
+    def block_dtype(self) -> Any:
+        """The dtype of the blocks' matrices, and of what they are multiplied by."""
+        return jnp.int8 if self.in_bytes else self.dtype
 
     @property
     def out_places(self) -> int:
@@ -243,17 +251,21 @@ class Layout:
     @property
     def shared_bytes(self) -> int:
         """The shared memory that a program uses, in bytes, except for reductions and barriers."""
-        numbers = self.longest if self.by_warps else self.columns * self.longest
-        numbers += 2 * self.chunk_places * self.chunk * self.head_size + ROWS * self.width
+        numbers = 2 * self.chunk_places * self.chunk * self.head_size
         ring = ROWS * self.ring * self.ring_slice
-        numbers += ROWS * self.out_slice if self.rounded else ring
+        of_blocks = ROWS * self.width + (self.longest if self.by_warps else self.columns * self.longest)
+        if self.rounded:
+            of_blocks += ROWS * self.out_slice
+        else:
+            numbers += ring
         of_int8 = ring + COLUMNS * self.width if self.rounded else 0
         logits = 2 * ROWS * self.tiles if self.filtered else 0
         if self.rounded:
             logits += len(self.rounded_names) * self.kept_words
         singles = 2 * ROWS * COLUMNS if self.several else self.longest + 2 * ROWS
         singles += self.chunk_places * self.chunk + logits
-        return numbers * jnp.dtype(self.dtype).itemsize + of_int8 + 4 * singles
+        numbers *= jnp.dtype(self.dtype).itemsize
+        return numbers + of_blocks * jnp.dtype(self.block_dtype).itemsize + of_int8 + 4 * singles
 
     @property
     def reduction_bytes(self) -> int:
@@ -271,47 +283,3 @@ class Layout:
     def slots(self) -> int:
         """Numbers kept for each program, a multiple of the threads of a warpgroup."""
         return -(-self.programs // 128) * 128
-
-
-def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
-    """Returns the layout of a model that `unsupported` accepts; the memory has at least `room` places.
-
-    The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
-    Readout rows have 8 bits by default, and in any case 16 where tokens are filtered, there are several rows, or there
-    is no room for both. `by_warps` is on by default, and off where it is unsupported.
-    """
-    chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
-    parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
-    chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
-    chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
-    chosen |= dict(readout_bits=8, by_warps=True, pairs=options.get("rows", 1) >= PAIRED_ROWS)
-    layout = Layout(
-        width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
-        vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
-        steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
-        activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
-        qk_norm=config.qk_norm, **chosen | options,
-    )  # fmt: skip
-    sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
-    sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
-    if not layout.rounded or layout.dtype != jnp.bfloat16 or layout.out_slice % THREADS:
-        options["by_warps"] = False
-    if layout.dtype != jnp.bfloat16 or (layout.chunk, layout.head_size) != (CHUNK, ROWS):
-        options["attends_by_warps"] = False
-    if not layout.several and layout.longest < GATHERED:  # they are where the state is
-        options["attends_by_warps"] = False
-    rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
-    if layout.several:
-        # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.
-        larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
-        rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
-    all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
-    found = next((one for one in all_of if one.fits), None)
-    if layout.rounded and (layout.filtered or layout.several or found is None):
-        return layout_of(config, plan, room, **options | dict(readout_bits=16))
-    return found or all_of[-1]
-
-
-def _slice(inputs: int) -> int:
-    """Returns the size of a slice, about a third of `inputs`, of which each of `THREADS` threads has the same share."""
-    return max(n for n in range(THREADS, max(inputs // 3, THREADS) + 1, THREADS) if inputs % n == 0)

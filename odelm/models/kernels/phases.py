@@ -23,8 +23,9 @@ from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.marked import strided
 from odelm.models.kernels.plain import vector
 from odelm.models.kernels.program import Fill, Program
-from odelm.models.kernels.several import across, beside, by_column, columns_at, total
-from odelm.models.kernels.tokens import TEXTS, Newest, Tokens
+from odelm.models.kernels.rotation import of_positions, placed
+from odelm.models.kernels.several import across, beside
+from odelm.models.kernels.tokens import Newest
 
 Step = jax.Array
 """int32 (), the number of an evaluation of a block."""
@@ -109,24 +110,15 @@ def enter(program: Program, token: Newest, step: Step) -> None:
         if layout.qk_norm:
             places += [p.vectors[f"{name}_{of}"].at[step] for of in ("scale", "shift") for name in ("query", "key")]
         found = tuple(map(vector, places))
-        return found + tuple(_of_positions(p, of, token) for of in ("cos", "sin") if layout.rotary)
+        return found + tuple(of_positions(p, of, token) for of in ("cos", "sin") if layout.rotary)
 
     def store(head: jax.Array, part: jax.Array, y: jax.Array, bias: jax.Array, scale: jax.Array, *others: Any) -> None:
         del part
         y = (y + across(bias, y)) * across(scale, y)
-        x = lax.cond(head < H + J, lambda: _placed(p, y, others, is_query=head < H), lambda: y)
+        x = lax.cond(head < H + J, lambda: placed(p, y, others, is_query=head < H), lambda: y)
         p.publish_all(x, "qkv", head, mark=p.mark(token, step))
 
     p.multiply("qkv", step, constants, prepare, _fill_of(p), store)
-
-
-def _of_positions(p: Program, name: str, token: Newest) -> jax.Array:
-    """Returns the cosines or sines of the tokens' positions, in the shape of a product's result."""
-    if isinstance(token, Tokens) and p.marked:
-        positions = token.texts.at[TEXTS.index("position")]
-        return columns_at(p.vectors[name], positions, token.number, p.layout.columns)
-    found = [vector(p.vectors[name].at[token.of(row).position]) for row in range(p.layout.rows)]
-    return by_column(found) if p.layout.several else found[0]
 
 
 def _fill_of(p: Program) -> Fill:
@@ -135,36 +127,18 @@ def _fill_of(p: Program) -> Fill:
     return (lambda offset, size: None) if p.layout.several or p.layout.by_warps else p.take
 
 
-def _placed(p: Program, x: jax.Array, given: tuple[jax.Array, ...], *, is_query: jax.Array) -> jax.Array:
-    """Returns a query or key (K,), normalised and turned by its position; the query divided by the root of its size.
-
-    The constants are the scales of queries and of keys, their shifts, cosines and sines, as far as the layout has them.
-    """
-    layout, K = p.layout, p.layout.head_size
-    share = is_query.astype(jnp.float32)
-    if layout.qk_norm:
-        scale, shift = (query * share + key * (1 - share) for query, key in (given[:2], given[2:4]))
-        mean = total(x) / K if layout.norm == "layernorm" else 0.0
-        root = lax.rsqrt(total((x - mean) * (x - mean)) / K + layout.eps)
-        x = (x - mean) * root * across(scale, x) + across(shift, x)
-    if layout.rotary:
-        cos, sin = given[-2:]
-        x = x * cos + p.turned(x) * sin
-    return x * jnp.where(is_query, K**-0.5, 1.0)
-
-
 def leave_attention(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the averaged values of all heads by the output matrix of attention."""
     p, C = program, program.layout.chunk_splits
 
-    def fill(offset: jax.Array, size: int) -> None:
+    def fill(offset: jax.Array, size: int) -> jax.Array | None:
         place = pl.ds(offset, size)
 
         def places(row: int) -> list[tuple[Any, ...]]:
             names = ("context", "weight") if C > 1 else ("context",)
             return [(name, row, c, place) for name in names for c in range(C)]
 
-        p.take_received(places, lambda *found: _averaged(found[:C], found[C:]), size, mark=p.mark(token, step))
+        return p.take_received(places, lambda *found: _averaged(found[:C], found[C:]), size, mark=p.mark(token, step))
 
     _leave(p, "out", "1", token, step, fill)
 
@@ -214,7 +188,7 @@ def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
     """Multiplies the hidden units by the output matrix of the feed-forward branch."""
     p = program
 
-    def fill(offset: jax.Array, size: int) -> None:
+    def fill(offset: jax.Array, size: int) -> jax.Array | None:
         place, several, factors = pl.ds(offset, size), p.layout.several, p.layout.factors
         scale = None
         if factors == 2:
@@ -224,7 +198,7 @@ def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
         def units(x: jax.Array, *gated: jax.Array) -> jax.Array:
             return x if scale is None else activated(x, "silu") * gated[0] * scale
 
-        p.take_received(
+        return p.take_received(
             lambda row: [("up", row, of, place) for of in range(factors)], units, size, mark=p.mark(token, step)
         )
 

@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.by_warps import product
 from odelm.models.kernels.layout import ROWS, TURNS, Layout
+from odelm.models.kernels.plain import vector
 
 plgpu: Any = mosaic_gpu
 Ref = Any
@@ -84,6 +85,12 @@ class Pieces:
         for number, place in enumerate(self._places(name)):
             size = place.shape[1]
             plgpu.wgmma(acc, place, inputs.at[:, pl.ds(number * size, size)].transpose((1, 0)))
+
+    def scale(self, name: str, tile: jax.Array, step: jax.Array) -> jax.Array | None:
+        """Returns the scale (`ROWS`,) of each output of a tile of a map; None where matrices have none."""
+        if not self.layout.in_bytes:
+            return None
+        return vector(self.matrices[f"{name}_scale"].at[self.blocks[step], pl.ds(tile * ROWS, ROWS)])
 
     def product(self, name: str, pairs: Ref) -> jax.Array:
         """Returns the piece in the place of a map times inputs, float32 (`ROWS`,), by the program's warps."""

@@ -14,12 +14,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.by_warps import put_pairs
+from odelm.models.kernels.in_bytes import UNIT, put_bytes, with_columns_added
 from odelm.models.kernels.layout import ROWS, TURNS, Layout
 from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked, strided
 from odelm.models.kernels.paired import put_columns_paired, put_paired, read_paired
 from odelm.models.kernels.pieces import Pieces, share
 from odelm.models.kernels.plain import put, vector
-from odelm.models.kernels.several import by_groups, column_of, take_received
+from odelm.models.kernels.several import column_of, take_received
 from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copies_after_stores, wait
 from odelm.models.kernels.tokens import Token, Tokens
 
@@ -27,8 +28,8 @@ plgpu: Any = mosaic_gpu
 """Untyped, because its names and signatures differ between releases of JAX."""
 Ref = Any
 """An array that a kernel reads and writes in place."""
-Fill = Callable[[jax.Array, int], None]
-"""Writes a number of inputs, from an offset on, as the right side of a product."""
+Fill = Callable[[jax.Array, int], jax.Array | None]
+"""Writes a number of inputs, from an offset on, as the right side of a product; of int8, returns their unit."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
 Place = tuple[Any, ...]
@@ -119,21 +120,21 @@ class Program:
             return read(refs, mark, layout)
         return [ref[...] if layout is None else vector(ref, layout) for ref in refs]
 
-    def take_received(self, places: Places, finish: Callable[..., jax.Array], size: int, *, mark: jax.Array) -> None:
+    def take_received(
+        self, places: Places, finish: Callable[..., jax.Array], size: int, *, mark: jax.Array
+    ) -> jax.Array | None:
         """Writes for each row a vector (size,) as the right side of a product: what `finish` makes of the vectors
-        published at `places(row)`."""
+        published at `places(row)`. Returns what `take` does."""
         if self.layout.several:
-            take_received(self, places, finish, self.inputs(size), mark)
-        else:
-            self.take_vector(finish(*self.receive(*places(0), mark=mark)), size)
+            return take_received(self, places, finish, self.inputs(size), mark)
+        return self.take_vector(finish(*self.receive(*places(0), mark=mark)), size)
 
-    def take_vector(self, x: jax.Array, size: int) -> None:
-        """Writes a vector (size,) as the right side of a product, for a single row."""
+    def take_vector(self, x: jax.Array, size: int) -> jax.Array | None:
+        """Writes a vector (size,) as the right side of a product, for a single row. Returns what `take` does."""
         if self.layout.by_warps:
-            put_pairs(x, self.near["pairs"], strided(size))
-        else:
-            self.near["state"].at[pl.ds(0, size)][...] = x
-            self.take(0, size)
+            return put_pairs(x, self.near["pairs"], strided(size))
+        self.near["state"].at[pl.ds(0, size)][...] = x
+        return self.take(0, size)
 
     def arrive(self, part: jax.Array) -> None:
         """Signals that this program has done its `part` of a phase, if it has one.
@@ -197,10 +198,10 @@ class Program:
             pl.when(pieces.has(name, 0))(lambda: pieces.fetch(name, 0, step))
 
         def piece(number: Any, item: jax.Array) -> None:
-            given = constants(item // splits)
+            given, scale = constants(item // splits), pieces.scale(name, item // splits, step)
             pl.when(number == 0)(prepare)
             with jax.named_scope("fill"):
-                fill(lax.rem(item, splits) * size, size)
+                unit = fill(lax.rem(item, splits) * size, size)
                 if not by_warps:
                     plgpu.commit_smem()
             pl.when(pieces.awaited(name, step))(lambda: pieces.wait(name))
@@ -209,6 +210,9 @@ class Program:
                     sums = pieces.product(name, self.near["pairs"])
                 else:
                     sums = self.product(lambda acc: pieces.multiply(name, acc, self.inputs(size)))
+                if scale is not None:
+                    assert unit is not None
+                    sums = sums * (scale * unit)
 
             @pl.when(pieces.replaced(name, step))
             def send_for_next() -> None:
@@ -242,14 +246,17 @@ class Program:
         pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
-        """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal; with
-        several rows all columns, (`ROWS`, columns)."""
+        """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal, or
+        parts of int8; with several rows all columns, (`ROWS`, columns)."""
 
         def summed(acc: Ref) -> jax.Array:
             accumulate(acc)
             return acc[...]
 
-        sums = pl.run_scoped(summed, plgpu.ACC((ROWS, self.layout.columns), jnp.float32))
+        dtype = jnp.int32 if self.layout.in_bytes else jnp.float32
+        sums = pl.run_scoped(summed, plgpu.ACC((ROWS, self.layout.columns), dtype))
+        if self.layout.in_bytes:
+            return with_columns_added(sums)
         return sums if self.layout.several else jnp.max(sums, axis=1)
 
     def affine(self, name: str, step: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -284,18 +291,12 @@ class Program:
             h = h - jnp.sum(h) / self.layout.width
         return h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
 
-    def take(self, offset: jax.Array | int, size: int) -> None:
-        """Writes a slice of the vector kept in shared memory into all columns of the right side of a product."""
+    def take(self, offset: jax.Array | int, size: int) -> jax.Array | None:
+        """Writes a slice of the vector kept in shared memory into all columns of the right side of a product, or as
+        int8, and then returns their unit."""
+        if self.layout.in_bytes:
+            near = self.near["state"].at[pl.ds(offset, size)], self.inputs(size)
+            return put_bytes(*near, self.layout.dtype) * (1 / UNIT)
         x, columns = vector(self.near["state"].at[pl.ds(offset, size)]), self.inputs(size).transpose((1, 0))
         columns[...] = lax.broadcast_in_dim(x.astype(self.layout.dtype), columns.shape, (0,))
-
-    def turned(self, x: jax.Array) -> jax.Array:
-        """Returns the outputs of a tile (`ROWS`, ..) with its halves swapped."""
-
-        def swapped(some: jax.Array) -> jax.Array:
-            near, half = self.near["turned"], ROWS // 2
-            near.at[pl.ds(0, ROWS)][...] = some
-            near.at[pl.ds(ROWS, ROWS)][...] = some
-            return vector(near.at[pl.ds(half, ROWS)], plgpu.Layout.WGMMA if self.layout.several else ROW)
-
-        return by_groups(swapped, x) if self.layout.several else swapped(x)
+        return None

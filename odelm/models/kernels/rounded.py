@@ -6,14 +6,10 @@ computed again from the rows as the model has them, and the best of these is the
 for the log-probability is that of the rounded logits, except for the chosen word, whose own logit is exact
 (`choice.choose`).
 
-Each number of the state x becomes three of int8, which are columns of the product with the rounded rows; that product
-sums in int32 without rounding:
-
-    x = |x| / UNIT (2^14 x0 + 2^7 x1 + x2 + r),    |r| < 1 each
-
-So x is accurate to 32 / UNIT = 2^-16 of its length at the widest, 1,024, and a sum of float32 in any order to 2^-14 of
-|row| |x|: `tables.ROUNDING` is above both. A score is logit / temperature + noise, and rounding keeps the order of two
-scores, so that the score of the most that a logit can be is the most that its score can be.
+Each number of the state x becomes three of int8 (`odelm.models.kernels.in_bytes`). So x is accurate to sqrt(D) / UNIT =
+2^-15 of its length at the widest, 1,536, and a sum of float32 in any order to 2^-14 of |row| |x|: `tables.ROUNDING` is
+above both. A score is logit / temperature + noise, and rounding keeps the order of two scores, so that the score of the
+most that a logit can be is the most that its score can be.
 """
 
 from typing import Any
@@ -22,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.attend import LEAST
-from odelm.models.kernels.choice import TINY, add_pieces, empty, leave, noise, tiles
+from odelm.models.kernels.choice import add_pieces, empty, leave, noise, tiles
+from odelm.models.kernels.in_bytes import UNIT, put_bytes, with_columns_added
 from odelm.models.kernels.layout import COLUMNS, ROWS
 from odelm.models.kernels.marked import ROW, strided
 from odelm.models.kernels.plain import vector
@@ -34,13 +30,6 @@ from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.signals import highest, raise_to
 
 plgpu: Any = mosaic_gpu
-UNIT = 127 * 2.0**14
-"""The length of the state in the units of its int8 numbers."""
-WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
-"""The constant that, added to a float32 number up to 2^22, makes its last bits the nearest whole number, and its
-bits."""
-BYTES = plgpu.Layout.TILED(Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
-"""How a warpgroup holds `COLUMNS` rows of int8 to write them as the tensor core reads them: 8 bytes a thread."""
 
 
 def read_out_rounded(
@@ -49,7 +38,7 @@ def read_out_rounded(
     """Does what `choice.read_out` does, where the layout is `rounded`."""
     p, layout = program, program.layout
     p.normalise(state, affine)
-    length = _take(p)
+    length = put_bytes(p.near["state"].at[pl.ds(0, layout.width)], p.near["rounded_inputs"], layout.dtype)
     p.near["most"][...] = plgpu.layout_cast(jnp.full(layout.kept_words, jnp.float32(LEAST)), strided(layout.kept_words))
     plgpu.commit_smem()
 
@@ -104,6 +93,8 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
         bound = _highest(p, bound, number)
         its, noises = p.near["logits"][place], p.near["noise"][place] if layout.sampled else None
         logit = jnp.sum(row.astype(jnp.float32) * state)
+        if layout.in_bytes:
+            logit = logit * p.matrices["row_scale"][word]
         score = _score(p, logit, noises)
         bound = jnp.where(score > bound, score, bound)
         _raise(p, bound, number)
@@ -117,23 +108,6 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
     return tuple(best)
 
 
-def _take(p: Program) -> jax.Array:
-    """Rounds the state kept in shared memory to the dtype of the rows, writes it in int8 as the right side of a
-    product, and returns its length, float32 ()."""
-    near = p.near["state"].at[pl.ds(0, p.layout.width)]
-    x = near[...].astype(p.layout.dtype).astype(jnp.float32)
-    near[...] = x
-    length = jnp.maximum(jnp.sqrt(jnp.sum(x * x)), TINY)
-    x = plgpu.load(near, layout=BYTES.reduce(0), optimized=False)
-    bits = lax.bitcast_convert_type(x * (UNIT / length) + WHOLE, jnp.int32)
-    shape = p.near["rounded_inputs"].shape
-    x = lax.broadcast_in_dim(bits - WHOLE_BITS, shape, (1,))
-    column = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=BYTES)
-    shift = jnp.where(column == 0, 14, jnp.where(column == 1, 7, 0))
-    p.near["rounded_inputs"][...] = ((x >> shift) & jnp.where(column == 0, -1, 127)).astype(jnp.int8)
-    return length
-
-
 def _product(p: Program, tile: jax.Array) -> jax.Array:
     """Returns (`ROWS`,) float32, the product of a tile's rows of int8 with the state, in its units."""
 
@@ -142,10 +116,7 @@ def _product(p: Program, tile: jax.Array) -> jax.Array:
         add_pieces(p, tile, acc, p.near["rounded_inputs"], behind=int(p.layout.ring > 3))
         return acc[...]
 
-    sums = pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.int32)).astype(jnp.float32)
-    column = plgpu.broadcasted_iota(jnp.int32, sums.shape, 1, layout=plgpu.Layout.WGMMA)
-    value = jnp.where(column == 0, 2.0**14, jnp.where(column == 1, 2.0**7, jnp.where(column == 2, 1.0, 0.0)))
-    return jnp.sum(sums * value, axis=1)
+    return with_columns_added(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.int32)))
 
 
 def _score(p: Program, logits: jax.Array, noises: jax.Array | None) -> jax.Array:

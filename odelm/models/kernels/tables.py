@@ -1,7 +1,7 @@
 """The arrays of a model that a kernel reads: matrices with the inputs last, and the vectors of every step of a plan."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +23,38 @@ ROUNDING = 2.0**-12
 def matrices(model: CausalLM, layout: Layout) -> Arrays:
     """Returns the matrices of all blocks, (blocks, outputs, inputs) each, the readout and the embedding (V, D).
 
-    The embedding is float32, the others have the layout's dtype; of the readout see `readout`.
+    The embedding is float32, the others have the layout's dtype, or int8 with scales (blocks, outputs), float32; of the
+    readout see `readout`.
     """
     blocks = [_maps(block) for block in (*model.prelude, *model.blocks, *model.coda)]
-    found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.dtype) for name in MAPS}
+    found = {name: jnp.stack([_kernel(maps[name]) for maps in blocks]).astype(layout.block_dtype) for name in MAPS}
     found["down"] = jnp.pad(found["down"], ((0, 0), (0, 0), (0, layout.filled_hidden - layout.hidden)))
     rows = (model.head.tokens if hasattr(model.head, "tokens") else model.embed.tokens)[...]
-    return found | readout(rows, layout) | {"embedding": model.embed.tokens[...] * model.embed.factor}
+    scale, embedding = None, model.embed.tokens[...] * model.embed.factor
+    if layout.in_bytes:
+        head, embed = cast(Any, model.head), cast(Any, model.embed)
+        found |= {f"{name}_scale": jnp.stack([_scale(maps[name]) for maps in blocks]) for name in MAPS}
+        scale = head.scale[...]
+        if hasattr(embed, "scale"):
+            embedding = embedding * embed.scale[...][:, None]
+    return found | readout(rows, layout, scale) | {"embedding": embedding}
 
 
-def readout(rows: jax.Array, layout: Layout) -> Arrays:
+def readout(rows: jax.Array, layout: Layout, scale: jax.Array | None = None) -> Arrays:
     """Returns the rows (V, D) of the readout, cut into pieces of `ROWS` by `ring_slice` inputs, (.., ring_slice), one
     after the other: memory delivers data that is stored together faster.
 
     Where the layout is `rounded` the pieces are int8, and the rows themselves, and the scale and the bound of each, are
-    there too.
+    there too. Rows may be int8 already, with a scale (V,).
     """
-    rows = jnp.pad(rows, ((0, layout.vocabulary - rows.shape[0]), (0, 0))).astype(layout.dtype)
+    more = layout.vocabulary - rows.shape[0]
+    rows = jnp.pad(rows, ((0, more), (0, 0))).astype(rows.dtype if layout.in_bytes else layout.dtype)
     found = {}
-    if layout.rounded:
+    if scale is not None:
+        scale = jnp.pad(scale, (0, more), constant_values=1.0)
+        error = ROUNDING * scale * jnp.linalg.norm(rows.astype(jnp.float32), axis=1)
+        found = {"rows": rows, "row_scale": scale, "row_error": error}
+    elif layout.rounded:
         whole, scale, error = rounded_rows(rows)
         found, rows = {"rows": rows, "row_scale": scale, "row_error": error}, whole
     pieces = rows.reshape(-1, ROWS, layout.width // layout.ring_slice, layout.ring_slice)
@@ -141,10 +154,15 @@ def _kernel(maps: list[Any]) -> jax.Array:
 
     def turned(linear: Any) -> jax.Array:
         kernel = linear.kernel[...]
-        inputs = len(linear.axis) if isinstance(linear, nnx.LinearGeneral) else 1
+        inputs = len(linear.axis) if isinstance(linear, nnx.LinearGeneral) else getattr(linear, "inputs", 1)
         return kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T
 
     return jnp.concatenate([turned(linear) for linear in maps])
+
+
+def _scale(maps: list[Any]) -> jax.Array:
+    """Returns the scales (outputs,) of quantised linear maps, one after the other."""
+    return jnp.concatenate([linear.scale[...].reshape(-1) for linear in maps])
 
 
 def _bias(maps: list[Any]) -> jax.Array | None:

@@ -10,7 +10,8 @@ import odelm
 from odelm.infer import kernel_choice
 from odelm.infer.kernel_choice import ByKernel, Choice, choose
 from odelm.infer.runner import Runner
-from odelm.models.kernels.layout import PROGRAMS, layout_of
+from odelm.models.kernels.layout import PROGRAMS
+from odelm.models.kernels.layout_choice import layout_of
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,12 @@ def test_more_rows_than_were_measured_are_a_kernels_only_if_it_is_asked_for(monk
     assert "9 rows; auto uses kernels for at most 8" in choose("auto", None, device, rows=9).reason
     monkeypatch.undo()
     assert choose("auto", None, jax.devices()[0], rows=9) == Choice("xla", "there is no GPU")
+
+
+def test_matrices_of_8_bits_are_a_kernels_only_if_it_is_asked_for(monkeypatch):
+    device = card(monkeypatch)
+    assert choose("persistent", None, device, quantised=True) == Choice("persistent")
+    assert "matrices of 8 bits" in choose("auto", None, device, quantised=True).reason
 
 
 def test_calls_that_take_turns_keep_what_a_kernel_reads_of_the_model(model, monkeypatch):

@@ -1,0 +1,66 @@
+"""The layout that suits a model: how a kernel divides it among its programs."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from odelm.config import ModelConfig
+from odelm.models.kernels.layout import (
+    CHUNK,
+    COLUMNS,
+    GATHERED,
+    PAIRED_ROWS,
+    PROGRAMS,
+    RING_SLICES,
+    RINGS,
+    ROWS,
+    THREADS,
+    Layout,
+)  # fmt: skip
+from odelm.models.kernels.sharing import splits
+from odelm.models.transformer import DepthPlan
+
+
+def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -> Layout:
+    """Returns the layout of a model that `unsupported` accepts; the memory has at least `room` places.
+
+    The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
+    Readout rows have 8 bits by default, and in any case 16 where tokens are filtered, there are several rows, or there
+    is no room for both. `by_warps` is on by default, and off where it is unsupported.
+    """
+    chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
+    parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
+    chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
+    chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
+    chosen |= dict(readout_bits=8, by_warps=True, pairs=options.get("rows", 1) >= PAIRED_ROWS)
+    layout = Layout(
+        width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
+        vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,
+        steps=sum(part.times.shape[0] for part in plan), norm=config.norm, eps=config.norm_eps,
+        activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
+        qk_norm=config.qk_norm, **chosen | options,
+    )  # fmt: skip
+    sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
+    sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
+    if layout.in_bytes or not layout.rounded or layout.dtype != jnp.bfloat16 or layout.out_slice % THREADS:
+        options["by_warps"] = False
+    if layout.dtype != jnp.bfloat16 or (layout.chunk, layout.head_size) != (CHUNK, ROWS):
+        options["attends_by_warps"] = False
+    if not layout.several and layout.longest < GATHERED:  # they are where the state is
+        options["attends_by_warps"] = False
+    rings = [dict(ring=ring, ring_slice=size) for size in sizes for ring in RINGS]
+    if layout.several:
+        # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.
+        larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
+        rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
+    all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
+    found = next((one for one in all_of if one.fits), None)
+    if layout.rounded and not layout.in_bytes and (layout.filtered or layout.several or found is None):
+        return layout_of(config, plan, room, **options | dict(readout_bits=16))
+    return found or all_of[-1]
+
+
+def _slice(inputs: int) -> int:
+    """Returns the size of a slice, about a third of `inputs`, of which each of `THREADS` threads has the same share."""
+    return max(n for n in range(THREADS, max(inputs // 3, THREADS) + 1, THREADS) if inputs % n == 0)
