@@ -81,6 +81,8 @@ class Case:
         given = dict(sampled=bool(options.temperature), filtered=bool(options.temperature and options.top_k))
         given |= dict(rows=options.rows, block_bits=block_bits(self.runner.model)) | options.layout
         self.layout = layout_of(self.runner.model.config, self.plan, room, **given)
+        if not self.layout.fits:
+            raise odelm.InputError(f"the kernel takes {self.layout.shared_bytes:,} bytes of shared memory, too many")
 
     def begin(self, params: Any) -> Decoding:
         """Returns the state after the prompts."""
@@ -241,6 +243,8 @@ def main() -> None:
     parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
     parser.add_argument("--out", type=Path, help="where to write all times as JSON")
     options = parser.parse_args()
+    if options.width and (options.model or options.width % 64):
+        parser.error("--width is a multiple of 64, of random weights: leave out --model")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     model, results = model_of(options), {}
     for steps in options.steps:

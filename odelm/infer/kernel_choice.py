@@ -124,7 +124,7 @@ def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Samp
     told = partial(getattr, jax.config)
     bits = told("jax_threefry_partitionable") and not told("jax_high_dynamic_range_gumbel")
     reasons = {
-        f"its matrices are {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
+        f"its products are in {dtype}, not bfloat16": dtype != jnp.bfloat16 and INTERPRETED is None,
         f"{rows} rows; kernels take at most {MOST_ROWS}": rows > MOST_ROWS,
         "top_k with several rows": drawn and bool(sampling.top_k) and rows > 1,
         "top_k with matrices of 8 bits": drawn and bool(sampling.top_k) and model.quantization is not None,

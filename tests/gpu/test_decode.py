@@ -172,19 +172,21 @@ def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, options,
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("small", {}), ("ends", {}), ("parallel", {}), ("swiglu", {}), ("gpt2", {}), ("medium", {})]
-    + [("parallel", dict(width=1536, heads=24, depth=4)), ("gpt2", dict(width=1536, heads=24))],
+    ("name", "kernel", "options"),
+    [(name, "persistent", {}) for name in ("small", "ends", "parallel", "swiglu", "gpt2", "medium")]
+    + [(name, "persistent", dict(width=1536, heads=24, depth=4)) for name in ("parallel", "gpt2")]
+    + [("parallel", "launches", {})],
 )
-def test_matrices_of_8_bits_give_the_likeliest_tokens(name, options):
+def test_matrices_of_8_bits_give_the_likeliest_tokens(name, kernel, options, monkeypatch):
+    monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))
     exact = model_of(**MODELS[name] | options)
     model, steps = odelm.quantize(with_dtype(exact, "bfloat16"), "int8"), exact.config.core // 2
     exact = odelm.quantize(with_dtype(exact, "float32"), "int8")
     prompts = [prompt_of(exact, seed) for seed in range(3)]
     for prompt in prompts:
-        generator = odelm.Generator(model, steps=steps, kernel="persistent")
+        generator = odelm.Generator(model, steps=steps, kernel=kernel)
         (found,) = generator([prompt.tolist()], new_tokens=NEW, logprobs=True)
-        assert str(generator.kernel_choice) == "persistent"
+        assert str(generator.kernel_choice) == kernel
         tokens, logprobs = jnp.asarray(found.tokens), jnp.asarray(found.logprobs)
         logits, chosen, rounding = in_float32(exact, prompt, tokens, logprobs, steps)
         assert float((logits.max(-1) - chosen).max()) <= rounding

@@ -27,6 +27,7 @@ CASES = {
     '--shape=small --steps=3 --parallel --rows=9 --layout={"attends_by_warps":true}': "persistent",
     "--shape=small --steps=3 --rows=32 --temperature=1": "persistent,launches",
     "--shape=small --steps=3 --width=1536 --quantize=int8": "persistent",
+    "--shape=small --steps=1 --width=1152 --quantize=int8 --temperature=1": "persistent,launches",
     "--model=small-decoder --steps=1 --rows=3 --temperature=1": "persistent,launches",
 }
 

@@ -255,7 +255,7 @@ PARALLEL = dict(parallel_branches=True)
         (PARALLEL, dict(rows=4), (16, 128, 4, False)),
         (dict(width=1024), dict(by_warps=False), (16, 128, 3, False)),
         (dict(width=1024), {}, (8, 128, 3, True)),
-        (dict(width=1536), dict(block_bits=8), (8, 256, 2, False)),
+        (dict(width=1536), dict(block_bits=8), (8, 384, 2, False)),
     ],
 )
 def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected):
@@ -305,3 +305,27 @@ def test_a_generator_decodes_by_a_kernel_with_matrices_of_8_bits_if_it_is_asked_
         forced(2 * [prompt], new_tokens=NEW)
     with pytest.raises(odelm.InputError, match="top_k with matrices of 8 bits"):
         forced([prompt], new_tokens=NEW, temperature=1.0, top_k=3)
+
+
+@pytest.mark.parametrize("options", [dict(rows=2), dict(sampled=True, filtered=True), dict(readout_bits=16)])
+def test_a_layout_with_matrices_of_8_bits_is_refused_what_it_cannot_do(options):
+    model = model_of()
+    with pytest.raises(odelm.InputError, match="one row, no top_k, and a readout of 8 bits"):
+        layout_of(model.config, model.plan(steps=2), 32, block_bits=8, **options)
+
+
+@pytest.mark.parametrize("width", [768, 1024, 1152, 1280, 1536])
+def test_the_pieces_of_a_wide_model_are_spread_over_all_programs(width):
+    """No program has more than its share, and none has two of a map where there are as many programs as pieces."""
+    shape = dict(kind="decoder", depth=4, max_length=1024, width=width, heads=width // 64)
+    small = odelm.CausalLM(odelm.ModelConfig(vocab_size=64, **shape), rngs=nnx.Rngs(0))
+    layout = layout_of(odelm.ModelConfig(vocab_size=50_304, **shape), small.plan(steps=2), 768, block_bits=8)
+    assert layout.fits
+    counts = np.zeros(layout.programs, int)
+    for name in ("qkv", "up", "down"):
+        base, first, span = layout.owners(name)
+        owners = [base + (first + n) % span for n in range(layout.pieces(name))]
+        counts += np.bincount(owners, minlength=layout.programs)
+        assert layout.rounds(name) == max(np.bincount(owners)) == -(-layout.pieces(name) // layout.programs)
+    assert counts.max() <= -(-counts.sum() // layout.programs) + 1
+    assert counts.max() == 2 if width == 1536 else counts.max() <= 3

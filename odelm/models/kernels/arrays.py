@@ -51,7 +51,7 @@ def scratch(layout: Layout) -> dict[str, Any]:
     kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
     if s.rounded:
         kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
-        kept |= {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
+        kept |= {} if s.in_bytes else {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
         kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), s.block_dtype)}
     if s.several:
         kept |= {"turned": plgpu.SMEM((2 * ROWS, COLUMNS), jnp.float32)}

@@ -1,7 +1,7 @@
 """Products of int8 matrices with a vector that is not rounded to 8 bits, by the tensor cores' products of int8.
 
-Each number of the vector x becomes three of int8, which are columns of the product; that product sums in int32 without
-rounding:
+Each number of the vector x becomes three of int8, which are columns of the product (the other five are not used); that
+product sums in int32 without rounding:
 
     x = |x| / UNIT (2^14 x0 + 2^7 x1 + x2 + r),    |r| < 1 each
 """
@@ -25,15 +25,16 @@ WHOLE, WHOLE_BITS = 1.5 * 2.0**23, 0x4B400000
 bits."""
 BYTES = plgpu.Layout.TILED(Tiling(((COLUMNS, 128), (2, 128), (8,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 """How a warpgroup holds `COLUMNS` rows of int8 to write them as the tensor core reads them: 8 bytes a thread."""
-TINY = float(jnp.finfo(jnp.float32).tiny)
+SHORTEST = 1e-30
+"""The least length that is divided by."""
 
 
 def put_bytes(vector: Ref, inputs: Ref, dtype: Any) -> jax.Array:
     """Rounds a vector (n,) of float32 in shared memory to a dtype, writes it in int8 as the right side of a product,
-    (`COLUMNS`, n), and returns its length, float32 (), at least `TINY`."""
+    (`COLUMNS`, n), and returns its length, float32 (), at least `SHORTEST`."""
     x = vector[...].astype(dtype).astype(jnp.float32)
     vector[...] = x
-    length = jnp.maximum(jnp.sqrt(jnp.sum(x * x)), TINY)
+    length = jnp.maximum(jnp.sqrt(jnp.sum(x * x)), SHORTEST)
     x = plgpu.load(vector, layout=BYTES.reduce(0), optimized=False)
     bits = lax.bitcast_convert_type(x * (UNIT / length) + WHOLE, jnp.int32)
     x = lax.broadcast_in_dim(bits - WHOLE_BITS, inputs.shape, (1,))

@@ -1,4 +1,4 @@
-"""How a model's matrices are divided among the programs of a kernel, and which models a kernel takes."""
+"""How a model's matrices are divided among the programs of a kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,9 @@ ROWS = 64
 """Rows of a matrix that a program multiplies at a time: as many as a Hopper tensor core's instruction takes. A head has
 as many numbers, so that the program that multiplies by its rows has all of it."""
 COLUMNS = 8
-"""Columns of the other factor, the fewest that the instruction takes: rows of the batch, or for one row all equal. More
-rows take as many columns more at a time. In shared memory each column is a row: with inputs first there would be 16
-columns, and matrices copied by 32 bytes, not 128."""
+"""Columns of the other factor, the fewest that the instruction takes: rows of the batch, or for one row all equal, or
+parts of it in int8. More rows take as many columns more at a time. In shared memory each column is a row: with inputs
+first there would be 16 columns, and matrices copied by 32 bytes, not 128."""
 MOST_ROWS = 32
 """The most rows of the batch: a product's right side has that many columns in shared memory, beside a matrix."""
 RING_SLICES = {16: (128, 64), 8: (384, 256, 128)}
@@ -96,14 +96,13 @@ class Layout:
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes the candidates for the best again from the rows of
     `dtype` (`odelm.models.kernels.rounded`). Unsupported where tokens are `filtered`, or there are several rows."""
-    by_warps: bool = False
-    """Whether each warp multiplies its own rows of a block's matrices (`odelm.models.kernels.by_warps`); only in
-    bfloat16, and where the readout is rounded, since a readout of 16 bits needs another right side, for which there
-    would be no room."""
-
     block_bits: int = 16
     """8: the matrices of the blocks are int8, with a scale for each output (`odelm.models.kernels.in_bytes`), and so is
     the readout. Unsupported where tokens are `filtered`, or there are several rows."""
+    by_warps: bool = False
+    """Whether each warp multiplies its own rows of a block's matrices (`odelm.models.kernels.by_warps`); only if they
+    are in bfloat16, and where the readout is rounded, since a readout of 16 bits needs another right side, for which
+    there would be no room."""
     attends_by_warps: bool = False
     """Whether each warp attends to its own places (`odelm.models.kernels.attend_by_warps`); only with chunks of 64
     places, heads of 64 numbers and bfloat16, and only where one launch computes all phases."""
@@ -179,12 +178,14 @@ class Layout:
 
         If there are enough programs, none has pieces of two maps that share a place, so that they need not take turns.
         """
-        programs, before = self.programs, self.pieces("qkv")
+        programs, before, up, down = self.programs, *(self.pieces(of) for of in TURNS)
         match name:
             case "up":
                 return 0, before % programs, programs
-            case "down" if before < programs:
-                return before, self.pieces("up") % (programs - before), programs - before
+            case "down" if before < programs and -(-down // (programs - before)) == -(-down // programs):
+                return before, up % (programs - before), programs - before
+            case "down":
+                return 0, (before + up) % programs, programs
         return 0, 0, programs
 
     def rounds(self, name: str) -> int:
@@ -258,7 +259,7 @@ class Layout:
             of_blocks += ROWS * self.out_slice
         else:
             numbers += ring
-        of_int8 = ring + COLUMNS * self.width if self.rounded else 0
+        of_int8 = ring + (0 if self.in_bytes else COLUMNS * self.width) if self.rounded else 0
         logits = 2 * ROWS * self.tiles if self.filtered else 0
         if self.rounded:
             logits += len(self.rounded_names) * self.kept_words

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from odelm.config import ModelConfig
+from odelm.errors import InputError
 from odelm.models.kernels.layout import (
     CHUNK,
     COLUMNS,
@@ -26,8 +27,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     """Returns the layout of a model that `unsupported` accepts; the memory has at least `room` places.
 
     The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
-    Readout rows have 8 bits by default, and in any case 16 where tokens are filtered, there are several rows, or there
-    is no room for both. `by_warps` is on by default, and off where it is unsupported.
+    Readout rows have 8 bits by default, and 16 where tokens are filtered, there are several rows, or there is no room
+    for both. `by_warps` is on by default, and off where it is unsupported. Raises InputError for `block_bits=8` with
+    several rows, filtered tokens or a readout of 16 bits.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     parts = config.heads, options.get("rows", 1), options.get("programs", PROGRAMS), -(-room // chunk)
@@ -41,6 +43,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         activation=config.activation, parallel=config.parallel_branches, rotary=config.positions == "rotary",
         qk_norm=config.qk_norm, **chosen | options,
     )  # fmt: skip
+    if layout.in_bytes and (layout.several or layout.filtered or not layout.rounded):
+        raise InputError("a kernel for matrices of 8 bits takes one row, no top_k, and a readout of 8 bits")
     sizes = [size for size in RING_SLICES[layout.readout_bits] if D % size == 0]
     sizes = sizes if layout.rounded else [size for size in sizes if layout.out_slice % size == 0]
     if layout.in_bytes or not layout.rounded or layout.dtype != jnp.bfloat16 or layout.out_slice % THREADS:

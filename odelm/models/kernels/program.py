@@ -29,7 +29,8 @@ plgpu: Any = mosaic_gpu
 Ref = Any
 """An array that a kernel reads and writes in place."""
 Fill = Callable[[jax.Array, int], jax.Array | None]
-"""Writes a number of inputs, from an offset on, as the right side of a product; of int8, returns their unit."""
+"""Writes a number of inputs, from an offset on, as the right side of a product; where that is int8, returns the value
+of one unit."""
 Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
 """Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
 Place = tuple[Any, ...]
@@ -247,7 +248,7 @@ class Program:
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal, or
-        parts of int8; with several rows all columns, (`ROWS`, columns)."""
+        parts of int8, in units; with several rows all columns, (`ROWS`, columns)."""
 
         def summed(acc: Ref) -> jax.Array:
             accumulate(acc)
@@ -292,8 +293,8 @@ class Program:
         return h * lax.rsqrt(jnp.sum(h * h) / self.layout.width + self.layout.eps)
 
     def take(self, offset: jax.Array | int, size: int) -> jax.Array | None:
-        """Writes a slice of the vector kept in shared memory into all columns of the right side of a product, or as
-        int8, and then returns their unit."""
+        """Writes a slice of the vector kept in shared memory into all columns of the right side of a product. Where
+        that is int8, it has three parts of each number, and the value of one unit is returned."""
         if self.layout.in_bytes:
             near = self.near["state"].at[pl.ds(offset, size)], self.inputs(size)
             return put_bytes(*near, self.layout.dtype) * (1 / UNIT)

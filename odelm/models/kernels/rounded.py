@@ -6,10 +6,10 @@ computed again from the rows as the model has them, and the best of these is the
 for the log-probability is that of the rounded logits, except for the chosen word, whose own logit is exact
 (`choice.choose`).
 
-Each number of the state x becomes three of int8 (`odelm.models.kernels.in_bytes`). So x is accurate to sqrt(D) / UNIT =
-2^-15 of its length at the widest, 1,536, and a sum of float32 in any order to 2^-14 of |row| |x|: `tables.ROUNDING` is
-above both. A score is logit / temperature + noise, and rounding keeps the order of two scores, so that the score of the
-most that a logit can be is the most that its score can be.
+Each number of the state x becomes three of int8 (`odelm.models.kernels.in_bytes`). So x is accurate to sqrt(D) / UNIT,
+less than 2^-15 of its length at the widest, 1,536, and a sum of float32 in any order to 2^-13 of |row| |x|:
+`tables.ROUNDING` is above both together. A score is logit / temperature + noise, and rounding keeps the order of two
+scores, so that the score of the most that a logit can be is the most that its score can be.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def read_out_rounded(
     """Does what `choice.read_out` does, where the layout is `rounded`."""
     p, layout = program, program.layout
     p.normalise(state, affine)
-    length = put_bytes(p.near["state"].at[pl.ds(0, layout.width)], p.near["rounded_inputs"], layout.dtype)
+    length = put_bytes(p.near["state"].at[pl.ds(0, layout.width)], _inputs(p), layout.dtype)
     p.near["most"][...] = plgpu.layout_cast(jnp.full(layout.kept_words, jnp.float32(LEAST)), strided(layout.kept_words))
     plgpu.commit_smem()
 
@@ -108,12 +108,17 @@ def _best(p: Program, bound: jax.Array, number: jax.Array) -> tuple[jax.Array, .
     return tuple(best)
 
 
+def _inputs(p: Program) -> Ref:
+    """Returns the right side of the readout's product, (`COLUMNS`, width): that of the blocks' if it is int8 too."""
+    return p.inputs(p.layout.width) if p.layout.in_bytes else p.near["rounded_inputs"]
+
+
 def _product(p: Program, tile: jax.Array) -> jax.Array:
     """Returns (`ROWS`,) float32, the product of a tile's rows of int8 with the state, in its units."""
 
     def summed(acc: Ref) -> jax.Array:
         # A place more is empty while a piece is waited for: too much of a short ring.
-        add_pieces(p, tile, acc, p.near["rounded_inputs"], behind=int(p.layout.ring > 3))
+        add_pieces(p, tile, acc, _inputs(p), behind=int(p.layout.ring > 3))
         return acc[...]
 
     return with_columns_added(pl.run_scoped(summed, plgpu.ACC((ROWS, COLUMNS), jnp.int32)))
