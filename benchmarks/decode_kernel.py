@@ -54,9 +54,9 @@ def model_of(options: argparse.Namespace) -> odelm.CausalLM:
             raise odelm.InputError(f"--model={options.model} is no decoder: give one")
         return model
     shape = SHAPES[options.shape]
-    width = options.width or shape["width"]
+    width, heads = (options.width, options.width // 64) if options.width else (shape["width"], shape["heads"])
     config = odelm.ModelConfig(
-        kind="decoder", vocab_size=VOCABULARY, width=width, heads=width // 64, depth=shape["depth"], max_length=2048,
+        kind="decoder", vocab_size=VOCABULARY, width=width, heads=heads, depth=shape["depth"], max_length=2048,
         prelude=options.ends, coda=options.ends, parallel_branches=options.parallel,
     )  # fmt: skip
     return odelm.CausalLM(config, rngs=nnx.Rngs(0))

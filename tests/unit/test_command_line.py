@@ -167,6 +167,15 @@ def test_benchmarks_report_a_wrong_option_before_they_begin(program, option, wor
     assert f"argument {option.partition('=')[0]}: {words}" in last
 
 
+def test_a_width_is_a_multiple_of_64_and_of_random_weights(capsys, monkeypatch):
+    main = importlib.import_module("benchmarks.decode_kernel").main
+    for wrong in (["--width=100"], ["--width=128", "--model=small-decoder"]):
+        monkeypatch.setattr(sys, "argv", ["decode_kernel", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            run_program(main)
+        assert "--width is a multiple of 64, of random weights" in capsys.readouterr().err
+
+
 def test_a_model_that_no_kernel_decodes_is_told_in_one_line(capsys, monkeypatch):
     main = importlib.import_module("benchmarks.decode_kernel").main
     for option, words in (("--shape=tiny", "its heads are of 16"), ("--model=small-encoder", "is no decoder")):
