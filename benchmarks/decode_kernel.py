@@ -10,16 +10,19 @@ One row, or several together, are continued greedily in bfloat16, by `xla` (`ode
 difference between many and one, divided by those between. Afterwards one pass of the model in float32 over what each
 has written says how far the logit of each token is below the largest (`below`: 0 where it is the likeliest), and how
 far its log-probability is from the one that was reported. `--launches` starts the persistent kernel so often, with
-products between some of them. `--profile=FOLDER` traces one launch and prints the cycles of its parts; `--no-check`
-leaves out float32. `--compile_for=h200.txt`, a GpuTargetConfigProto of XLA's as text, only compiles, and needs no GPU
-(docs/kernels.md).
+products between some of them, and copies to the card and back beside them. `--profile=FOLDER` traces one launch and
+prints the cycles of its parts; `--no-check` leaves out float32. `--compile_for=h200.txt`, a GpuTargetConfigProto of
+XLA's as text, only compiles, and needs no GPU (docs/kernels.md).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +159,24 @@ def measure(case: Case, hows: list[str], repeats: int) -> dict[str, dict[str, An
     return found
 
 
+@contextlib.contextmanager
+def copies() -> Iterator[None]:
+    """Copies arrays to the card and back all the time, on streams of their own, until the context ends."""
+    ended, numbers = threading.Event(), np.ones(1 << 22, np.float32)
+
+    def copy() -> None:
+        while not ended.is_set():
+            jax.device_get(jax.device_put(numbers))
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def launch_often(case: Case, count: int) -> None:
     """Launches the persistent kernel so often, a few tokens each, with products queued before some of them."""
     params, plan = case.runner.params, case.plan
@@ -257,7 +278,8 @@ def main() -> None:
         elif options.profile:
             profile(case, Path(options.profile))
         elif options.launches:
-            launch_often(case, options.launches)
+            with copies():
+                launch_often(case, options.launches)
         else:
             results[steps] = measure(case, options.how, options.repeats)
             if options.out:

@@ -339,7 +339,7 @@ def test_ten_thousand_tokens_of_a_trained_model_are_the_likeliest():
     assert counted >= 10_000
 
 
-def test_ten_thousand_launches_between_products_do_not_hang():
+def test_ten_thousand_launches_between_products_and_beside_copies_do_not_hang():
     command = [sys.executable, "-m", "benchmarks.decode_kernel", "--shape=small", "--steps=3", "--launches=10000"]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True, timeout=400
