@@ -36,9 +36,7 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
         place, sharing = token.of(row).place, layout.heads // layout.kv_heads
         group = head // sharing
         mark = program.mark(token, step)
-        places = [("qkv", row, of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
-        query, key, value = program.receive(*places, mark=mark, layout=COLUMN, together=layout.several)
-        new = key.astype(layout.dtype), value.astype(layout.dtype)
+        query, *new = _received(program, row, head, mark)
         key, value = (x.astype(jnp.float32) for x in new)
         if layout.attended > AHEAD * layout.programs:
             load_part_ahead(program, token, step, number + AHEAD)
@@ -77,6 +75,15 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
                 put(x, memory.at[step, row, place, pl.ds(group * layout.head_size, layout.head_size)])
 
     program.share(layout.attended, work)
+
+
+def _received(program: Program, row: Any, head: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns a head's query (K,), and the new key and value that it attends to, in the dtype of the memory."""
+    layout = program.layout
+    group = head // (layout.heads // layout.kv_heads)
+    places = [("qkv", row, of) for of in (head, layout.heads + group, layout.heads + layout.kv_heads + group)]
+    query, key, value = program.receive(*places, mark=mark, layout=COLUMN, together=layout.several)
+    return query, key.astype(layout.dtype), value.astype(layout.dtype)
 
 
 def _with_own(found: Running, own: jax.Array, first: jax.Array, value: jax.Array) -> Running:

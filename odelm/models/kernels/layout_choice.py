@@ -18,7 +18,7 @@ from odelm.models.kernels.layout import (
     ROWS,
     THREADS,
     Layout,
-)  # fmt: skip
+)
 from odelm.models.kernels.sharing import splits
 from odelm.models.transformer import DepthPlan
 
