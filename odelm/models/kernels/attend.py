@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from odelm.models.kernels.attend_by_warps import ByWarps, Running
-from odelm.models.kernels.chunks import AHEAD, PARTS, count_of, fetch, load_part_ahead, part_of, send
+from odelm.models.kernels.chunks import PARTS, count_of, fetch, part_of, send
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.marked import COLUMN, ROW
 from odelm.models.kernels.plain import put, vector
@@ -36,10 +36,9 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
         place, sharing = token.of(row).place, layout.heads // layout.kv_heads
         group = head // sharing
         mark = program.mark(token, step)
-        query, *new = _received(program, row, head, mark)
-        key, value = (x.astype(jnp.float32) for x in new)
-        if layout.attended > AHEAD * layout.programs:
-            load_part_ahead(program, token, step, number + AHEAD)
+        with jax.named_scope("receive"):
+            query, *new = _received(program, row, head, mark)
+            key, value = (x.astype(jnp.float32) for x in new)
         own, first = jnp.where(c == 0, jnp.sum(query * key), LEAST), (c == 0).astype(jnp.float32)
         count = count_of(layout, place, c)
         attends_by_warps = layout.attends_by_warps and program.shares_work
@@ -61,7 +60,8 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
             running = lax.fori_loop(0, count, chunk, way.nothing())
         if layout.several and layout.attended > layout.programs:  # on its way while this part is added up
             send(program, token, step, item + layout.programs)
-        top, total, context = _with_own(way.added_up(running), own, first, value)
+        with jax.named_scope("add_up"):
+            top, total, context = _with_own(way.added_up(running), own, first, value)
         here = (row, c, pl.ds(head * layout.head_size, layout.head_size))
         some = jnp.where(total > 0, total, 1.0)
         weight = jnp.where(total > 0, top + jnp.log(some), LEAST)

@@ -12,7 +12,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.ahead import load_ahead
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW
@@ -25,13 +24,10 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 def send_for_readout(program: Program, *, early: bool) -> None:
     """Starts to copy this program's first pieces of the readout: if `early`, those whose places are free from the
-    beginning, otherwise the others, which need the places of `out`. If not `early`, it also starts to load the pieces
-    that follow, as many as a tile has, into the L2 cache."""
+    beginning, otherwise the others, which need the places of `out`."""
     layout = program.layout
     for i in range(layout.early) if early else range(layout.early, layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
-    if not early and program.shares_work:
-        pl.loop(layout.ring, layout.ring + _parts(program))(lambda piece: _load_ahead(program, piece))
 
 
 def drain_readout(program: Program) -> None:
@@ -230,15 +226,9 @@ def _fetch(program: Program, piece: jax.Array) -> None:
     plgpu.copy_gmem_to_smem(_piece(program, piece), near["readout"].at[slot], near["readout_arrival"].at[slot])
 
 
-def _load_ahead(program: Program, piece: jax.Array) -> None:
-    """Starts to load a piece into the L2 cache, if there is such a piece."""
-    pl.when(piece < _pieces(program))(lambda: load_ahead(_piece(program, piece)))
-
-
 def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref, *, behind: int = 0) -> None:
     """Multiplies the pieces of a tile by the state, (columns, width), and starts to copy another piece as soon as the
-    place of each is free: when no more than `behind` later products are still running. The piece one tile after the
-    one copied begins to be loaded ahead."""
+    place of each is free: when no more than `behind` later products are still running."""
     layout, near, parts = program.layout, program.near, _parts(program)
     for step in range(parts + behind):
         if step < parts:
@@ -250,5 +240,3 @@ def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref, *, behin
             plgpu.wgmma_wait(behind if step < parts else 0)
             following = tile * parts + step - behind + layout.ring
             pl.when(following < _pieces(program))(lambda piece=following: _fetch(program, piece))
-            if program.shares_work:
-                _load_ahead(program, following + parts)

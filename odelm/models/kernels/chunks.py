@@ -8,15 +8,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels.ahead import AHEAD_BYTES, load_places_ahead
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.program import Program
 from odelm.models.kernels.tokens import Newest
 
 PARTS = ("keys", "values", "hidden")
 """The parts of a chunk of places that are copied, each with a barrier of its own."""
-AHEAD = 2
-"""How many parts of attention a program loads ahead into the L2 cache before it gets to them."""
+AHEAD_BYTES = 24_000_000
+"""How much all programs together may load ahead: about half of the L2 cache of an H100 or H200."""
 
 
 def part_of(layout: Layout, item: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -39,9 +38,21 @@ def send_for_memory(program: Program, token: Newest, step: jax.Array) -> None:
 
 
 def load_memory_ahead(program: Program, token: Newest, step: jax.Array) -> None:
-    """Starts to load this program's first parts of attention into the L2 cache."""
-    for number in range(min(AHEAD, -(-program.layout.attended // program.layout.programs))):
-        load_part_ahead(program, token, step, number)
+    """Starts to load the chunks of this program's first part of attention into the L2 cache, as many as there is room
+    for, but the first, which is copied at once. Only with a single row: with several it took longer."""
+    layout, C = program.layout, program.layout.chunk_splits
+    if not program.shares_work or layout.several or layout.room <= C * layout.chunk:
+        return
+    row, head, c = part_of(layout, program.me)
+    size = 2 * layout.chunk * layout.head_size * jnp.dtype(layout.dtype).itemsize
+    most = AHEAD_BYTES // (size * min(layout.attended, layout.programs))
+
+    @pl.when(program.me < layout.attended)
+    def load() -> None:
+        @pl.loop(1, jnp.minimum(count_of(layout, token.of(row).place, c), most))
+        def load_chunk(i: jax.Array) -> None:
+            start = (i * C + c) * layout.chunk
+            load_ahead(*_places(program, step, row, start, head // (layout.heads // layout.kv_heads)))
 
 
 def send(program: Program, token: Newest, step: jax.Array, item: jax.Array) -> None:
@@ -54,26 +65,6 @@ def send(program: Program, token: Newest, step: jax.Array, item: jax.Array) -> N
         @pl.when((item < layout.attended) & (start < token.of(row).place))
         def send_one(slot: int = slot, start: jax.Array = start) -> None:
             fetch(program, step, row, start, head // (layout.heads // layout.kv_heads), slot)
-
-
-def load_part_ahead(program: Program, token: Newest, step: jax.Array, number: Any) -> None:
-    """Starts to load the chunks of this program's `number`-th part of attention into the L2 cache, as many as there is
-    room for, if it has such a part; not those that are copied at once, the first of the first part."""
-    layout, C = program.layout, program.layout.chunk_splits
-    if not program.shares_work or layout.room <= C * layout.chunk * layout.chunk_places:
-        return
-    item = program.me + number * layout.programs
-    row, head, c = part_of(layout, item)
-    size = 2 * layout.chunk * layout.head_size * jnp.dtype(layout.dtype).itemsize
-    most = AHEAD_BYTES // (size * min(layout.attended, AHEAD * layout.programs))
-    first = jnp.where(item < layout.programs, layout.chunk_places, 0)
-
-    @pl.when(item < layout.attended)
-    def load() -> None:
-        @pl.loop(first, jnp.minimum(count_of(layout, token.of(row).place, c), most))
-        def load_chunk(i: jax.Array) -> None:
-            start = (i * C + c) * layout.chunk
-            load_places_ahead(*_places(program, step, row, start, head // (layout.heads // layout.kv_heads)))
 
 
 def fetch(
@@ -92,3 +83,9 @@ def _places(program: Program, step: jax.Array, row: Any, start: jax.Array, group
     layout = program.layout
     here = (step, row, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
     return program.keys.at[here], program.values.at[here]
+
+
+def load_ahead(*refs: Any) -> None:
+    """Starts to load some numbers of each of several neighbouring places, (places, numbers), into the L2 cache."""
+    for ref in refs:
+        plgpu.async_prefetch(ref)

@@ -148,7 +148,7 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
                 phase(here, token, number)
             if not program.marked:
                 program.arrive(here.has(*names))
-            if place == 0:  # not before it: of several rows, it is the phase that all programs wait for
+            if place == 0:
                 load_memory_ahead(here, token, number)
             if not names:
                 pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
