@@ -97,7 +97,7 @@ def choose(
     whether tokens are drawn with `top_k`, `quantised` whether matrices have 8 bits."""
     reason = reason or _no_card(device)
     if reason is None and asked == "auto" and quantised:
-        reason = "matrices of 8 bits; auto leaves them to XLA until a kernel of theirs has been measured"
+        reason = "matrices of 8 bits; auto leaves them to XLA until the tests of their kernel have run on a GPU"
     if reason is None and asked == "auto" and rows > AUTO_ROWS:
         reason = f"{rows} rows; auto uses kernels for at most {AUTO_ROWS}, one for more takes long to compile"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
