@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import run_program
 from benchmarks.options import several
-from benchmarks.study_rows import TUNED_AS
+from benchmarks.study_rows import TRAINED_AS
 from benchmarks.study_times import TIMES, training_seconds
 from odelm.config import from_json
 
@@ -47,7 +47,7 @@ def read_times(folder: Path) -> Record:
     """
     file = folder / TIMES
     found = json.loads(file.read_text())["rows"] if file.exists() else {}
-    return {row: found[like] for row, like in TUNED_AS.items() if like in found} | found
+    return {row: found[like] for row, like in TRAINED_AS.items() if like in found} | found
 
 
 def with_seconds(runs: Runs, times: Record) -> Runs:

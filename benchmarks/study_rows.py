@@ -49,11 +49,12 @@ ROWS: dict[str, Options] = {
 third of the units each in place of one with prelude and coda; `equal_parameters` has about as many as `unshared`;
 `equal_operations` has twice the updates, because those of random counts take about half of the operations of full
 depth, as does `best_twice`; `taught` learns from the first seed of a row that was trained before."""
-TUNED_AS = {
-    "unshared_half": "unshared", "best_twice": "best", "equal_operations": "random", "encoder_best": "encoder_random",
-    "encoder_fixed": "encoder_random", "encoder_post_fixed": "encoder_post_random",
+TRAINED_AS = {"unshared_half": "unshared", "best_twice": "best", "equal_operations": "random"}
+"""Rows that are others trained for longer or shorter: they have their rates, and times of updates and passes."""
+TUNED_AS = TRAINED_AS | {
+    "encoder_best": "encoder_random", "encoder_fixed": "encoder_random", "encoder_post_fixed": "encoder_post_random",
 }  # fmt: skip
-"""Rows that have the rates of others: those trained for longer or shorter, and some encoders."""
+"""Rows that have the rates of others."""
 SHAPES: dict[str, Options] = {
     "study": {},
     "tiny": {"model.width": 32, "model.heads": 2, "model.vocab_size": 300, "model.max_length": 32, "train.length": 32,

@@ -239,6 +239,8 @@ def test_a_row_that_is_another_for_longer_has_its_times(tmp_path):
     assert study_report.read_times(tmp_path) == dict.fromkeys(("unshared", "unshared_half"), {"pass_s": {"12": 0.005}})
     (tmp_path / study_times.TIMES).write_text('{"rows": {"unshared": {}, "unshared_half": {"pass_s": {}}}}')
     assert study_report.read_times(tmp_path)["unshared_half"] == {"pass_s": {}}
+    (tmp_path / study_times.TIMES).write_text(json.dumps({"rows": {"encoder_random": {}}}))
+    assert list(study_report.read_times(tmp_path)) == ["encoder_random"], "encoder_best has its rate, not its times"
 
 
 def test_the_trials_of_a_row_are_not_read_as_its_results(tmp_path):
