@@ -27,8 +27,8 @@ def layout_for(make_model, **options: Any) -> Layout:
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """Returns a function that returns how often each number of the keys is loaded ahead in step 1, given a layout and
-    the place of its row; the same for the values."""
+    """Returns a function that returns how often each program loads each number of the keys ahead in step 1, given a
+    layout and the place of its row; the same for the values."""
 
     def add_one(*refs: Any) -> None:
         for ref in refs:
@@ -46,11 +46,11 @@ def loaded(monkeypatch):
             chunks.load_memory_ahead(program_of(layout, me, keys=keys, values=values), token, jnp.int32(1))
             return jax.freeze(keys), jax.freeze(values)
 
-        found = np.zeros(shape, np.int32)
+        found = np.zeros((layout.programs, *shape), np.int32)
         for me in range(layout.programs):
             keys, values = load(jnp.int32(me))
             np.testing.assert_array_equal(keys, values)
-            found += keys
+            found[me] = keys
         return found
 
     return run
@@ -62,9 +62,9 @@ def test_what_is_not_copied_at_once_is_loaded_ahead_where_there_is_room(make_mod
     layout = layout_for(make_model, programs=4)
     assert (layout.chunk_splits, layout.chunk_places, layout.attended) == (1, 1, 4)
     monkeypatch.setattr(chunks, "AHEAD_BYTES", room)
-    most = room // (2 * 2 * 2 * 64 * 64 * 2)
+    most = room // (4 * 2 * 64 * 64 * 2)  # parts, keys and values, places, head size, bytes
     assert most == 3 if room < 1_000_000 else most > 5
-    found = loaded(layout, place)
+    found = loaded(layout, place).sum(0)
     assert not found[0].any(), "another step"
     expected = np.zeros(layout.room, np.int32)
     expected[64 : min(-(-place // 64), most) * 64] = 1
@@ -74,8 +74,10 @@ def test_what_is_not_copied_at_once_is_loaded_ahead_where_there_is_room(make_mod
 def test_the_programs_of_a_head_load_their_own_chunks_ahead(make_model, loaded):
     layout = layout_for(make_model, programs=8)
     assert (layout.chunk_splits, layout.chunk_places) == (2, 1)
-    found = loaded(layout, 300)[1, 0]
-    assert not found[:128].any() and (found[128:] == 1).all() and len(found) == 320
+    each = loaded(layout, 300)[:, 1, 0]
+    assert not each[:, :128].any() and (each[:, 128:].sum(0) == 1).all() and each.shape[1] == 320
+    for me, found in enumerate(each):
+        assert set(np.flatnonzero(found.any(1)) // 64) == ({2, 4} if me % 2 == 0 else {3})
 
 
 def test_nothing_is_loaded_ahead_that_is_copied_at_once_or_of_several_rows_or_by_a_program_alone(

@@ -38,8 +38,9 @@ def send_for_memory(program: Program, token: Newest, step: jax.Array) -> None:
 
 
 def load_memory_ahead(program: Program, token: Newest, step: jax.Array) -> None:
-    """Starts to load the chunks of this program's first part of attention into the L2 cache, as many as there is room
-    for, but the first, which is copied at once. Only with a single row: with several it took longer."""
+    """Starts to load the chunks of this program's first part of attention into the L2 cache, except the first chunk,
+    which is copied at once, and up to `AHEAD_BYTES` for all programs. Does nothing with several rows, where it took
+    longer."""
     layout, C = program.layout, program.layout.chunk_splits
     if not program.shares_work or layout.several or layout.room <= C * layout.chunk:
         return
@@ -78,14 +79,14 @@ def fetch(
         plgpu.copy_gmem_to_smem(of[name], near[name].at[slot], arrival.at[slot * len(PARTS) + PARTS.index(name)])
 
 
+def load_ahead(*refs: Any) -> None:
+    """Starts to load some numbers of each of several neighbouring places, (places, numbers), into the L2 cache."""
+    for ref in refs:
+        plgpu.async_prefetch(ref)
+
+
 def _places(program: Program, step: jax.Array, row: Any, start: jax.Array, group: jax.Array) -> tuple[Any, Any]:
     """Returns where the keys and values of the chunk of a row's places from `start` on are in global memory."""
     layout = program.layout
     here = (step, row, pl.ds(start, layout.chunk), pl.ds(group * layout.head_size, layout.head_size))
     return program.keys.at[here], program.values.at[here]
-
-
-def load_ahead(*refs: Any) -> None:
-    """Starts to load some numbers of each of several neighbouring places, (places, numbers), into the L2 cache."""
-    for ref in refs:
-        plgpu.async_prefetch(ref)
