@@ -1,4 +1,4 @@
-"""What programs load into the L2 cache ahead, and what they read in one round."""
+"""What programs load into the L2 cache ahead, what they copy, and what they read in one round."""
 
 from typing import Any
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from odelm.models.kernels import chunks
+from odelm.models.kernels import choice, chunks
 from odelm.models.kernels.layout import Layout
 from odelm.models.kernels.layout_choice import layout_of
 from odelm.models.kernels.marked import loop_text
@@ -88,6 +89,29 @@ def test_nothing_is_loaded_ahead_that_is_copied_at_once_or_of_several_rows_or_by
     for options in (dict(room=120, programs=8), dict(rows=3), dict(programs=1)):
         layout = layout_for(make_model, **options)
         chunks.load_memory_ahead(program_of(layout, jnp.int32(0)), token, jnp.int32(0))
+
+
+def test_a_program_copies_every_piece_of_its_readout_once_and_in_order(make_model, monkeypatch):
+    layout, copied = layout_for(make_model, readout_bits=16, by_warps=False, ring=5, ring_slice=64), []
+    monkeypatch.setattr(choice, "_fetch", lambda program, piece: copied.append(int(piece)))
+    monkeypatch.setattr(choice.pl, "when", lambda condition: lambda body: body() if condition else None)
+    for name in ("barrier_wait", "wgmma", "wgmma_wait"):
+        monkeypatch.setattr(plgpu, name, lambda *args: None)
+
+    class Anything:
+        at = property(lambda self: self)
+        __getitem__ = transpose = lambda self, *args: self
+
+    near = dict.fromkeys(("readout", "readout_arrival"), Anything())
+    for me in range(layout.programs):
+        copied.clear()
+        program = program_of(layout, jnp.int32(me), near=near)
+        choice.send_for_readout(program, early=True)
+        choice.send_for_readout(program, early=False)
+        for tile in range(int(choice.tiles(program))):
+            choice.add_pieces(program, jnp.int32(tile), None, Anything())
+        tiles = len(range(me, layout.vocabulary // 64, layout.programs))
+        assert copied == list(range(tiles * layout.width // layout.ring_slice)) and len(copied) > 2 * layout.ring
 
 
 @pytest.mark.parametrize("together", [False, True])
