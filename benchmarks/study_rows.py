@@ -18,9 +18,9 @@ MASKED: Options = {
 }  # fmt: skip
 POST: Options = {
     "model.norm": "layernorm", "model.norm_placement": "post", "model.norm_eps": 1e-12, "model.embed_norm": True,
-    "model.positions": "learned", "model.qk_norm": False, "model.bias": True, "optimizer.kind": "adamw",
-    "optimizer.learning_rate": 5e-4,
+    "model.positions": "learned", "model.qk_norm": False, "model.bias": True,
 }  # fmt: skip
+ADAMW: Options = {"optimizer.kind": "adamw", "optimizer.learning_rate": 5e-4}
 LARGE: Options = {"model.width": 1024, "model.heads": 16}
 
 ROWS: dict[str, Options] = {
@@ -44,6 +44,7 @@ ROWS: dict[str, Options] = {
     "encoder_best": MASKED | BEST,
     "encoder_post_fixed": MASKED | POST | FIXED,
     "encoder_post_random": MASKED | POST,
+    "encoder_post_adamw": MASKED | POST | ADAMW,
 }
 """What is changed in the base. `unshared_half` takes as long as `best`; `best_groups` is `best` with three blocks for a
 third of the units each in place of one with prelude and coda; `equal_parameters` has about as many as `unshared`;
@@ -53,6 +54,7 @@ TRAINED_AS = {"unshared_half": "unshared", "best_twice": "best", "equal_operatio
 """Rows that are others trained for longer or shorter: they have their rates, and times of updates and passes."""
 TUNED_AS = TRAINED_AS | {
     "encoder_best": "encoder_random", "encoder_fixed": "encoder_random", "encoder_post_fixed": "encoder_post_random",
+    "large_best": "best", "large_unshared": "unshared",
 }  # fmt: skip
 """Rows that have the rates of others."""
 SHAPES: dict[str, Options] = {
