@@ -2,13 +2,14 @@
 
     python -m benchmarks.study_report docs/study [--against=unshared] [--plot=FILE.png [--rows=A,B]]
 
-A row is named by its files. First what a row is and takes: parameters, updates, tokens, and seconds of training, those
-of its updates without compiling and evaluating. Then held-out losses at each number of evaluations, the mean over the
-seeds and half their range, with what a pass takes against that of `--against` at full depth. Then the losses at equal
-time and at equal tokens: each row's last evaluation that comes no later than the end of the shortest row of those
-compared, read from the same curves, in which the learning rate is still falling for the rows that take longer. Then the
-scores of the tasks, losses with matrices of 8 bits, how smoothly the rows trained, and what the fields look like. The
-plot has the curves of `--rows`, or of all that were timed, against the seconds of training.
+A row is named by its files; a file `glue_ROW.json` is one that `benchmarks.glue` wrote for the encoder of that row.
+First what a row is and takes: parameters, updates, tokens, and seconds of training, those of its updates without
+compiling and evaluating. Then held-out losses at each number of evaluations, the mean over the seeds and half their
+range, with what a pass takes against that of `--against` at full depth. Then the losses at equal time and at equal
+tokens: each row's last evaluation that comes no later than the end of the shortest row of those compared, read from the
+same curves, in which the learning rate is still falling for the rows that take longer. Then the scores of the tasks and
+of GLUE, losses with matrices of 8 bits, how smoothly the rows trained, and what the fields look like. The plot has the
+curves of `--rows`, or of all that were timed, against the seconds of training.
 """
 
 import argparse
@@ -190,6 +191,25 @@ def tasks_table(runs: Runs) -> list[str]:
     return lines
 
 
+def glue_table(folder: Path) -> list[str]:
+    """Returns the lines of what encoders reached on GLUE at each number of evaluations, the mean over the seeds and the
+    standard deviation, times 100; nothing if none was fine-tuned."""
+    found: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for file in sorted(folder.glob("glue_*.json")):
+        for task, results in json.loads(file.read_text()).items():
+            for scored in results["rows"]:
+                if scored["metric"] != "loss":
+                    found[task, scored["metric"], file.stem.removeprefix("glue_")].append(scored)
+    counts = sorted({one["evaluations"] for some in found.values() for one in some}, reverse=True)
+    lines = ["| task | metric | row | " + " | ".join(map(str, counts)) + " | majority |"]
+    lines += ["|---" * (4 + len(counts)) + "|"]
+    for names, some in sorted(found.items()):
+        shown = {one["evaluations"]: f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f}" for one in some}
+        cells = [*names, *(shown.get(count, "") for count in counts), f"{100 * some[0]['majority']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines if found else []
+
+
 def _tasks(records: list[Record]) -> list[Record]:
     return [task for record in records for task in record.get("tasks", [])]
 
@@ -261,7 +281,8 @@ def main() -> None:
         parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     parts = [sizes_table(runs, timed), losses_table(runs, times, options.against)]
     parts += [equal_table(timed, "seconds")] if timed else []
-    parts += [equal_table(runs, "tokens"), tasks_table(runs), quantized_table(runs), stability_table(runs)]
+    parts += [equal_table(runs, "tokens"), tasks_table(runs), glue_table(options.folder)]
+    parts += [quantized_table(runs), stability_table(runs)]
     for part in (*parts, field_table(runs)):
         if part:
             print("\n".join(part) + "\n")

@@ -136,6 +136,23 @@ def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_has_what_encoders_reached_on_glue(tmp_path):
+    def scored(metric: str, evaluations: int, mean: float):
+        given = {"steps": evaluations // 2, "std": 0.012, "majority": None if metric == "loss" else 0.5}
+        return {"metric": metric, "evaluations": evaluations, "mean": mean} | given
+
+    assert study_report.glue_table(tmp_path) == []
+    rows = [scored("accuracy", 12, 0.8), scored("accuracy", 4, 0.75), scored("loss", 12, 0.4)]
+    (tmp_path / "glue_encoder_best.json").write_text(json.dumps({"rte": {"rows": rows}}))
+    (tmp_path / "glue_encoder_unshared.json").write_text(json.dumps({"rte": {"rows": rows[:1]}}))
+    assert study_report.glue_table(tmp_path) == [
+        "| task | metric | row | 12 | 4 | majority |",
+        "|---|---|---|---|---|---|",
+        "| rte | accuracy | encoder_best | 80.0 ± 1.2 | 75.0 ± 1.2 | 50.0 |",
+        "| rte | accuracy | encoder_unshared | 80.0 ± 1.2 |  | 50.0 |",
+    ]
+
+
 def test_a_time_is_a_share_of_the_row_that_is_compared():
     def measured(loss: float):
         return [{"evaluations": [{"evaluations": 12, "steps": 10, "loss": loss}]}]
