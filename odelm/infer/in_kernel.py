@@ -9,7 +9,7 @@ from odelm.infer.decode import Decoding
 from odelm.infer.sampling import Sampling
 from odelm.models.kernels.attend import LEAST
 from odelm.models.kernels.decode import Arrays, Begin, Kernels, decode
-from odelm.models.kernels.layout import MOST_ROWS
+from odelm.models.kernels.layout import MOST_ROWS, Layout
 from odelm.models.memory import KeyValues, Memory
 
 COLDEST = 1e-20
@@ -47,16 +47,7 @@ def advance_in_kernel(
     count = jnp.where(state.done.all(), 0, jnp.maximum(count, 0))
     begin = Begin(state.last, state.positions, start, state.done, count, jnp.int32(end))
     matrices, vectors = tables
-    given = vectors | {"hidden": hidden}
-    if layout.sampled:
-        keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(
-            state.count + jnp.arange(limit)
-        )
-        # Scores must stay above the score of a place that is masked out.
-        temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
-        given |= {"temperature": temperature.reshape(1), "keys": keys}
-    if layout.filtered:
-        given |= {"top_k": jnp.asarray(sampling.top_k, jnp.int32).reshape(1)}
+    given = vectors | {"hidden": hidden} | _drawing(layout, state, sampling)
     tokens, logprobs, made = decode(kernels, matrices, given, kept, begin, limit=limit, persistent=persistent)
     new = jnp.arange(limit) - state.count
     fresh = (new >= 0) & (new < made)
@@ -76,6 +67,18 @@ def advance_in_kernel(
         tokens=placed(state.tokens, tokens), logprobs=placed(state.logprobs, logprobs), count=state.count + made,
         done=state.done | ((made > 0) & (last == end)),
     )  # fmt: skip
+
+
+def _drawing(layout: Layout, state: Decoding, sampling: Sampling) -> Arrays:
+    """Returns what `decode` needs to draw tokens: nothing if it takes the likeliest."""
+    if not layout.sampled:
+        return {}
+    numbers = state.count + jnp.arange(state.tokens.shape[1])
+    keys = jax.vmap(lambda n: jax.random.key_data(jax.random.fold_in(state.key, n)))(numbers)
+    # Scores must stay above the score of a place that is masked out.
+    temperature = jnp.maximum(jnp.asarray(sampling.temperature, jnp.float32), COLDEST)
+    found = {"temperature": temperature.reshape(1), "keys": keys}
+    return found | ({"top_k": jnp.asarray(sampling.top_k, jnp.int32).reshape(1)} if layout.filtered else {})
 
 
 def _flat(memory: Memory, name: str, room: int) -> jax.Array:

@@ -62,12 +62,7 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
             send(program, token, step, item + layout.programs)
         with jax.named_scope("add_up"):
             top, total, context = _with_own(way.added_up(running), own, first, value)
-        here = (row, c, pl.ds(head * layout.head_size, layout.head_size))
-        some = jnp.where(total > 0, total, 1.0)
-        weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
-        program.publish(context / some, "context", *here, mark=mark, layout=COLUMN)
-        if C > 1:
-            program.publish(weight + 0.0 * context, "weight", *here, mark=mark, layout=COLUMN)
+        _publish(program, (row, c, pl.ds(head * layout.head_size, layout.head_size)), (top, total, context), mark)
 
         @pl.when((c == 0) & (lax.rem(head, sharing) == 0))
         def keep_new() -> None:
@@ -75,6 +70,17 @@ def attend(program: Program, token: Token | Tokens, step: jax.Array) -> None:
                 put(x, memory.at[step, row, place, pl.ds(group * layout.head_size, layout.head_size)])
 
     program.share(layout.attended, work)
+
+
+def _publish(program: Program, place: tuple[Any, ...], found: Running, mark: jax.Array) -> None:
+    """Publishes the average of a head's values over some places, and, where several programs share a head, the
+    logarithm of its weight."""
+    top, total, context = found
+    some = jnp.where(total > 0, total, 1.0)
+    program.publish(context / some, "context", *place, mark=mark, layout=COLUMN)
+    if program.layout.chunk_splits > 1:
+        weight = jnp.where(total > 0, top + jnp.log(some), LEAST)
+        program.publish(weight + 0.0 * context, "weight", *place, mark=mark, layout=COLUMN)
 
 
 def _received(program: Program, row: Any, head: jax.Array, mark: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
