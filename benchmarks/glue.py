@@ -4,7 +4,8 @@
 
 Each task is `train.py --config=configs/glue.py --seeds=...` in a process, `--beside` of them at once, for `--epochs`
 epochs but at most `--updates` updates. Tasks that have ended are not trained again, and one that was interrupted goes
-on. What follows `--` goes to every task, such as `-- --config.train.length=64`.
+on. If a task fails, the others are still made, and the status is 1. What follows `--` goes to every task, such as `--
+--config.train.length=64`.
 """
 
 import argparse
@@ -45,11 +46,13 @@ def command_of(task: str, options: argparse.Namespace) -> list[str]:
     ]  # fmt: skip
 
 
-def run_all(tasks: list[str], options: argparse.Namespace) -> None:
-    """Runs the tasks that have no results yet, so many beside each other, and prints how each has ended."""
+def run_all(tasks: list[str], options: argparse.Namespace) -> list[str]:
+    """Runs the tasks that have no results yet, so many beside each other, prints how each has ended, and returns those
+    that failed."""
     share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / options.beside:.2f}"}
     waiting = [task for task in tasks if not (options.work / task / f"{RESULTS}.json").exists()]
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    failed = []
     options.work.mkdir(parents=True, exist_ok=True)
     while waiting or running:
         while waiting and len(running) < options.beside:
@@ -63,7 +66,9 @@ def run_all(tasks: list[str], options: argparse.Namespace) -> None:
             if process.poll() is not None:
                 del running[task]
                 print(f"{task}: status {process.returncode} after {time.perf_counter() - start:.0f} s", flush=True)
+                failed += [task] if process.returncode else []
         time.sleep(0.5)
+    return failed
 
 
 def table(tasks: list[str], work: Path) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def table(tasks: list[str], work: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small-encoder", help="a run, a bundle, a Hugging Face folder or a name")
     parser.add_argument("--data", type=Path, required=True, help="the folder that has the folders of the tasks")
@@ -97,10 +102,13 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="after --, options of every task")
     options = parser.parse_args()
     options.work, options.data = options.work.absolute(), options.data.absolute()
-    run_all(options.tasks, options)
+    failed = run_all(options.tasks, options)
     results = table(options.tasks, options.work)
     if options.out:
         options.out.write_text(json.dumps(results) + "\n")
+    for task in failed:
+        print(f"{task} failed: see {options.work / task}.log", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def show(result: dict[str, Any], options: argparse.Namespace) -> None:
             print(f"    {milliseconds:8.3f}  {name}", flush=True)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--block", choices=BLOCKS, default="gpt2")
@@ -281,10 +281,11 @@ def main() -> None:
     if options.side:
         measure = transformers_side if options.side == "transformers" else odelm_side
         print(json.dumps(measure(options)))
-        return
+        return 0
     results = in_turns(options)
     if options.out:
         Path(options.out).write_text(json.dumps({"options": vars(options), "results": results}, indent=1) + "\n")
+    return 0 if len(results) == options.rounds * len(options.sides) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Flags, overrides and help of the two programs, and what they print beside their own words."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,6 +166,35 @@ def test_benchmarks_report_a_wrong_option_before_they_begin(program, option, wor
         run_program(importlib.import_module(f"benchmarks.{program}").main)
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option.partition('=')[0]}: {words}" in last
+
+
+def test_a_benchmark_one_of_whose_processes_fails_makes_the_others_and_fails(capsys, monkeypatch, tmp_path):
+    glue = importlib.import_module("benchmarks.glue")
+
+    def command(task, options):
+        write = f"import pathlib; p = pathlib.Path({str(tmp_path / task)!r}); p.mkdir(); "
+        write += "(p / 'results.json').write_text('{\"rows\": []}')"
+        return [sys.executable, "-c", "raise SystemExit(2)" if task == "rte" else write]
+
+    monkeypatch.setattr(glue, "command_of", command)
+    given = ["glue", f"--data={tmp_path}", f"--work={tmp_path}", f"--out={tmp_path / 'all.json'}"]
+    for tasks, status in (("rte,mrpc", "1"), ("mrpc,cola", "0")):
+        monkeypatch.setattr(sys, "argv", [*given, f"--tasks={tasks}"])
+        with pytest.raises(SystemExit, match=status):
+            run_program(glue.main)
+    said = capsys.readouterr()
+    assert "rte: status 2" in said.out and "mrpc: status 0" in said.out
+    assert said.err == f"rte failed: see {tmp_path / 'rte'}.log\n"
+    assert set(json.loads((tmp_path / "all.json").read_text())) == {"mrpc", "cola"}
+
+
+def test_a_side_that_fails_makes_the_comparison_of_training_fail(capsys, monkeypatch):
+    training = importlib.import_module("benchmarks.training")
+    monkeypatch.setattr(training.sys, "executable", "false")
+    monkeypatch.setattr(sys, "argv", ["training", "--sides=odelm", "--rounds=1"])
+    with pytest.raises(SystemExit, match="1"):
+        run_program(training.main)
+    assert "odelm failed with status 1" in capsys.readouterr().out
 
 
 def test_a_width_is_a_multiple_of_64_and_of_random_weights(capsys, monkeypatch):
