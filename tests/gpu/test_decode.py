@@ -102,11 +102,15 @@ def in_float32(
 LAUNCHES = ("small", "parallel")
 """Models of which each phase is a launch too; XLA takes long to compile so many."""
 PLAIN, ROUNDED, WARPS = dict(readout_bits=16), dict(readout_bits=8, by_warps=False), dict(by_warps=True)
-ATTENTION = dict(attends_by_warps=True)
+ALONE = dict(attends_by_warps=False, short_sums=False)
+"""Without the options that are on by default."""
+ATTENTION, SHORT = ALONE | dict(attends_by_warps=True), ALONE | dict(short_sums=True)
 CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
 CASES += [("small", True, ROUNDED), ("narrow", True, ROUNDED), ("parallel", False, ROUNDED)]
 CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
 CASES += [(name, True, ATTENTION) for name in ("small", "parallel", "kv_heads", "parallel, wide")]
+CASES += [(name, True, SHORT) for name in ("small", "parallel, wide", "kv_heads")]
+CASES += [(name, True, ALONE) for name in ("small", "parallel, wide", "kv_heads")]
 SEVERAL = [("parallel", 2), ("ends", 8), ("parallel", 8), ("swiglu", 3), ("medium", 4), ("narrow", 5)]
 SEVERAL += [("parallel", 32), ("ends", 9), ("narrow", 17), ("medium", 16)]
 """Models, and rows of the batch."""
@@ -141,7 +145,9 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, options, monkeypatc
     ("name", "rows", "persistent", "options"),
     [(*one, True, {}) for one in SEVERAL]
     + [("parallel", 2, False, {}), ("parallel", 32, False, {})]
-    + [(*one, True, ATTENTION) for one in SEVERAL],
+    + [(*one, True, ATTENTION) for one in SEVERAL]
+    + [(*one, True, SHORT) for one in SEVERAL if one[1] > 4]
+    + [(*one, True, ALONE) for one in SEVERAL if one[1] > 4],
 )
 def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, options, monkeypatch):
     monkeypatch.setattr(kernels_decode, "begin_exchange", partial(poisoned, kernels_decode.begin_exchange))

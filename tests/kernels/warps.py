@@ -54,6 +54,8 @@ class Warps:
     def value(self, name: str) -> object:
         if name.startswith("0f"):
             return np.uint32(int(name[2:], 16)).view(np.float32)
+        if name.startswith("0x"):
+            return np.uint32(int(name, 16))
         return np.uint32(int(name)) if name.isdigit() else self.registers[name]
 
     def address(self, text: str) -> np.ndarray:
@@ -118,6 +120,7 @@ COMPUTED = {
     "mad.lo.u32": lambda x, y, z: x * y + z,
     "cvt.rn.bf16x2.f32": pair,
     "cvt.rn.bf16.f32": one,
+    "or.b32": lambda x, y: x | y,
 }
 
 
@@ -140,6 +143,16 @@ COMPUTED |= {
     "setp.lt.s32": lambda x, y: x.astype(np.int32) < y.astype(np.int32),
     "selp.b32": lambda x, y, chosen: np.where(chosen, x, y),
 }
+
+
+def permuted(x: object, y: object, selector: np.uint32) -> np.ndarray:
+    """`prmt`: each byte of the result is one of the eight of two words, those of the first before."""
+    words = np.stack(np.broadcast_arrays(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32)), axis=-1)
+    of = [int(selector) >> 4 * i & 0xF for i in range(4)]
+    return np.ascontiguousarray(np.ascontiguousarray(words).view(np.uint8)[..., of]).view(np.uint32)[..., 0]
+
+
+COMPUTED["prmt.b32"] = permuted
 
 
 def names(text: str) -> list[str]:

@@ -89,6 +89,9 @@ class Layout:
     pairs: bool = False
     """Whether, with several rows and marks, results that their readers only round to bfloat16 are published by twos
     (`odelm.models.kernels.paired`)."""
+    short_sums: bool = False
+    """Whether, with marks, what the slices of `out` and `down` add to the state is published by twos, with 24 bits each
+    (`odelm.models.kernels.sums`); only if the width is a multiple of 256, and the matrices are in bfloat16."""
     ring: int = 3
     """Pieces of the readout that are in flight or in use; with 16 bits, the last places hold a piece of `out` until the
     readout."""
@@ -222,11 +225,13 @@ class Layout:
 
     @property
     def paired(self) -> tuple[str, ...]:
-        """The names of the results that are published by twos where they have marks: see `pairs`."""
-        if not self.pairs or not self.several or self.dtype != jnp.bfloat16 or self.width % (2 * THREADS):
+        """The names of the results that are published by twos where they have marks: see `pairs` and `short_sums`."""
+        if self.dtype != jnp.bfloat16 or self.width % (2 * THREADS):
             return ()
-        whole = self.chunk_splits == 1 and self.out_slice % (2 * THREADS) == 0
-        names = {"normed": True, "up": self.factors == 1, "context": whole}
+        rounded = self.pairs and self.several
+        whole = rounded and self.chunk_splits == 1 and self.out_slice % (2 * THREADS) == 0
+        names = {"normed": rounded, "up": rounded and self.factors == 1, "context": whole}
+        names |= {"out": self.short_sums, "down": self.short_sums}
         return tuple(name for name, holds in names.items() if holds)
 
     @property

@@ -163,15 +163,24 @@ def loop_text(refs: int, registers: int, length: int, step: int, outputs: int, *
             lines.append(f"mov.b64 {{${word}, m}}, w{word}; xor.b32 m, m, ${outputs + refs}; or.b32 all, all, m;")
         return lines
 
+    some = range(refs)
+    return "{ " + polling_text([load(ref) for ref in some], [check(ref) for ref in some], outputs, together) + " }"
+
+
+def polling_text(loads: list[list[str]], checks: list[list[str]], words: int, together: bool = False) -> str:
+    """Returns PTX that runs the loads and checks of some arrays until all are right, at first only those of the last
+    array unless `together`. Loads write the registers w0, w1, .. of 64 bits, `words` in all; checks leave a bit in
+    `all` where one is wrong, and may use the register `m`."""
+
     def until_all(name: str, some: range) -> list[str]:
-        lines = [f"{name}:", *[line for ref in some for line in load(ref)], "mov.b32 all, 0;"]
-        lines += [line for ref in some for line in check(ref)]
+        lines = [f"{name}:", *[line for ref in some for line in loads[ref]], "mov.b32 all, 0;"]
+        lines += [line for ref in some for line in checks[ref]]
         return [*lines, "setp.ne.b32 wrong, all, 0;", f"@wrong bra {name};"] if some else []
 
-    first = refs if together else 1
-    lines = [f".reg .b64 w<{outputs}>; .reg .b32 m, all; .reg .pred wrong;"]
+    refs, first = len(loads), len(loads) if together else 1
+    lines = [f".reg .b64 w<{words}>; .reg .b32 m, all; .reg .pred wrong;"]
     lines += [*until_all("last", range(refs - first, refs)), *until_all("others", range(refs - first))]
-    return "{ " + "\n".join(lines) + " }"
+    return "\n".join(lines)
 
 
 def address(pointer: Any, place: Any, more: int = 0) -> Any:

@@ -22,6 +22,8 @@ from odelm.models.kernels.pieces import Pieces, share
 from odelm.models.kernels.plain import put, vector
 from odelm.models.kernels.several import column_of, take_received
 from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copies_after_stores, wait
+from odelm.models.kernels.sums import NAMES as SUMS
+from odelm.models.kernels.sums import PACK, put_sums, read_state
 from odelm.models.kernels.tokens import Token, Tokens
 
 plgpu: Any = mosaic_gpu
@@ -96,7 +98,9 @@ class Program:
     def publish(self, x: jax.Array, name: str, row: Any, *place: Any, mark: jax.Array, layout: Any) -> None:
         """Writes a vector of a row of the batch under a name, for the other programs."""
         ref = self.place(name, row, *place)
-        if self.marked:
+        if self.paired(name) and name in SUMS:
+            put_sums(x, ref, mark)
+        elif self.marked:
             (put_paired if self.paired(name) else put_marked)(x, ref, mark, layout)
         else:
             put(x, ref)
@@ -106,7 +110,9 @@ class Program:
         if not self.layout.several:
             self.publish(x, name, 0, *place, mark=mark, layout=ROW)
         elif self.marked:
-            write = put_columns_paired if self.paired(name) else put_columns_marked
+            write: Any = put_columns_paired if self.paired(name) else put_columns_marked
+            if self.paired(name) and name in SUMS:
+                write = partial(put_columns_paired, pack=PACK)
             write(x, self.place(name, 0, *place), prod(self.between[name].shape[1:-1]), self.layout.rows, mark)
         else:
             for row in range(self.layout.rows):
@@ -114,8 +120,11 @@ class Program:
 
     def receive(self, *places: Place, mark: jax.Array, layout: Any = None, together: bool = False) -> list[jax.Array]:
         """Returns published vectors of one length, from (name, row, *place) each; the one expected last should be the
-        last of `places`, unless all are read `together`. Float32, or bfloat16 where they were published by twos."""
+        last of `places`, unless all are read `together`. Float32, or bfloat16 where they were published by twos and
+        rounded. The state comes first, and by itself or together with sums."""
         refs = [self.place(*one) for one in places]
+        if self.paired(places[-1][0]) and places[-1][0] in SUMS:
+            return read_state(refs[0], refs[1:], mark)
         if self.marked:
             read = read_paired if self.paired(places[0][0]) else partial(read_marked, together=together)
             return read(refs, mark, layout)
