@@ -28,8 +28,6 @@ KERNELS = ("auto", "persistent", "launches", "xla")
 """The valid names; "auto" takes the first of the others that can decode the case."""
 INTERPRETED: Any = None
 """Pallas's options to run kernels without a GPU, for tests."""
-AUTO_ROWS = 8
-"""The most rows for which "auto" uses a kernel: one for more takes too long to compile for what it saves."""
 Arrays = dict[str, jax.Array]
 
 
@@ -69,8 +67,7 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            quantised, rows = runner.model.quantization is not None, len(state.last)
-            self.choice = choose(self.asked, reason, device, filtered=filtered, rows=rows, quantised=quantised)
+            self.choice = choose(self.asked, reason, device, filtered=filtered)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -80,7 +77,8 @@ class ByKernel:
         layout = _layout(_decoder(runner), plan, state, sampling)
         # The matrices depend only on the bits of the readout and on the size of its pieces.
         same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False, pairs=False)
-        alike = dataclasses.replace(layout, sampled=False, filtered=False, **same)
+        same |= dict(attends_by_warps=False, short_sums=False, sampled=False, filtered=False)
+        alike = dataclasses.replace(layout, **same)
         if alike not in self._matrices:
             last = list(self._matrices.items())[-1:]  # calls with one row, several, or top_k may alternate
             self._matrices = dict(last) | {alike: _matrices(runner.graph, runner.params, alike)}
@@ -90,16 +88,10 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(
-    asked: str, reason: str | None, device: Any, *, filtered: bool = False, rows: int = 1, quantised: bool = False
-) -> Choice:
-    """Returns what decodes `rows` rows on a device. `reason` is why no kernel supports the case, or None; `filtered` is
-    whether tokens are drawn with `top_k`, `quantised` whether matrices have 8 bits."""
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
+    """Returns what decodes on a device. `reason` is why no kernel supports the case, or None; `filtered` is whether
+    tokens are drawn with `top_k`."""
     reason = reason or _no_card(device)
-    if reason is None and asked == "auto" and quantised:
-        reason = "matrices of 8 bits; auto leaves them to XLA until the tests of their kernel have run on a GPU"
-    if reason is None and asked == "auto" and rows > AUTO_ROWS:
-        reason = f"{rows} rows; auto uses kernels for at most {AUTO_ROWS}, one for more takes long to compile"
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):

@@ -153,8 +153,8 @@ def test_a_generator_decodes_by_a_kernel_where_one_can(monkeypatch, sampled):
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-2)  # the readout is rounded to int8
     *_, (in_parts,) = generator.stream([prompt], every=2, new_tokens=NEW, temperature=2.0 * sampled)
     assert in_parts.tokens == expected.tokens
-    generator(9 * [prompt], new_tokens=2)
-    assert "9 rows; auto uses kernels for at most 8" in str(generator.kernel_choice)
+    generator(33 * [prompt], new_tokens=2)
+    assert "33 rows; kernels take at most 32" in str(generator.kernel_choice)
     generator([prompt], new_tokens=2, temperature=1.0, top_p=0.5)
     assert "top_p" in str(generator.kernel_choice)
 
@@ -290,17 +290,16 @@ def test_a_kernel_decodes_with_matrices_of_8_bits_what_the_model_does(name, prog
     assert_same(in_kernel(model, plan, state, NEW, programs=programs), expected, atol=2e-4)
 
 
-def test_a_generator_decodes_by_a_kernel_with_matrices_of_8_bits_if_it_is_asked_for(monkeypatch):
+def test_a_generator_decodes_by_a_kernel_with_matrices_of_8_bits(monkeypatch):
     monkeypatch.setattr(kernel_choice, "INTERPRETED", INTERPRETED)
     model, prompt = odelm.quantize(model_of(parallel_branches=True), "int8"), list(range(5, 30))
+    (expected,) = odelm.Generator(model, steps=2, kernel="xla")([prompt], new_tokens=NEW, logprobs=True)
     generator = odelm.Generator(model, steps=2)
-    (expected,) = generator([prompt], new_tokens=NEW, logprobs=True)
-    assert "matrices of 8 bits; auto leaves them to XLA" in str(generator.kernel_choice)
-    forced = odelm.Generator(model, steps=2, kernel="persistent")
-    (found,) = forced([prompt], new_tokens=NEW, logprobs=True)
-    assert str(forced.kernel_choice) == "persistent"
+    (found,) = generator([prompt], new_tokens=NEW, logprobs=True)
+    assert str(generator.kernel_choice) == "persistent"
     assert found.tokens == expected.tokens
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-4)
+    forced = odelm.Generator(model, steps=2, kernel="persistent")
     with pytest.raises(odelm.InputError, match="several rows with matrices of 8 bits"):
         forced(2 * [prompt], new_tokens=NEW)
     with pytest.raises(odelm.InputError, match="top_k with matrices of 8 bits"):

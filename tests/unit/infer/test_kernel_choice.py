@@ -46,20 +46,6 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     assert choose("auto", "its heads are of 32", device) == Choice("xla", "its heads are of 32")
 
 
-def test_more_rows_than_were_measured_are_a_kernels_only_if_it_is_asked_for(monkeypatch):
-    device = card(monkeypatch)
-    assert choose("auto", None, device, rows=8) == choose("persistent", None, device, rows=9) == Choice("persistent")
-    assert "9 rows; auto uses kernels for at most 8" in choose("auto", None, device, rows=9).reason
-    monkeypatch.undo()
-    assert choose("auto", None, jax.devices()[0], rows=9) == Choice("xla", "there is no GPU")
-
-
-def test_matrices_of_8_bits_are_a_kernels_only_if_it_is_asked_for(monkeypatch):
-    device = card(monkeypatch)
-    assert choose("persistent", None, device, quantised=True) == Choice("persistent")
-    assert "matrices of 8 bits" in choose("auto", None, device, quantised=True).reason
-
-
 def test_calls_that_take_turns_keep_what_a_kernel_reads_of_the_model(model, monkeypatch):
     runner, made = Runner.of(model), []
     options = [dict(sampled=True), dict(rows=4), dict(sampled=True, filtered=True)]
