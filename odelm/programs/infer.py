@@ -117,7 +117,7 @@ flags.DEFINE_enum(
     "kernel",
     "auto",
     ["auto", "persistent", "launches", "xla"],
-    "What decodes text: a kernel on a Hopper GPU (up to 32 rows) or XLA; auto takes a kernel for up to 8 rows.",
+    "What decodes text: a kernel on a Hopper GPU (up to 32 rows) or XLA; auto takes a kernel that supports the case.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)
