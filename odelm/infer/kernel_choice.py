@@ -67,7 +67,8 @@ class ByKernel:
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
-            self.choice = choose(self.asked, reason, device, filtered=filtered)
+            one = len(state.last) == 1 and runner.model.quantization is None
+            self.choice = choose(self.asked, reason, device, filtered=filtered, one=one)
         return self.choice.kernel != "xla"
 
     def advance(
@@ -88,14 +89,16 @@ class ByKernel:
         return _advance(layout, persistent, end, tables, state, sampling, until)
 
 
-def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False) -> Choice:
+def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, one: bool = True) -> Choice:
     """Returns what decodes on a device. `reason` is why no kernel supports the case, or None; `filtered` is whether
-    tokens are drawn with `top_k`."""
+    tokens are drawn with `top_k`, `one` whether there is one row, and matrices are not in 8 bits."""
     reason = reason or _no_card(device)
     at_once = PROGRAMS if INTERPRETED is not None else getattr(device, "core_count", 0)
     few = at_once < PROGRAMS
     if reason is None and filtered and (few or asked == "launches"):
         reason = "tokens are drawn with top_k, which launches do not support"
+    if reason is None and few and asked == "auto" and not one:
+        reason = f"the card runs fewer programs at once than {PROGRAMS}; auto uses launches only for what was timed"
     if reason is None and few and asked == "persistent":
         reason = f"the card runs {at_once} programs at once, of the {PROGRAMS} that wait for each other"
     if reason is None:

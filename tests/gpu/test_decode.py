@@ -30,6 +30,7 @@ from odelm.infer.sampling import sampling_options
 from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
 from odelm.models.kernels.layout_choice import layout_of
+from odelm.models.kernels.sums import NAMES as SUMS
 from odelm.models.kernels.supported import unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
@@ -76,6 +77,8 @@ def poisoned(begin, layout, *, marked):
     nothing = np.float32(np.nan).view(np.int32)
     spoilt = {name: jnp.full_like(x, jnp.nan) for name, x in fresh.items() if x.dtype == jnp.float32}
     words = {name: x.at[..., 0].set(nothing) for name, x in fresh.items() if x.ndim > 1 and name not in spoilt}
+    for name in set(SUMS) & set(layout.paired if marked else ()):  # two of 24 bits that are no numbers, and the mark 0
+        words[name] = jnp.broadcast_to(np.array([0xC0000000, 0x7FC0007F], np.uint32).view(np.int32), fresh[name].shape)
     return fresh | spoilt | {name: x for name, x in words.items() if name != "best_word"}
 
 

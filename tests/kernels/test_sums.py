@@ -77,7 +77,7 @@ def test_a_state_is_read_together_with_its_sums(n):
     words[n:] = np.stack([np.concatenate(lower), np.concatenate(upper)], axis=1)
     bases = [16 * THREAD, 8 * n + 8 * THREAD, 12 * n + 8 * THREAD]
     count = 2 * registers * (1 + sums)
-    for wrong in (None, 8 * 3 + 4, 8 * (n + 5), 8 * (n + 5) + 1):
+    for wrong in (None, 8 * 3 + 4, 8 * (n + 5), 8 * (n + 5) + 1, 8 * (n + n // 2), 8 * (2 * n - 1)):
         memory = words.view(np.uint8).reshape(-1).copy()
         if wrong is not None:
             memory[wrong] ^= 1

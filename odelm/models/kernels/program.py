@@ -121,7 +121,7 @@ class Program:
     def receive(self, *places: Place, mark: jax.Array, layout: Any = None, together: bool = False) -> list[jax.Array]:
         """Returns published vectors of one length, from (name, row, *place) each; the one expected last should be the
         last of `places`, unless all are read `together`. Float32, or bfloat16 where they were published by twos and
-        rounded. The state comes first, and by itself or together with sums."""
+        rounded. Where sums are read, the first place is the state's."""
         refs = [self.place(*one) for one in places]
         if self.paired(places[-1][0]) and places[-1][0] in SUMS:
             return read_state(refs[0], refs[1:], mark)

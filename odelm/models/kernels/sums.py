@@ -2,8 +2,9 @@
 
 When a step begins, all programs read the state and what each slice of `out` and `down` adds to it, 48 KB at width 768
 and 72 KB at 1,024 in words of `odelm.models.kernels.marked`. With half a word a sum it is 27 and 40 KB. The lowest 8
-bits of a float32 are left out: an error of at most 2^-15 of a sum, where the model rounds what enters a branch to
-bfloat16, with 2^-9. The lower 16 bits of a mark are enough, since a place is written again every second step.
+bits of a float32 are left out: an error of at most 2^-15 of a sum, always towards 0, where the model rounds what enters
+a branch to bfloat16, with 2^-9. The lower 16 bits of a mark are enough, since a place is written again every second
+step; they are 0, as in a place that was never written, only after 65,535 steps.
 
 An array of n sums is int32 (.., n / 2, 2). In a word, from the highest byte on, are the three of the first number, the
 three of the second, and the two of the mark.

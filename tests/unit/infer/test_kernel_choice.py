@@ -3,6 +3,7 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -44,6 +45,34 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     device = card(monkeypatch, **of)
     assert choose(asked, None, device) == expected
     assert choose("auto", "its heads are of 32", device) == Choice("xla", "its heads are of 32")
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "short", "by_warps"),
+    [
+        ({}, {}, True, True),
+        ({}, dict(rows=8), True, False),
+        ({}, dict(rows=32), True, False),
+        ({}, dict(block_bits=8), False, False),
+        ({}, dict(dtype=jnp.float32), False, False),
+        (dict(width=384, heads=6), {}, False, True),
+        (dict(width=640, heads=10), {}, False, True),
+        (dict(feedforward=2000), {}, False, True),
+    ],
+)
+def test_sums_are_short_and_warps_attend_where_it_was_measured(shape, options, short, by_warps):
+    shape = dict(kind="decoder", vocab_size=500, width=768, heads=12, depth=4, max_length=512) | shape
+    model = odelm.CausalLM(odelm.ModelConfig(**shape), rngs=nnx.Rngs(0))
+    layout = layout_of(model.config, model.plan(steps=2), 256, **options)
+    assert (layout.short_sums, layout.attends_by_warps) == (short, by_warps)
+    assert ({"out", "down"} <= set(layout.paired)) == short
+
+
+def test_several_rows_and_8_bits_are_launched_only_if_it_is_asked_for(monkeypatch):
+    few, all_of_them = card(monkeypatch, core_count=114), card(monkeypatch)
+    assert choose("auto", None, few) == choose("launches", None, few, one=False) == Choice("launches")
+    assert choose("auto", None, few, one=False).kernel == "xla"
+    assert choose("auto", None, all_of_them, one=False) == Choice("persistent")
 
 
 def test_calls_that_take_turns_keep_what_a_kernel_reads_of_the_model(model, monkeypatch):
