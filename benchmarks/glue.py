@@ -4,8 +4,8 @@
 
 Each task is `train.py --config=configs/glue.py --seeds=...` in a process, `--beside` of them at once, for `--epochs`
 epochs but at most `--updates` updates. Tasks that have ended are not trained again, and one that was interrupted goes
-on. If a task fails, the others are still made, and the status is 1. What follows `--` goes to every task, such as `--
---config.train.length=64`.
+on. If a task fails, the others are still made, and the status is 1. What follows `--` goes to every task:
+`-- --config.train.length=64`.
 """
 
 import argparse

@@ -149,7 +149,7 @@ def test_kernels_find_the_likeliest_tokens(name, persistent, options, monkeypatc
     [(*one, True, {}) for one in SEVERAL]
     + [("parallel", 2, False, {}), ("parallel", 32, False, {})]
     + [(*one, True, ATTENTION) for one in SEVERAL]
-    + [(*one, True, SHORT) for one in SEVERAL if one[1] > 4]
+    + [(*one, True, SHORT) for one in SEVERAL]
     + [(*one, True, ALONE) for one in SEVERAL if one[1] > 4],
 )
 def test_several_rows_find_the_likeliest_tokens(name, rows, persistent, options, monkeypatch):

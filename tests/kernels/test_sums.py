@@ -68,7 +68,7 @@ def test_each_column_of_a_product_is_written_by_twos(rows, columns):
 
 @pytest.mark.parametrize("n", [256, 768, 1024])
 def test_a_state_is_read_together_with_its_sums(n):
-    """The PTX without its loops, which end at once as all marks are right, and without loads of relaxed order."""
+    """The PTX is run once through: its loops end as soon as all marks are right."""
     x, registers, sums = numbers_of((3, n)), n // (2 * THREADS), 2
     words = np.zeros((n + sums * n // 2, 2), np.uint32)
     words[:n] = np.stack([x[0].view(np.uint32), np.full(n, MARK, np.uint32)], axis=1)

@@ -28,9 +28,9 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
     The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
     Readout rows have 8 bits by default, and 16 where tokens are filtered, there are several rows, or there is no room
-    for both. `by_warps`, `short_sums` and, for one row, `attends_by_warps` are on by default where they are supported,
-    but the latter two not with `block_bits=8`, with which they were never run on a GPU. Raises InputError for
-    `block_bits=8` with several rows, filtered tokens or a readout of 16 bits.
+    for both. `by_warps`, `short_sums` for one row and from `PAIRED_ROWS` on, and `attends_by_warps` for one row are on
+    by default where they are supported, but the latter two not with `block_bits=8`: these cases were run on a GPU.
+    Raises InputError for `block_bits=8` with several rows, filtered tokens or a readout of 16 bits.
     """
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     rows, in_bytes = options.get("rows", 1), options.get("block_bits") == 8
@@ -38,7 +38,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     chosen: dict[str, Any] = dict(out_slice=_slice(config.heads * config.head_size), chunk_splits=splits(*parts))
     chosen["marks"] = F % D == 0  # units that fill up the last slice are written by nobody
     chosen |= dict(readout_bits=8, by_warps=True, pairs=rows >= PAIRED_ROWS)
-    chosen |= dict(short_sums=not in_bytes, attends_by_warps=rows == 1 and not in_bytes)
+    short = (rows == 1 or rows >= PAIRED_ROWS) and not in_bytes
+    chosen |= dict(short_sums=short, attends_by_warps=rows == 1 and not in_bytes)
     layout = Layout(
         width=D, heads=config.heads, kv_heads=config.key_value_heads, head_size=config.head_size, hidden=F,
         vocabulary=-(-config.vocab_size // ROWS) * ROWS, words=config.vocab_size, room=-(-room // chunk) * chunk,

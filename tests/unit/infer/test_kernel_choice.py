@@ -51,7 +51,8 @@ def test_the_fastest_that_a_card_runs_is_chosen(monkeypatch, of, asked, expected
     ("shape", "options", "short", "by_warps"),
     [
         ({}, {}, True, True),
-        ({}, dict(rows=8), True, False),
+        ({}, dict(rows=4), False, False),
+        ({}, dict(rows=5), True, False),
         ({}, dict(rows=32), True, False),
         ({}, dict(block_bits=8), False, False),
         ({}, dict(dtype=jnp.float32), False, False),
