@@ -21,7 +21,7 @@ POST: Options = {
     "model.positions": "learned", "model.qk_norm": False, "model.bias": True,
 }  # fmt: skip
 ADAMW: Options = {"optimizer.kind": "adamw", "optimizer.learning_rate": 5e-4}
-LARGE: Options = {"model.width": 1024, "model.heads": 16}
+LARGE: Options = {"model.width": 1024, "model.heads": 16, "train.accumulate": 4}
 
 ROWS: dict[str, Options] = {
     "unshared": UNSHARED,
@@ -32,7 +32,7 @@ ROWS: dict[str, Options] = {
     "best_twice": BEST | {"train.updates": 2.0},
     "best_groups": RECIPE | {"model.groups": 3},
     **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
-    "equal_parameters": {"model.width": 1408, "model.heads": 22},
+    "equal_parameters": {"model.width": 1408, "model.heads": 22, "train.accumulate": 4},
     "equal_operations": {"train.updates": 2.0},
     "large_best": BEST | LARGE,
     "large_unshared": UNSHARED | LARGE,

@@ -108,12 +108,14 @@ PLAIN, ROUNDED, WARPS = dict(readout_bits=16), dict(readout_bits=8, by_warps=Fal
 ALONE = dict(attends_by_warps=False, short_sums=False)
 """Without the options that are on by default."""
 ATTENTION, SHORT = ALONE | dict(attends_by_warps=True), ALONE | dict(short_sums=True)
+WHOLE = dict(halved=False)
 CASES = [(name, True, PLAIN) for name in MODELS] + [(name, False, PLAIN) for name in LAUNCHES]
 CASES += [("small", True, ROUNDED), ("narrow", True, ROUNDED), ("parallel", False, ROUNDED)]
 CASES += [(name, True, WARPS) for name in MODELS] + [("parallel", False, WARPS)]
 CASES += [(name, True, ATTENTION) for name in ("small", "parallel", "kv_heads", "parallel, wide")]
 CASES += [(name, True, SHORT) for name in ("small", "parallel, wide", "kv_heads")]
 CASES += [(name, True, ALONE) for name in ("small", "parallel, wide", "kv_heads")]
+CASES += [(name, True, WHOLE) for name in ("medium", "parallel, wide")] + [("parallel, wide", False, WARPS)]
 SEVERAL = [("parallel", 2), ("ends", 8), ("parallel", 8), ("swiglu", 3), ("medium", 4), ("narrow", 5)]
 SEVERAL += [("parallel", 32), ("ends", 9), ("narrow", 17), ("medium", 16)]
 """Models, and rows of the batch."""
@@ -258,11 +260,12 @@ def test_tokens_are_drawn_among_the_likeliest(top_k, monkeypatch):
     assert np.mean(equal) > 0.5, "they part where two scores are as good as equal"
 
 
-@pytest.mark.parametrize("by_warps", [False, True])
+@pytest.mark.parametrize(("name", "by_warps"), [("parallel", False), ("parallel", True), ("parallel, wide", True)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_of_int8_give_the_tokens_of_the_rows_themselves(temperature, by_warps):
-    runner = Runner.of(with_dtype(model_of(**MODELS["parallel"]), "bfloat16"))
-    plan, sampling = runner.model.plan(steps=3), sampling_options(temperature=temperature)
+def test_rows_of_int8_give_the_tokens_of_the_rows_themselves(temperature, name, by_warps):
+    runner = Runner.of(with_dtype(model_of(**MODELS[name]), "bfloat16"))
+    steps = runner.model.config.core // 2
+    plan, sampling = runner.model.plan(steps=steps), sampling_options(temperature=temperature)
 
     @partial(jax.jit, static_argnums=2)
     def run(params, prompt, bits):

@@ -25,6 +25,7 @@ from odelm.models.kernels import decode as kernels_decode
 from odelm.models.kernels.decode import Kernels
 from odelm.models.kernels.layout import REDUCTION_BYTES, SHARED_BYTES, SPARE_BYTES
 from odelm.models.kernels.layout_choice import layout_of
+from odelm.models.kernels.portions import portions
 from odelm.models.kernels.supported import block_bits, unsupported
 from odelm.models.kernels.tables import matrices, vectors
 
@@ -75,13 +76,17 @@ def in_kernel(
     readout_bits: int = 16,
     chunk: int = 16,
     chunk_splits: int = 2,
+    **options: Any,
 ) -> Decoding:
     """Decodes by one program that stays, or by launches of several or, if it is not `persistent`, of one."""
     assert unsupported(model, plan) is None
-    sizes: dict[str, Any] = dict(out_slice=64, ring_slice=64, chunk=chunk, chunk_splits=chunk_splits, ring=2)
     bits = block_bits(model)
+    sizes: dict[str, Any] = dict(out_slice=64, ring_slice=64, chunk=chunk, chunk_splits=chunk_splits)
+    sizes["ring"] = 2 if min(readout_bits, bits) == 16 else 4  # with room for `out` in float32
     sizes |= dict(sampled=temperature > 0, readout_bits=min(readout_bits, bits), block_bits=bits, rows=len(state.last))
+    sizes |= options
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
+    assert layout.readout_bits == sizes["readout_bits"], "there is no room for rounded rows"
     kernels = Kernels(layout, INTERPRETED)
     sampling, stays = sampling_options(temperature=temperature), programs == 1 if persistent is None else persistent
     tables = matrices(model, layout), vectors(model, plan, layout)
@@ -120,6 +125,16 @@ def test_launches_of_several_programs_decode_what_the_model_does(name, programs)
     state = begun(model, plan)
     expected = advance(model, plan, state, sampling_options(), 3, end=-1)
     assert_same(in_kernel(model, plan, state, 3, programs=programs, persistent=False), expected)
+
+
+@pytest.mark.parametrize("parallel", few([False, True], True))
+def test_launches_of_a_halved_layout_decode_what_the_model_does(parallel):
+    model = model_of(width=256, heads=4, kv_heads=1, parallel_branches=parallel)
+    plan = model.plan(steps=2)
+    state = begun(model, plan)
+    expected = advance(model, plan, state, sampling_options(), 3, end=-1)
+    options = dict(programs=12, persistent=False, readout_bits=8, halved=True, out_slice=128, ring=8)
+    assert_same(in_kernel(model, plan, state, 3, **options), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("readout_bits", [16, 8])
@@ -245,17 +260,17 @@ PARALLEL = dict(parallel_branches=True)
 @pytest.mark.parametrize(
     ("shape", "options", "expected"),
     [
-        ({}, {}, (8, 384, 2, True)),
-        ({}, dict(by_warps=False), (8, 384, 2, False)),
+        ({}, {}, (8, 384, 4, True)),
+        ({}, dict(by_warps=False), (8, 384, 3, False)),
         ({}, dict(out_slice=64), (8, 384, 3, False)),
-        (PARALLEL | dict(prelude=1), {}, (8, 384, 2, True)),
-        (PARALLEL | dict(width=256), dict(dtype=jnp.float32), (8, 256, 4, False)),
+        (PARALLEL | dict(prelude=1), {}, (8, 384, 4, True)),
+        (PARALLEL | dict(width=256), dict(dtype=jnp.float32), (8, 256, 7, False)),
         (PARALLEL, dict(readout_bits=16), (16, 128, 5, False)),
         (PARALLEL, dict(sampled=True, filtered=True), (16, 128, 5, False)),
         (PARALLEL, dict(rows=4), (16, 128, 4, False)),
-        (dict(width=1024), dict(by_warps=False), (16, 128, 3, False)),
-        (dict(width=1024), {}, (8, 128, 3, True)),
-        (dict(width=1536), dict(block_bits=8), (8, 384, 2, False)),
+        (dict(width=1024), dict(by_warps=False), (8, 256, 3, False)),
+        (dict(width=1024), {}, (8, 256, 4, True)),
+        (dict(width=1536), dict(block_bits=8), (8, 384, 3, False)),
     ],
 )
 def test_a_layout_has_a_readout_for_which_there_is_room(shape, options, expected):
@@ -322,9 +337,9 @@ def test_the_pieces_of_a_wide_model_are_spread_over_all_programs(width):
     assert layout.fits
     counts = np.zeros(layout.programs, int)
     for name in ("qkv", "up", "down"):
-        base, first, span = layout.owners(name)
-        owners = [base + (first + n) % span for n in range(layout.pieces(name))]
+        (portion,) = portions(layout, name)
+        owners = [portion.owner(n) for n in range(layout.pieces(name))]
         counts += np.bincount(owners, minlength=layout.programs)
-        assert layout.rounds(name) == max(np.bincount(owners)) == -(-layout.pieces(name) // layout.programs)
+        assert portion.rounds == max(np.bincount(owners)) == -(-layout.pieces(name) // layout.programs)
     assert counts.max() <= -(-counts.sum() // layout.programs) + 1
     assert counts.max() == 2 if width == 1536 else counts.max() <= 3

@@ -31,8 +31,10 @@ def layout_for(bits: int, programs: int = 1, **options: Any) -> Layout:
     """Returns the layout of a model of `WORDS` rows of `WIDTH`."""
     shape = dict(kind="decoder", vocab_size=WORDS, width=WIDTH, heads=4, depth=1, max_length=64)
     model = odelm.CausalLM(odelm.ModelConfig(**shape), rngs=nnx.Rngs(0))
-    options = dict(programs=programs, dtype=jnp.float32, ring=2, ring_slice=128, out_slice=128) | options
-    return layout_of(model.config, model.plan(steps=1), 16, readout_bits=bits, **options)
+    options = dict(programs=programs, dtype=jnp.float32, ring=4, ring_slice=128, out_slice=128) | options
+    layout = layout_of(model.config, model.plan(steps=1), 16, readout_bits=bits, **options)
+    assert layout.readout_bits == (16 if layout.filtered else bits)
+    return layout
 
 
 def read(rows: np.ndarray, states: np.ndarray, layout: Layout, temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,6 @@ def scratch(layout: Layout) -> dict[str, Any]:
     kept = {name: plgpu.SMEM((s.tiles, ROWS), jnp.float32) for name in ("logits", "scores")} if s.filtered else {}
     if s.rounded:
         kept = {name: plgpu.SMEM((s.kept_words,), jnp.float32) for name in s.rounded_names}
-        kept |= {} if s.in_bytes else {"rounded_inputs": plgpu.SMEM((COLUMNS, s.width), jnp.int8)}
-        kept |= {"out": plgpu.SMEM((1, ROWS, s.out_slice), s.block_dtype)}
     if s.several:
         kept |= {"turned": plgpu.SMEM((2 * ROWS, COLUMNS), jnp.float32)}
     else:
@@ -62,12 +60,32 @@ def scratch(layout: Layout) -> dict[str, Any]:
     else:
         kept |= {"inputs": plgpu.SMEM((1, s.columns, s.longest), s.block_dtype)}
     return kept | {
-        "matrix": plgpu.SMEM((1, ROWS, s.width), s.block_dtype),
-        "arrivals": plgpu.Barrier(num_barriers=1 + s.out_places),
-        "keys": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),
+        "matrix": plgpu.SMEM((s.matrix_places, ROWS, s.width // s.matrix_places), s.block_dtype),
+        "arrivals": plgpu.Barrier(num_barriers=s.matrix_places + s.out_parts),
         "values": plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), dtype),
         "hidden": plgpu.SMEM((s.chunk_places, s.chunk), jnp.float32),
         "memory_arrival": plgpu.Barrier(num_barriers=3 * s.chunk_places),
-        "readout": plgpu.SMEM((s.ring, ROWS, s.ring_slice), jnp.int8 if s.rounded else dtype),
         "readout_arrival": plgpu.Barrier(num_barriers=s.ring),
+        **_in_turns(s),
     }
+
+
+def _in_turns(s: Layout) -> dict[str, Any]:
+    """Returns the arrays of `scratch` that share their memory where the readout is rounded: what is used until the
+    readout, and what is used in it."""
+    keys = plgpu.SMEM((s.chunk_places, s.chunk, s.head_size), s.dtype)
+    readout = plgpu.SMEM((s.ring, ROWS, s.ring_slice), jnp.int8 if s.rounded else s.dtype)
+    if not s.rounded:
+        return {"keys": keys, "readout": readout}
+    found = {"out, readout": plgpu.RefUnion(plgpu.SMEM((1, ROWS, s.out_slice), s.block_dtype), readout)}
+    if s.in_bytes:
+        return found | {"keys": keys}
+    return found | {"keys, rounded_inputs": plgpu.RefUnion(keys, plgpu.SMEM((COLUMNS, s.width), jnp.int8))}
+
+
+def by_name(near: dict[str, Any]) -> dict[str, Any]:
+    """Returns references to what `scratch` describes by the name of each, also of those that share their memory."""
+    found = {}
+    for names, ref in near.items():
+        found |= dict(zip(names.split(", "), ref, strict=True)) if ", " in names else {names: ref}
+    return found

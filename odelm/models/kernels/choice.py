@@ -17,6 +17,7 @@ from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW
 from odelm.models.kernels.plain import vector
 from odelm.models.kernels.program import Program, Ref
+from odelm.models.kernels.signals import meet_warps
 
 Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""
@@ -24,16 +25,24 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 def send_for_readout(program: Program, *, early: bool) -> None:
     """Starts to copy this program's first pieces of the readout: if `early`, those whose places are free from the
-    beginning, otherwise the others, which need the places of `out`."""
+    beginning, otherwise the others, which need the memory of `out`."""
     layout = program.layout
     for i in range(layout.early) if early else range(layout.early, layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
 
 
+def send_for_last_pieces(program: Program) -> None:
+    """Starts to copy the first pieces of the readout that are not copied early, once all warps have used `out`."""
+    if program.shares_work:
+        meet_warps()
+    send_for_readout(program, early=False)
+
+
 def drain_readout(program: Program) -> None:
     """Waits for the pieces whose copies were started early."""
     for i in range(program.layout.early):
-        pl.when(i < _pieces(program))(lambda i=i: plgpu.barrier_wait(program.near["readout_arrival"].at[i]))
+        arrival = program.near["readout_arrival"].at[_slot(program, i)]
+        pl.when(i < _pieces(program))(lambda arrival=arrival: plgpu.barrier_wait(arrival))
 
 
 def read_out(program: Program, state: jax.Array, affine: tuple[jax.Array, jax.Array], number: jax.Array) -> None:
@@ -221,8 +230,13 @@ def _piece(program: Program, number: jax.Array) -> Ref:
     return program.matrices["readout"].at[pl.ds((tile * parts + part) * ROWS, ROWS)]
 
 
+def _slot(program: Program, piece: Any) -> Any:
+    """Returns the place of a piece in the ring; the first places are the last that become free."""
+    return lax.rem(jnp.int32(piece + program.layout.out_places), program.layout.ring)
+
+
 def _fetch(program: Program, piece: jax.Array) -> None:
-    near, slot = program.near, lax.rem(piece, program.layout.ring)
+    near, slot = program.near, _slot(program, piece)
     plgpu.copy_gmem_to_smem(_piece(program, piece), near["readout"].at[slot], near["readout_arrival"].at[slot])
 
 
@@ -232,7 +246,7 @@ def add_pieces(program: Program, tile: jax.Array, acc: Ref, state: Ref, *, behin
     layout, near, parts = program.layout, program.near, _parts(program)
     for step in range(parts + behind):
         if step < parts:
-            slot = lax.rem(tile * parts + step, layout.ring)
+            slot = _slot(program, tile * parts + step)
             plgpu.barrier_wait(near["readout_arrival"].at[slot])
             inputs = state.at[:, pl.ds(step * layout.ring_slice, layout.ring_slice)]
             plgpu.wgmma(acc, near["readout"].at[slot], inputs.transpose((1, 0)))

@@ -6,13 +6,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from odelm.models.kernels.arrays import exchanged
-from odelm.models.kernels.choice import drain_readout, send_for_readout, settle
+from odelm.models.kernels.choice import drain_readout, send_for_last_pieces, send_for_readout, settle
 from odelm.models.kernels.choice_rows import all_ended, choose_rows, read_out_rows
 from odelm.models.kernels.chunks import load_memory_ahead, send_for_memory
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.launches import by_launches, by_launches_of_rows, read_out_of
 from odelm.models.kernels.layout import Layout
+from odelm.models.kernels.multiply import begin as begin_programs
 from odelm.models.kernels.phases import gather_last, moved, phases_of
+from odelm.models.kernels.portions import participants
 from odelm.models.kernels.program import Program, Ref
 from odelm.models.kernels.tokens import Token, Tokens
 
@@ -91,7 +93,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 
         return done + 1, word, met
 
-    program.begin()
+    begin_programs(program)
     send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), first, jnp.int32(0)))
     _finish(program, done, made)
@@ -113,7 +115,7 @@ def _all_tokens_of_rows(program: Program, numbers: Ref, tokens: Ref, logprobs: R
             met = program.meet(met)
         return done + 1, all_ended(program), met
 
-    program.begin()
+    begin_programs(program)
     send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), all_ended(program), jnp.int32(0)))
     _finish(program, done, made)
@@ -121,7 +123,7 @@ def _all_tokens_of_rows(program: Program, numbers: Ref, tokens: Ref, logprobs: R
 
 def _finish(program: Program, done: jax.Array, made: Ref) -> None:
     """Waits for copies that are still running, and writes how many tokens there are."""
-    program.end()
+    program.pieces.drain()
     drain_readout(program)
 
     @pl.when(program.me == 0)
@@ -138,8 +140,8 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
     def behind(names: tuple[str, ...], met: jax.Array) -> jax.Array:
         if program.marked:
             return met
-        program.wait(met + layout.participants(*names))
-        return met + layout.participants(*names)
+        program.wait(met + participants(layout, *names))
+        return met + participants(layout, *names)
 
     def step(number: jax.Array, met: jax.Array) -> jax.Array:
         for place, (phase, names) in enumerate(phases.items()):
@@ -153,7 +155,7 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
             if not names:
                 pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
             if "down" in names:
-                pl.when(number == last)(lambda: send_for_readout(program, early=False))
+                pl.when(number == last)(lambda: send_for_last_pieces(program))
             met = behind(names, met)
         return met
 
@@ -171,7 +173,7 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
             affine = program.affine("end")
             read_out_of(layout)(program, moved(program, token, jnp.int32(last)), affine, token.number)
     program.arrive(jnp.bool(True))
-    program.begin_token()
+    program.pieces.fetch_for_token()
     send_for_readout(program, early=True)
     met = met + layout.programs
     program.wait(met)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu
 
-from odelm.models.kernels.arrays import scratch
+from odelm.models.kernels.arrays import by_name, scratch
 from odelm.models.kernels.layout import COLUMNS, Layout
 from odelm.models.kernels.program import Program, Ref
 
@@ -60,7 +60,7 @@ class Kernels:
 
         def body(matrices: Any, vectors: Any, memory: Any, between: Any, numbers: Ref, *refs: Any) -> None:
             *given, _, near = refs
-            me = lax.axis_index("program")
+            me, near = lax.axis_index("program"), by_name(near)
             run(Program(layout, me, matrices, vectors, between, memory[0], memory[1], near, meeting), numbers, *given)
 
         out = jax.ShapeDtypeStruct((1,), jnp.int32)  # a kernel must have one

@@ -21,7 +21,7 @@ MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
 """The maps whose pieces take turns in one place of a program's shared memory, in a step's order. The piece of "out"
-uses places of the readout's ring, which are free until the readout, or one of its own where the readout is rounded."""
+uses the memory of the readout's ring, which is free until the readout."""
 THREADS = 128
 """Threads of a program: a vector is read and written fastest if each of them holds equally many of its numbers."""
 CHUNK = 64
@@ -86,6 +86,10 @@ class Layout:
     marks: bool = False
     """Whether published results have marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
+    halved: bool = False
+    """Whether shared memory is divided into places of half the width, two for a piece of `qkv` or `up`, and one for a
+    piece of `out` and `down`, of which the slices are as long (`odelm.models.kernels.portions`): then more pieces have
+    a place each. Only where all steps have one block, and the readout is rounded."""
     pairs: bool = False
     """Whether, with several rows and marks, results that their readers only round to bfloat16 are published by twos
     (`odelm.models.kernels.paired`)."""
@@ -93,8 +97,7 @@ class Layout:
     """Whether, with marks, what the slices of `out` and `down` add to the state is published by twos, with 24 bits each
     (`odelm.models.kernels.sums`); only if the width is a multiple of 256, and the matrices are in bfloat16."""
     ring: int = 3
-    """Pieces of the readout that are in flight or in use; with 16 bits, the last places hold a piece of `out` until the
-    readout."""
+    """Pieces of the readout that are in flight or in use; the first places hold a piece of `out` until the readout."""
     ring_slice: int = RING_SLICES[16][-1]
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes the candidates for the best again from the rows of
@@ -135,9 +138,26 @@ class Layout:
         return jnp.int8 if self.in_bytes else self.dtype
 
     @property
-    def out_places(self) -> int:
-        """In how many places a piece of `out` is kept: those of the readout's ring, if that has the same dtype."""
+    def out_parts(self) -> int:
+        """In how many parts a piece of `out` is kept: one for each place of the readout's ring, if that has the same
+        dtype."""
         return 1 if self.rounded else self.out_slice // self.ring_slice
+
+    @property
+    def out_places(self) -> int:
+        """How many places of the readout's ring have the memory of a piece of `out`."""
+        bits = 8 * jnp.dtype(self.block_dtype).itemsize if self.rounded else self.readout_bits
+        return -(-self.out_slice * bits // (self.ring_slice * self.readout_bits))
+
+    @property
+    def matrix_places(self) -> int:
+        """In how many places, beside each other, a piece of the other maps is kept."""
+        return 2 if self.halved else 1
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """The maps whose pieces may take turns in a program's place."""
+        return TURNS[:2] if self.halved else TURNS
 
     @property
     def mapped_heads(self) -> int:
@@ -165,7 +185,7 @@ class Layout:
 
     def slice_of(self, name: str) -> int:
         """Returns how many inputs of a map are summed over at a time."""
-        return self.out_slice if name == "out" else self.width
+        return self.out_slice if name == "out" or (self.halved and name == "down") else self.width
 
     def splits(self, name: str) -> int:
         """Returns into how many slices the inputs of a map are cut."""
@@ -176,42 +196,10 @@ class Layout:
         rows = {"qkv": self.mapped_heads * self.head_size, "out": self.width, "up": self.up, "down": self.width}
         return rows[name] // ROWS * self.splits(name)
 
-    def owners(self, name: str) -> tuple[int, int, int]:
-        """Returns (base, first, span): piece n of a map belongs to program base + (first + n) % span.
-
-        If there are enough programs, none has pieces of two maps that share a place, so that they need not take turns.
-        """
-        programs, before, up, down = self.programs, *(self.pieces(of) for of in TURNS)
-        match name:
-            case "up":
-                return 0, before % programs, programs
-            case "down" if before < programs and -(-down // (programs - before)) == -(-down // programs):
-                return before, up % (programs - before), programs - before
-            case "down":
-                return 0, (before + up) % programs, programs
-        return 0, 0, programs
-
-    def rounds(self, name: str) -> int:
-        """Returns how many pieces of a map a program has at most."""
-        return -(-self.pieces(name) // self.owners(name)[2])
-
     @property
     def early(self) -> int:
         """How many pieces of the readout may be copied while the steps are computed."""
-        return self.ring - (0 if self.rounded else self.out_places)
-
-    def participants(self, *names: str) -> int:
-        """Returns how many programs have a piece of any of these maps; with no names, how many have a part in
-        attention; with the name "rows", how many have a row of the batch."""
-        if not names:
-            return min(self.attended, self.programs)
-        if names == ("rows",):
-            return min(self.rows, self.programs)
-        owners = set()
-        for name in names:
-            base, first, span = self.owners(name)
-            owners |= {base + (first + n) % span for n in range(self.pieces(name))}
-        return len(owners)
+        return max(self.ring - self.out_places, 0)
 
     @property
     def attended(self) -> int:
@@ -260,11 +248,14 @@ class Layout:
         numbers = 2 * self.chunk_places * self.chunk * self.head_size
         ring = ROWS * self.ring * self.ring_slice
         of_blocks = ROWS * self.width + (self.longest if self.by_warps else self.columns * self.longest)
-        if self.rounded:
-            of_blocks += ROWS * self.out_slice
-        else:
+        of_int8 = 0
+        if not self.rounded:
             numbers += ring
-        of_int8 = ring + (0 if self.in_bytes else COLUMNS * self.width) if self.rounded else 0
+        elif self.in_bytes:
+            of_int8 = ring
+        else:  # the readout's right side has the memory of keys
+            keys = numbers // 2 * jnp.dtype(self.dtype).itemsize
+            of_int8 = ring + max(COLUMNS * self.width - keys, 0)
         logits = 2 * ROWS * self.tiles if self.filtered else 0
         if self.rounded:
             logits += len(self.rounded_names) * self.kept_words
@@ -282,8 +273,10 @@ class Layout:
 
     @property
     def fits(self) -> bool:
-        """Whether a Hopper card has that much shared memory, and the ring has a place that `out` does not use."""
-        return self.early > 0 and self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
+        """Whether a Hopper card has that much shared memory, and the ring has room for `out`, with 16 bits beside a
+        place more."""
+        places = self.out_places + (not self.rounded)
+        return self.ring >= places and self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
 
     @property
     def slots(self) -> int:

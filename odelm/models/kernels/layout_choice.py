@@ -1,6 +1,7 @@
 """The layout that suits a model: how a kernel divides it among its programs."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from odelm.models.kernels.layout import (
     THREADS,
     Layout,
 )
+from odelm.models.kernels.portions import can_be_halved
 from odelm.models.kernels.sharing import splits
 from odelm.models.transformer import DepthPlan
 
@@ -29,9 +31,11 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
     The readout gets the shared memory that is left. `options` set fields of the layout, which are then not chosen.
     Readout rows have 8 bits by default, and 16 where tokens are filtered, there are several rows, or there is no room
     for both. `by_warps`, `short_sums` for one row and from `PAIRED_ROWS` on, and `attends_by_warps` for one row are on
-    by default where they are supported, but the latter two not with `block_bits=8`: these cases were run on a GPU.
-    Raises InputError for `block_bits=8` with several rows, filtered tokens or a readout of 16 bits.
+    by default where they are supported, but the latter two not with `block_bits=8`: these cases were run on a GPU. The
+    layout is `halved` for one row where pieces would take turns otherwise. Raises InputError for `block_bits=8` with
+    several rows, filtered tokens or a readout of 16 bits, and for `halved` where that is not supported.
     """
+    told = options.pop("halved", None)
     chunk, D, F = options.get("chunk", CHUNK), config.width, config.feedforward_size
     rows, in_bytes = options.get("rows", 1), options.get("block_bits") == 8
     parts = config.heads, rows, options.get("programs", PROGRAMS), -(-room // chunk)
@@ -64,11 +68,39 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.
         larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
         rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
-    all_of = [dataclasses.replace(layout, **ring | options) for ring in rings]
+    whole = dataclasses.replace(layout, **options)
+    layouts = [_halved(whole, options), whole] if _is_halved(whole, config, told, options) else [whole]
+    all_of = [dataclasses.replace(one, **ring | _only(options, ring)) for one in layouts for ring in rings]
     found = next((one for one in all_of if one.fits), None)
     if layout.rounded and not layout.in_bytes and (layout.filtered or layout.several or found is None):
         return layout_of(config, plan, room, **options | dict(readout_bits=16))
     return found or all_of[-1]
+
+
+def _is_halved(layout: Layout, config: ModelConfig, told: bool | None, options: dict[str, Any]) -> bool:
+    """Whether a layout, which is not halved yet, is to be. Raises InputError if this is told, and not supported."""
+    one_block = config.groups == 1 and not (config.prelude or config.coda)
+    able = one_block and layout.rounded and not (layout.several or layout.in_bytes) and can_be_halved(layout)
+    able = able and options.get("out_slice", layout.width // 2) == layout.width // 2
+    if told and not able:
+        raise InputError(
+            "a layout is halved only for one row of a model of one block, in bfloat16 with a readout of 8 bits, whose "
+            "matrices take turns otherwise, and do not then: leave halved out"
+        )
+    return able and layout.by_warps and layout.marks if told is None else told
+
+
+def _halved(layout: Layout, options: dict[str, Any]) -> Layout:
+    """Returns a layout with the slices of a halved one, and as few parts of attention as take no longer: by programs
+    with a piece of `qkv` or `up`, since the others multiply by `down` meanwhile."""
+    programs, chunks = layout.pieces("qkv") + layout.pieces("up"), layout.room // layout.chunk
+    most = -(-chunks // splits(layout.heads, 1, programs, chunks))
+    chosen = dict(halved=True, out_slice=layout.width // 2, chunk_splits=-(-chunks // most))
+    return dataclasses.replace(layout, **chosen | _only(options, chosen))
+
+
+def _only(options: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _slice(inputs: int) -> int:

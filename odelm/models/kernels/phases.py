@@ -21,8 +21,9 @@ from odelm.models.kernels.activation import activated
 from odelm.models.kernels.attend import attend
 from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.marked import strided
+from odelm.models.kernels.multiply import Fill, Linear, multiply
 from odelm.models.kernels.plain import vector
-from odelm.models.kernels.program import Fill, Program
+from odelm.models.kernels.program import Program
 from odelm.models.kernels.rotation import of_positions, placed
 from odelm.models.kernels.several import across, beside
 from odelm.models.kernels.tokens import Newest
@@ -118,7 +119,7 @@ def enter(program: Program, token: Newest, step: Step) -> None:
         x = lax.cond(head < H + J, lambda: placed(p, y, others, is_query=head < H), lambda: y)
         p.publish_all(x, "qkv", head, mark=p.mark(token, step))
 
-    p.multiply("qkv", step, constants, prepare, _fill_of(p), store)
+    multiply(p, Linear("qkv", step, constants, prepare, _fill_of(p), store))
 
 
 def _fill_of(p: Program) -> Fill:
@@ -181,7 +182,7 @@ def feed(program: Program, token: Newest, step: Step) -> None:
         place = tile // tiles, pl.ds(lax.rem(tile, tiles) * ROWS, ROWS)
         p.publish_all(y, "up", *place, mark=p.mark(token, step))
 
-    p.multiply("up", step, constants, prepare, _fill_of(p), store)
+    multiply(p, Linear("up", step, constants, prepare, _fill_of(p), store))
 
 
 def leave_feedforward(program: Program, token: Newest, step: Step) -> None:
@@ -249,7 +250,7 @@ def _leave(p: Program, name: str, branch: str, token: Newest, step: Step, fill: 
         y = y * across(gate, y) + across(bias * (part == 0).astype(jnp.float32), y)
         p.publish_all(y, name, *place, mark=p.mark(token, step))
 
-    p.multiply(name, step, constants, lambda: None, fill, store)
+    multiply(p, Linear(name, step, constants, lambda: None, fill, store))
 
 
 def _enter_both(program: Program, token: Newest, step: Step) -> None:

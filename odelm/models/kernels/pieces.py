@@ -14,8 +14,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.by_warps import product
-from odelm.models.kernels.layout import ROWS, TURNS, Layout
+from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.plain import vector
+from odelm.models.kernels.portions import portions
 
 plgpu: Any = mosaic_gpu
 Ref = Any
@@ -38,20 +39,20 @@ class Pieces:
     meeting: bool
     """Whether one launch computes all phases; otherwise each is a launch of its own."""
 
-    def rank(self, name: str) -> tuple[jax.Array, int]:
-        """Returns the first piece of a map that this program has, below 0 if it cannot have one, and the number of
-        pieces from one to the next."""
-        base, first, span = self.layout.owners(name)
-        return jnp.where(self.me < base, -1, lax.rem(self.me - base + span - first, span)), span
+    def rank(self, name: str, portion: int = 0) -> tuple[jax.Array, int]:
+        """Returns the first piece of a map's portion that this program has, below 0 if it cannot have one, and the
+        number of pieces from one to the next."""
+        of = portions(self.layout, name)[portion]
+        return jnp.where(self.me < of.base, -1, lax.rem(self.me - of.base + of.span - of.first, of.span)), of.span
 
-    def has(self, name: str, number: Any) -> jax.Array:
-        """Whether this program has a `number`-th piece of a map."""
-        rank, span = self.rank(name)
-        return (rank >= 0) & (rank + number * span < self.layout.pieces(name))
+    def has(self, name: str, number: Any, portion: int = 0) -> jax.Array:
+        """Whether this program has a `number`-th piece of a map's portion."""
+        rank, span = self.rank(name, portion)
+        return (rank >= 0) & (rank + number * span < portions(self.layout, name)[portion].pieces)
 
     def count(self) -> jax.Array:
         """Returns how many pieces this program has of the maps that take turns."""
-        rounds = [(name, number) for name in TURNS for number in range(self.layout.rounds(name))]
+        rounds = [(name, number) for name in self.layout.turns for number in range(self._rounds(name))]
         return reduce(add, [self.has(*one).astype(jnp.int32) for one in rounds])
 
     @property
@@ -63,28 +64,33 @@ class Pieces:
         """Whether this program has only one piece of the maps that take turns, which may stay in its place."""
         return (self.count() == 1) if self._same else jnp.bool(False)
 
-    def awaited(self, name: str, step: jax.Array) -> jax.Array:
+    def awaited(self, name: str, step: jax.Array, portion: int = 0) -> jax.Array:
         """Whether the copy of a piece that is about to be used was started after the last use of its place."""
-        if name in TURNS:
+        if name in self.layout.turns:
             return ~self.resident()
-        return (step == 0) | (not (self._same and self.layout.rounds(name) == 1))
+        return jnp.bool(self._replaced(name)) | ((step == 0) & (portion == 0))
 
-    def replaced(self, name: str, step: jax.Array) -> jax.Array:
-        """Whether a piece that has been used makes room for another one."""
-        if name in TURNS:
-            return ~self.resident()
-        return jnp.bool(not (self._same and self.layout.rounds(name) == 1))
+    def replaced(self, name: str) -> jax.Array:
+        """Whether a piece that has been used makes room for another one during a token."""
+        return ~self.resident() if name in self.layout.turns else jnp.bool(self._replaced(name))
 
-    def wait(self, name: str) -> None:
+    def _replaced(self, name: str) -> bool:
+        return not (self._same and self._rounds(name) == 1)
+
+    def _rounds(self, name: str) -> int:
+        """Returns how many pieces of a map take turns in one place at most."""
+        return portions(self.layout, name)[0].rounds
+
+    def wait(self, name: str, number: Any = 0, portion: int = 0) -> None:
         """Waits for the piece in the place of a map."""
-        for number, _ in enumerate(self._places(name)):
-            plgpu.barrier_wait(self.near["arrivals"].at[number if name in TURNS else 1 + number])
+        for _, arrival in self._places(name, number, portion):
+            plgpu.barrier_wait(arrival)
 
-    def multiply(self, name: str, acc: Ref, inputs: Ref) -> None:
+    def multiply(self, name: str, acc: Ref, inputs: Ref, number: Any = 0, portion: int = 0) -> None:
         """Multiplies the piece in the place of a map by inputs, (columns, inputs), into an accumulator."""
-        for number, place in enumerate(self._places(name)):
+        for part, (place, _) in enumerate(self._places(name, number, portion)):
             size = place.shape[1]
-            plgpu.wgmma(acc, place, inputs.at[:, pl.ds(number * size, size)].transpose((1, 0)))
+            plgpu.wgmma(acc, place, inputs.at[:, pl.ds(part * size, size)].transpose((1, 0)))
 
     def scale(self, name: str, tile: jax.Array, step: jax.Array) -> jax.Array | None:
         """Returns the scale (`ROWS`,) of each output of a tile of a map; None where matrices have none."""
@@ -92,20 +98,20 @@ class Pieces:
             return None
         return vector(self.matrices[f"{name}_scale"].at[self.blocks[step], pl.ds(tile * ROWS, ROWS)])
 
-    def product(self, name: str, pairs: Ref) -> jax.Array:
+    def product(self, name: str, pairs: Ref, number: Any = 0, portion: int = 0) -> jax.Array:
         """Returns the piece in the place of a map times inputs, float32 (`ROWS`,), by the program's warps."""
-        return product(self._places(name), pairs, self.layout.slice_of(name))
+        places = [place for place, _ in self._places(name, number, portion)]
+        return product(places, pairs, self.layout.slice_of(name))
 
-    def fetch(self, name: str, number: Any, step: jax.Array) -> None:
-        """Starts to copy the `number`-th of this program's pieces of a map, for a step, into its place."""
+    def fetch(self, name: str, number: Any, step: jax.Array, portion: int = 0) -> None:
+        """Starts to copy the `number`-th of this program's pieces of a map's portion, for a step, into its place."""
         splits, length = self.layout.splits(name), self.layout.slice_of(name)
-        rank, span = self.rank(name)
-        item, block = rank + number * span, self.blocks[step]
-        for part, place in enumerate(self._places(name)):
+        rank, span = self.rank(name, portion)
+        item, block = portions(self.layout, name)[portion].start + rank + number * span, self.blocks[step]
+        for part, (place, arrival) in enumerate(self._places(name, number, portion)):
             size = place.shape[1]
             start = lax.rem(item, splits) * length + part * size
             of = (block, pl.ds(item // splits * ROWS, ROWS), pl.ds(start, size))
-            arrival = self.near["arrivals"].at[part if name in TURNS else 1 + part]
             plgpu.copy_gmem_to_smem(self.matrices[name].at[of], place, arrival)
 
     def fetch_first(self, names: tuple[str, ...], step: jax.Array) -> None:
@@ -117,30 +123,56 @@ class Pieces:
                 lambda: self.fetch_first(names[1:], step),
             )
 
-    def fetch_after(self, name: str, number: Any, step: jax.Array) -> None:
+    def fetch_kept(self) -> None:
+        """Copies the pieces that have the places of pieces of other maps."""
+        for portion, of in enumerate(portions(self.layout, "down")):
+            for number in range(of.rounds if of.kept else 0):
+
+                @pl.when(self.has("down", number, portion))
+                def copy(number: int = number, portion: int = portion) -> None:
+                    self.fetch("down", number, jnp.int32(0), portion)
+                    self.wait("down", number, portion)
+
+    def fetch_for_token(self) -> None:
+        """Starts to copy the piece that has the memory of the readout's ring, which every token uses."""
+        for name in ("out", "down") if self.layout.halved else ("out",):
+            pl.when(self.has(name, 0))(lambda name=name: self.fetch(name, 0, jnp.int32(0)))
+
+    def fetch_after(self, name: str, number: Any, step: jax.Array, portion: int = 0) -> None:
         """Starts to copy the piece that is multiplied next after the `number`-th of a map; only one of this map where
         each phase is a launch of its own."""
-        names = TURNS if name in TURNS else (name,)
+        turns = self.layout.turns
+        names = turns if name in turns else (name,)
         later, following = names[names.index(name) + 1 :], lax.rem(step + 1, self.layout.steps)
 
         def first() -> None:
             # There is no piece of `out` to copy after the last step, where the readout begins.
-            pl.when((following > 0) | (name in TURNS))(lambda: self.fetch_first(names, following))
+            pl.when((following > 0) | (name in turns))(lambda: self.fetch_first(names, following))
 
         def others() -> None:
             if self.meeting:
                 some = reduce(jnp.logical_or, [self.has(one, 0) for one in later], jnp.bool(False))
                 lax.cond(some, lambda: self.fetch_first(later, step), first)
 
-        lax.cond(self.has(name, number + 1), lambda: self.fetch(name, number + 1, step), others)
+        lax.cond(self.has(name, number + 1, portion), lambda: self.fetch(name, number + 1, step, portion), others)
 
-    def _places(self, name: str) -> list[Ref]:
-        """Returns where the parts of a map's pieces are in shared memory."""
-        if name in TURNS:
-            return [self.near["matrix"].at[self.zero]]
-        if self.layout.rounded:
-            return [self.near["out"].at[self.zero]]
-        return [self.near["readout"].at[slot] for slot in range(self.layout.early, self.layout.ring)]
+    def drain(self) -> None:
+        """Waits for copies that are still running after the last token."""
+        turns = self.layout.turns[0]
+        pl.when((self.count() > 0) & ~self.resident())(lambda: self.wait(turns))
+        for name in ("out", "down") if self.layout.halved else ("out",):
+            pl.when(self.has(name, 0))(lambda name=name: self.wait(name))
+
+    def _places(self, name: str, number: Any = 0, portion: int = 0) -> list[tuple[Ref, Ref]]:
+        """Returns where the parts of a piece are in shared memory, and the barriers of their copies."""
+        layout, matrix, arrivals = self.layout, self.near["matrix"], self.near["arrivals"]
+        if portions(layout, name)[portion].kept:
+            return [(matrix.at[number], arrivals.at[number])]
+        if name in layout.turns:
+            return [(matrix.at[self.zero + part], arrivals.at[part]) for part in range(layout.matrix_places)]
+        places = self.near["out"].at if layout.rounded else self.near["readout"].at
+        parts = [self.zero] if layout.rounded else range(layout.out_parts)
+        return [(places[part], arrivals.at[layout.matrix_places + i]) for i, part in enumerate(parts)]
 
 
 def share(count: int, rank: jax.Array, span: int, work: Callable[[Any, jax.Array], None]) -> None:

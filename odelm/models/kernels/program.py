@@ -1,5 +1,5 @@
-"""What all phases of a kernel share: its arrays, the results that programs publish, and products with a block's
-matrices."""
+"""What all phases of a kernel share: its arrays, the results that programs publish, and the vectors that they multiply
+by."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,13 +15,14 @@ from jax.experimental.pallas import mosaic_gpu
 
 from odelm.models.kernels.by_warps import put_pairs
 from odelm.models.kernels.in_bytes import UNIT, put_bytes, with_columns_added
-from odelm.models.kernels.layout import ROWS, TURNS, Layout
+from odelm.models.kernels.layout import ROWS, Layout
 from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, read_marked, strided
 from odelm.models.kernels.paired import put_columns_paired, put_paired, read_paired
 from odelm.models.kernels.pieces import Pieces, share
 from odelm.models.kernels.plain import put, vector
+from odelm.models.kernels.portions import participants
 from odelm.models.kernels.several import column_of, take_received
-from odelm.models.kernels.signals import arrive, meet_warps, opaque, order_copies_after_stores, wait
+from odelm.models.kernels.signals import arrive, opaque, order_copies_after_stores, wait
 from odelm.models.kernels.sums import NAMES as SUMS
 from odelm.models.kernels.sums import PACK, put_sums, read_state
 from odelm.models.kernels.tokens import Token, Tokens
@@ -30,16 +31,9 @@ plgpu: Any = mosaic_gpu
 """Untyped, because its names and signatures differ between releases of JAX."""
 Ref = Any
 """An array that a kernel reads and writes in place."""
-Fill = Callable[[jax.Array, int], jax.Array | None]
-"""Writes a number of inputs, from an offset on, as the right side of a product; where that is int8, returns the value
-of one unit."""
-Constants = Callable[[jax.Array], tuple[jax.Array, ...]]
-"""Returns the vectors (`ROWS`,) that a tile of `ROWS` outputs needs in the end; they are loaded in the meantime."""
 Place = tuple[Any, ...]
 Places = Callable[[int], list[Place]]
 """Returns, for a row of the batch, the places (name, row, *place) of vectors that were published for it."""
-Store = Callable[..., None]
-"""Takes the number of a tile, that of a slice of inputs, the sums over it (`ROWS`,), and the tile's constants."""
 
 
 @dataclass
@@ -171,7 +165,7 @@ class Program:
         """Whether this program has a piece of any of these maps; with no names, a part in attention; with the name
         "rows", a row of the batch."""
         if not names or names == ("rows",):
-            return self.me < self.layout.participants(*names)
+            return self.me < participants(self.layout, *names)
         return reduce(jnp.logical_or, [self.pieces.has(name, 0) for name in names])
 
     def with_opaque_numbers(self) -> "Program":
@@ -193,67 +187,9 @@ class Program:
         """Does this program's part of `count` pieces of work: `work(n, piece)` for its n-th."""
         share(count, self.me, self.layout.programs, work)
 
-    def multiply(
-        self, name: str, step: jax.Array, constants: Constants, prepare: Callable[[], None], fill: Fill, store: Store
-    ) -> None:
-        """Computes this program's pieces of a linear map of a block, which are in shared memory or being copied.
-
-        Programs that have a piece call `prepare` first. As soon as a piece has been used, the copy of the next one of
-        its place is started, unless it stays. Where each phase is a launch of its own, it starts the copies of its own
-        pieces.
-        """
-        splits, size = self.layout.splits(name), self.layout.slice_of(name)
-        pieces, by_warps = self.pieces, self.layout.by_warps
-        if not self.meeting:
-            pl.when(pieces.has(name, 0))(lambda: pieces.fetch(name, 0, step))
-
-        def piece(number: Any, item: jax.Array) -> None:
-            given, scale = constants(item // splits), pieces.scale(name, item // splits, step)
-            pl.when(number == 0)(prepare)
-            with jax.named_scope("fill"):
-                unit = fill(lax.rem(item, splits) * size, size)
-                if not by_warps:
-                    plgpu.commit_smem()
-            pl.when(pieces.awaited(name, step))(lambda: pieces.wait(name))
-            with jax.named_scope("product"):
-                if by_warps:
-                    sums = pieces.product(name, self.near["pairs"])
-                else:
-                    sums = self.product(lambda acc: pieces.multiply(name, acc, self.inputs(size)))
-                if scale is not None:
-                    assert unit is not None
-                    sums = sums * (scale * unit)
-
-            @pl.when(pieces.replaced(name, step))
-            def send_for_next() -> None:
-                if by_warps:
-                    meet_warps()
-                pieces.fetch_after(name, number, step)
-
-            with jax.named_scope("store"):
-                store(item // splits, lax.rem(item, splits), sums, *given)
-
-        share(self.layout.pieces(name), *pieces.rank(name), piece)
-
     def inputs(self, size: int) -> Ref:
         """Returns the right side of a product, transposed: (columns, size)."""
         return self.near["inputs"].at[self.zero, :, pl.ds(0, size)]
-
-    def begin(self) -> None:
-        """Starts to copy the first piece of every place, and waits for the one that stays."""
-        self.pieces.fetch_first(TURNS, jnp.int32(0))
-        pl.when(self.pieces.resident())(lambda: self.pieces.wait(TURNS[0]))
-        self.begin_token()
-
-    def begin_token(self) -> None:
-        """Starts to copy the piece of `out`, whose places a readout of 16 bits uses for every token."""
-        pl.when(self.pieces.has("out", 0))(lambda: self.pieces.fetch("out", 0, jnp.int32(0)))
-
-    def end(self) -> None:
-        """Waits for copies that are still running."""
-        pieces = self.pieces
-        pl.when((pieces.count() > 0) & ~pieces.resident())(lambda: pieces.wait(TURNS[0]))
-        pl.when(pieces.has("out", 0))(lambda: pieces.wait("out"))
 
     def product(self, accumulate: Callable[[Ref], None]) -> jax.Array:
         """Returns what `accumulate` sums up in an accumulator, float32: (`ROWS`,) where its columns are all equal, or
