@@ -22,7 +22,7 @@ from benchmarks import run_program
 from benchmarks.options import one_of, several, whole
 from odelm.config import TASKS, DataConfig
 from odelm.data.glue import read_task, task_folder
-from odelm.evals.seeds import RESULTS
+from odelm.evals.seeds import RESULTS, spread_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,8 +81,8 @@ def table(tasks: list[str], work: Path) -> dict[str, Any]:
     for task, results in found.items():
         for metric in dict.fromkeys(row["metric"] for row in results["rows"]):
             rows = [row for row in results["rows"] if row["metric"] == metric]
-            cells = [f"{row['steps']}: {row['mean']:.4f} ± {row['std']:.4f}" for row in rows]
-            beside = "" if rows[0]["majority"] is None else f" (majority {rows[0]['majority']:.4f})"
+            cells = [f"{row['steps']}: {spread_text(row)}" for row in rows]
+            beside = "" if rows[0]["majority"] is None else f" (majority {100 * rows[0]['majority']:.1f})"
             print(f"  {task:6} {metric:9} {'  '.join(cells)}{beside}", flush=True)
     return found
 

@@ -24,6 +24,7 @@ from benchmarks.options import several
 from benchmarks.study_rows import TRAINED_AS
 from benchmarks.study_times import TIMES, training_seconds
 from odelm.config import from_json
+from odelm.evals.seeds import spread_text
 
 Record = dict[str, Any]
 Runs = dict[str, list[Record]]
@@ -204,8 +205,9 @@ def glue_table(folder: Path) -> list[str]:
     lines = ["| task | metric | row | " + " | ".join(map(str, counts)) + " | majority |"]
     lines += ["|---" * (4 + len(counts)) + "|"]
     for names, some in sorted(found.items()):
-        shown = {one["evaluations"]: f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f}" for one in some}
-        cells = [*names, *(shown.get(count, "") for count in counts), f"{100 * some[0]['majority']:.1f}"]
+        shown, majority = {one["evaluations"]: spread_text(one) for one in some}, some[0]["majority"]
+        cells = [*names, *(shown.get(count, "") for count in counts)]
+        cells.append("" if majority is None else f"{100 * majority:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines if found else []
 

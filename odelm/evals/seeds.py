@@ -115,7 +115,7 @@ def print_seeds(results: dict[str, Any], console: Console) -> None:
         of_metric = {row["steps"]: row for row in rows if row["metric"] == metric}
         first = of_metric[counts[0]]
         majority = None if first["majority"] is None else _scale(metric) * first["majority"]
-        shown = (_shown(of_metric[count]) for count in counts)
+        shown = (spread_text(of_metric[count]) for count in counts)
         table.add_row(metric, f"{first['n']:,}", number(majority, ".1f"), *shown)
     console.print(table)
     seeds = rows[0]["seeds"]
@@ -165,7 +165,8 @@ def _scale(metric: str) -> float:
     return 1.0 if metric == LOSS else 100.0
 
 
-def _shown(row: Row) -> str:
+def spread_text(row: Row) -> str:
+    """Returns the mean of a row and, of several seeds, its standard deviation: the loss as it is, scores times 100."""
     form = ".4f" if row["metric"] == LOSS else ".1f"
     scale = _scale(row["metric"])
     if not is_finite(row["mean"]):

@@ -173,7 +173,8 @@ def test_a_benchmark_one_of_whose_processes_fails_makes_the_others_and_fails(cap
 
     def command(task, options):
         write = f"import pathlib; p = pathlib.Path({str(tmp_path / task)!r}); p.mkdir(); "
-        write += "(p / 'results.json').write_text('{\"rows\": []}')"
+        row = {"metric": "mcc", "steps": 3, "mean": 0.25, "std": None, "majority": None}
+        write += f"(p / 'results.json').write_text({json.dumps({'rows': [row]})!r})"
         return [sys.executable, "-c", "raise SystemExit(2)" if task == "rte" else write]
 
     monkeypatch.setattr(glue, "command_of", command)
@@ -184,6 +185,7 @@ def test_a_benchmark_one_of_whose_processes_fails_makes_the_others_and_fails(cap
             run_program(glue.main)
     said = capsys.readouterr()
     assert "rte: status 2" in said.out and "mrpc: status 0" in said.out
+    assert "  mrpc   mcc       3: 25.0\n" in said.out, "of one seed, whose spread is not known"
     assert said.err == f"rte failed: see {tmp_path / 'rte'}.log\n"
     assert set(json.loads((tmp_path / "all.json").read_text())) == {"mrpc", "cola"}
 

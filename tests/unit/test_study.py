@@ -138,18 +138,21 @@ def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
 
 def test_the_report_has_what_encoders_reached_on_glue(tmp_path):
     def scored(metric: str, evaluations: int, mean: float):
-        given = {"steps": evaluations // 2, "std": 0.012, "majority": None if metric == "loss" else 0.5}
+        given = {"steps": evaluations // 2, "std": 0.012, "majority": 0.5 if metric == "accuracy" else None}
         return {"metric": metric, "evaluations": evaluations, "mean": mean} | given
 
     assert study_report.glue_table(tmp_path) == []
     rows = [scored("accuracy", 12, 0.8), scored("accuracy", 4, 0.75), scored("loss", 12, 0.4)]
     (tmp_path / "glue_encoder_best.json").write_text(json.dumps({"rte": {"rows": rows}}))
-    (tmp_path / "glue_encoder_unshared.json").write_text(json.dumps({"rte": {"rows": rows[:1]}}))
+    one_seed = scored("pearson", 12, 0.3) | {"std": None}
+    alone = {"rte": {"rows": rows[:1]}, "stsb": {"rows": [one_seed]}}
+    (tmp_path / "glue_encoder_unshared.json").write_text(json.dumps(alone))
     assert study_report.glue_table(tmp_path) == [
         "| task | metric | row | 12 | 4 | majority |",
         "|---|---|---|---|---|---|",
         "| rte | accuracy | encoder_best | 80.0 ± 1.2 | 75.0 ± 1.2 | 50.0 |",
         "| rte | accuracy | encoder_unshared | 80.0 ± 1.2 |  | 50.0 |",
+        "| stsb | pearson | encoder_unshared | 30.0 |  |  |",
     ]
 
 
