@@ -87,6 +87,7 @@ def in_kernel(
     sizes |= options
     layout = layout_of(model.config, plan, state.memory.room, dtype=dtype, programs=programs, **sizes)
     assert layout.readout_bits == sizes["readout_bits"], "there is no room for rounded rows"
+    assert layout.halved == options.get("halved", False)
     kernels = Kernels(layout, INTERPRETED)
     sampling, stays = sampling_options(temperature=temperature), programs == 1 if persistent is None else persistent
     tables = matrices(model, layout), vectors(model, plan, layout)

@@ -15,7 +15,7 @@ from odelm.models.kernels import choice, multiply, pieces
 from odelm.models.kernels.layout import MAPS, ROWS, Layout
 from odelm.models.kernels.layout_choice import layout_of
 from odelm.models.kernels.multiply import Linear
-from odelm.models.kernels.portions import participants, portions
+from odelm.models.kernels.portions import kept, participants, portions
 from odelm.models.kernels.program import Program
 
 
@@ -28,11 +28,14 @@ def layout_for(width: int, told: dict[str, Any], **options: Any) -> tuple[Layout
     return layout_of(config, narrow.plan(steps=4), 768, **told), blocks
 
 
+PARALLEL = dict(parallel_branches=True)
 CASES = {
     "small": (768, {}, {}),
     "medium": (1024, {}, {}),
     "medium, not halved": (1024, dict(halved=False), {}),
     "medium, readout of 16 bits": (1024, dict(readout_bits=16), {}),
+    "small, 4 rows": (768, dict(rows=4), {}),
+    "one head of keys and values": (1024, {}, dict(kv_heads=1)),
     "ends": (768, {}, dict(prelude=1, coda=1)),
     "groups, wide": (1024, {}, dict(groups=2)),
     "matrices of 8 bits": (1536, dict(block_bits=8), {}),
@@ -83,9 +86,10 @@ class Played:
         """A piece of the readout overwrites what has the memory of its place."""
         self.fetched.append(int(piece))
         slot = int(choice._slot(program, piece))
-        if self.layout.rounded and slot < self.layout.out_places:
-            assert ("its out", 0) not in [of for of, _ in self.coming.values()]
-            self.held["its out", 0] = None
+        if slot < self.layout.out_places:
+            overwritten = ("its out", 0) if self.layout.rounded else ("readout", slot)
+            assert overwritten not in [of for of, _ in self.coming.values()]
+            self.held[overwritten] = None
 
     def products(self, step: int) -> None:
         """Multiplies by all pieces, of which each has to be the right one."""
@@ -139,8 +143,7 @@ def played(monkeypatch):
         monkeypatch.setattr(module, "plgpu", fake)
     monkeypatch.setattr(pieces, "product", product)
     monkeypatch.setattr(pieces.Pieces, "scale", lambda *given: None)
-    for module in (multiply, choice):
-        monkeypatch.setattr(module, "meet_warps", lambda: None)
+    monkeypatch.setattr(multiply, "meet_warps", lambda: None)
     monkeypatch.setattr(choice, "_fetch", lambda program, piece: current[0].fetch_of_readout(program, piece))
     monkeypatch.setattr(pieces.Pieces, "multiply", by_the_warpgroup)
     monkeypatch.setattr(Program, "product", lambda program, accumulate: accumulate(None))
@@ -154,7 +157,7 @@ def played(monkeypatch):
             choice.send_for_readout(one.program, early=True)
             for step in range(layout.steps):
                 one.products(step)
-            choice.send_for_last_pieces(one.program)
+            choice.send_for_readout(one.program, early=False)
             assert one.fetched == list(range(layout.ring)) * (token + 1)
             one.program.pieces.fetch_for_token()
         one.program.pieces.drain()
@@ -168,7 +171,7 @@ def played(monkeypatch):
 def test_every_program_multiplies_by_its_pieces_at_every_step_and_they_are_all_pieces(played, case):
     width, told, options = CASES[case]
     layout, blocks = layout_for(width, told, **options)
-    assert layout.fits and layout.halved == (case == "medium")
+    assert layout.fits and layout.halved == (case in ("medium", "one head of keys and values"))
     done, tokens = [], 2
     for me in range(layout.programs):
         done += played(layout, blocks, me, tokens).done
@@ -183,7 +186,6 @@ def test_a_halved_layout_has_a_place_for_every_piece():
     assert (layout.programs, participants(layout, "qkv", "up"), participants(layout, "out", "down")) == (132, 112, 132)
     held = Counter(of.owner(n) for of in portions(layout, "down") if of.kept for n in range(of.pieces))
     assert set(held) == set(range(112, 132)) and max(held.values()) == 2 and held.total() == 28
-    assert layout.attended <= 112, "programs with three pieces of `down` have no part in attention"
 
 
 @pytest.mark.parametrize(
@@ -194,9 +196,24 @@ def test_a_halved_layout_has_a_place_for_every_piece():
         (1024, dict(rows=2), {}),
         (1024, {}, dict(prelude=1)),
         (1024, dict(block_bits=8), {}),
+        (1024, dict(sampled=True, filtered=True), {}),
+        (1024, dict(out_slice=256), {}),
     ],
 )
 def test_what_cannot_be_halved_is_refused(width, told, options):
-    with pytest.raises(InputError, match="halved only for one row"):
+    with pytest.raises(InputError, match="a layout is halved only for one row"):
         layout_for(width, told | dict(halved=True), **options)
     assert not layout_for(width, told, **options)[0].halved
+
+
+def test_a_halved_layout_for_which_there_is_no_room_is_refused():
+    with pytest.raises(InputError, match="a halved layout takes .* bytes of shared memory, too many"):
+        layout_for(1024, dict(halved=True, ring=3))
+    assert not layout_for(1024, dict(ring=3))[0].halved
+
+
+def test_programs_with_more_pieces_of_down_have_no_part_in_attention_where_branches_are_parallel():
+    for options, programs, chunks in (({}, 128, 2), (PARALLEL, 112, 2), (PARALLEL | dict(kv_heads=1), 104, 2)):
+        layout, _ = layout_for(1024, {}, **options)
+        assert layout.attended <= programs and -(-layout.room // 64 // layout.chunk_splits) == chunks
+        assert kept(layout) == 132 - 112 if options != PARALLEL | dict(kv_heads=1) else kept(layout) == 28

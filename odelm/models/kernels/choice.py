@@ -17,7 +17,6 @@ from odelm.models.kernels.layout import ROWS
 from odelm.models.kernels.marked import ROW
 from odelm.models.kernels.plain import vector
 from odelm.models.kernels.program import Program, Ref
-from odelm.models.kernels.signals import meet_warps
 
 Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 """The best score, the first token that has it and its logit; the largest logit, and the sum of exp(logit - largest)."""
@@ -25,17 +24,11 @@ Best = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 def send_for_readout(program: Program, *, early: bool) -> None:
     """Starts to copy this program's first pieces of the readout: if `early`, those whose places are free from the
-    beginning, otherwise the others, which need the memory of `out`."""
+    beginning, otherwise the others, which need the memory of a piece of `in_ring`, once all warps have used it (Pallas
+    lets them meet before each copy)."""
     layout = program.layout
     for i in range(layout.early) if early else range(layout.early, layout.ring):
         pl.when(i < _pieces(program))(lambda i=i: _fetch(program, jnp.int32(i)))
-
-
-def send_for_last_pieces(program: Program) -> None:
-    """Starts to copy the first pieces of the readout that are not copied early, once all warps have used `out`."""
-    if program.shares_work:
-        meet_warps()
-    send_for_readout(program, early=False)
 
 
 def drain_readout(program: Program) -> None:

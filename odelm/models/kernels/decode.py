@@ -6,7 +6,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from odelm.models.kernels.arrays import exchanged
-from odelm.models.kernels.choice import drain_readout, send_for_last_pieces, send_for_readout, settle
+from odelm.models.kernels.choice import drain_readout, send_for_readout, settle
 from odelm.models.kernels.choice_rows import all_ended, choose_rows, read_out_rows
 from odelm.models.kernels.chunks import load_memory_ahead, send_for_memory
 from odelm.models.kernels.kernel import Begin, Kernels
@@ -155,7 +155,7 @@ def _compute(program: Program, token: Token | Tokens, met: jax.Array, end: jax.A
             if not names:
                 pl.when(number < last)(lambda: send_for_memory(program, token, number + 1))
             if "down" in names:
-                pl.when(number == last)(lambda: send_for_last_pieces(program))
+                pl.when(number == last)(lambda: send_for_readout(program, early=False))
             met = behind(names, met)
         return met
 

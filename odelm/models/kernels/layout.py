@@ -20,8 +20,8 @@ numbers."""
 MAPS = ("qkv", "out", "up", "down")
 """The linear maps of a block."""
 TURNS = "qkv", "up", "down"
-"""The maps whose pieces take turns in one place of a program's shared memory, in a step's order. The piece of "out"
-uses the memory of the readout's ring, which is free until the readout."""
+"""The maps whose pieces have one place of a program's shared memory, in which they may take turns, in a step's order
+(see `Layout.turns`). The piece of "out" has the memory of the readout's ring, which is free until the readout."""
 THREADS = 128
 """Threads of a program: a vector is read and written fastest if each of them holds equally many of its numbers."""
 CHUNK = 64
@@ -87,9 +87,9 @@ class Layout:
     """Whether published results have marks (`odelm.models.kernels.marked`), so that programs need not meet within a
     token."""
     halved: bool = False
-    """Whether shared memory is divided into places of half the width, two for a piece of `qkv` or `up`, and one for a
-    piece of `out` and `down`, of which the slices are as long (`odelm.models.kernels.portions`): then more pieces have
-    a place each. Only where all steps have one block, and the readout is rounded."""
+    """Whether shared memory is divided into places of half the width: two for a piece of `qkv` or `up`, and one for a
+    piece of `out` or `down`, whose slices are half as long as the state (`odelm.models.kernels.portions`). Then each
+    piece has a place of its own. Only where all steps have one block, and the readout is rounded."""
     pairs: bool = False
     """Whether, with several rows and marks, results that their readers only round to bfloat16 are published by twos
     (`odelm.models.kernels.paired`)."""
@@ -97,7 +97,7 @@ class Layout:
     """Whether, with marks, what the slices of `out` and `down` add to the state is published by twos, with 24 bits each
     (`odelm.models.kernels.sums`); only if the width is a multiple of 256, and the matrices are in bfloat16."""
     ring: int = 3
-    """Pieces of the readout that are in flight or in use; the first places hold a piece of `out` until the readout."""
+    """Pieces of the readout that are in flight or in use; the first places hold a piece of `in_ring` until then."""
     ring_slice: int = RING_SLICES[16][-1]
     readout_bits: int = 16
     """8: the readout multiplies rows rounded to int8, and computes the candidates for the best again from the rows of
@@ -145,7 +145,7 @@ class Layout:
 
     @property
     def out_places(self) -> int:
-        """How many places of the readout's ring have the memory of a piece of `out`."""
+        """How many places of the readout's ring have the memory of a piece of `in_ring`."""
         bits = 8 * jnp.dtype(self.block_dtype).itemsize if self.rounded else self.readout_bits
         return -(-self.out_slice * bits // (self.ring_slice * self.readout_bits))
 
@@ -158,6 +158,11 @@ class Layout:
     def turns(self) -> tuple[str, ...]:
         """The maps whose pieces may take turns in a program's place."""
         return TURNS[:2] if self.halved else TURNS
+
+    @property
+    def in_ring(self) -> tuple[str, ...]:
+        """The maps of which a program has one piece in the memory of the readout's ring, for each token again."""
+        return ("out", "down") if self.halved else ("out",)
 
     @property
     def mapped_heads(self) -> int:
@@ -198,7 +203,7 @@ class Layout:
 
     @property
     def early(self) -> int:
-        """How many pieces of the readout may be copied while the steps are computed."""
+        """How many pieces of the readout may be copied while the steps are computed, perhaps none."""
         return max(self.ring - self.out_places, 0)
 
     @property
@@ -273,8 +278,8 @@ class Layout:
 
     @property
     def fits(self) -> bool:
-        """Whether a Hopper card has that much shared memory, and the ring has room for `out`, with 16 bits beside a
-        place more."""
+        """Whether a Hopper card has that much shared memory, and the ring has room for `out` and, with 16 bits, for one
+        more place."""
         places = self.out_places + (not self.rounded)
         return self.ring >= places and self.shared_bytes + SPARE_BYTES <= SHARED_BYTES
 

@@ -20,7 +20,7 @@ from odelm.models.kernels.layout import (
     THREADS,
     Layout,
 )
-from odelm.models.kernels.portions import can_be_halved
+from odelm.models.kernels.portions import can_be_halved, kept
 from odelm.models.kernels.sharing import splits
 from odelm.models.transformer import DepthPlan
 
@@ -68,10 +68,13 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
         # Up to `COLUMNS` rows a second chunk is used only if the readout keeps its large pieces and 4 places.
         larger = [one for one in rings if one["ring_slice"] == sizes[0] and one["ring"] > 3]
         rings = [one | dict(chunk_places=2) for one in (rings if layout.rows > COLUMNS else larger)] + rings
-    whole = dataclasses.replace(layout, **options)
-    layouts = [_halved(whole, options), whole] if _is_halved(whole, config, told, options) else [whole]
+    layouts = [dataclasses.replace(layout, **options)]
+    if _is_halved(layouts[0], config, told, options):
+        layouts = [_halved(layouts[0], options), *(layouts if told is None else [])]
     all_of = [dataclasses.replace(one, **ring | _only(options, ring)) for one in layouts for ring in rings]
     found = next((one for one in all_of if one.fits), None)
+    if told and found is None:
+        raise InputError(f"a halved layout takes {all_of[-1].shared_bytes:,} bytes of shared memory, too many")
     if layout.rounded and not layout.in_bytes and (layout.filtered or layout.several or found is None):
         return layout_of(config, plan, room, **options | dict(readout_bits=16))
     return found or all_of[-1]
@@ -80,22 +83,24 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 def _is_halved(layout: Layout, config: ModelConfig, told: bool | None, options: dict[str, Any]) -> bool:
     """Whether a layout, which is not halved yet, is to be. Raises InputError if this is told, and not supported."""
     one_block = config.groups == 1 and not (config.prelude or config.coda)
-    able = one_block and layout.rounded and not (layout.several or layout.in_bytes) and can_be_halved(layout)
+    alone = layout.rounded and not (layout.several or layout.in_bytes or layout.filtered)
+    able = one_block and alone and can_be_halved(layout)
     able = able and options.get("out_slice", layout.width // 2) == layout.width // 2
     if told and not able:
         raise InputError(
-            "a layout is halved only for one row of a model of one block, in bfloat16 with a readout of 8 bits, whose "
-            "matrices take turns otherwise, and do not then: leave halved out"
+            "a layout is halved only for one row of a model of one block, with matrices of 16 bits, a readout of 8 and "
+            "no top_k, and only if its pieces would take turns otherwise: leave halved out"
         )
     return able and layout.by_warps and layout.marks if told is None else told
 
 
 def _halved(layout: Layout, options: dict[str, Any]) -> Layout:
-    """Returns a layout with the slices of a halved one, and as few parts of attention as take no longer: by programs
-    with a piece of `qkv` or `up`, since the others multiply by `down` meanwhile."""
-    programs, chunks = layout.pieces("qkv") + layout.pieces("up"), layout.room // layout.chunk
-    most = -(-chunks // splits(layout.heads, 1, programs, chunks))
-    chosen = dict(halved=True, out_slice=layout.width // 2, chunk_splits=-(-chunks // most))
+    """Returns a layout with the slices of a halved one, and as few parts of attention as take no longer. Where branches
+    are parallel, the programs with more pieces of `down` than others have none, since they multiply meanwhile."""
+    chosen: dict[str, Any] = dict(halved=True, out_slice=layout.width // 2)
+    halved, chunks = dataclasses.replace(layout, **chosen), layout.room // layout.chunk
+    most = -(-chunks // splits(layout.heads, 1, layout.programs - layout.parallel * kept(halved), chunks))
+    chosen["chunk_splits"] = -(-chunks // most)
     return dataclasses.replace(layout, **chosen | _only(options, chosen))
 
 

@@ -88,8 +88,8 @@ def _multiply(p: Program, linear: Linear, item: jax.Array, number: Any, portion:
 
 def begin(program: Program) -> None:
     """Starts to copy the first piece of every place, and waits for those that stay."""
-    pieces, first = program.pieces, program.layout.turns
-    pieces.fetch_first(first, jnp.int32(0))
-    pl.when(pieces.resident())(lambda: pieces.wait(first[0]))
+    pieces, turns = program.pieces, program.layout.turns
+    pieces.fetch_first(turns, jnp.int32(0))
+    pl.when(pieces.resident())(lambda: pieces.wait(turns[0]))
     pieces.fetch_kept()
     pieces.fetch_for_token()

@@ -82,12 +82,12 @@ class Pieces:
         return portions(self.layout, name)[0].rounds
 
     def wait(self, name: str, number: Any = 0, portion: int = 0) -> None:
-        """Waits for the piece in the place of a map."""
+        """Waits for a piece of a map."""
         for _, arrival in self._places(name, number, portion):
             plgpu.barrier_wait(arrival)
 
     def multiply(self, name: str, acc: Ref, inputs: Ref, number: Any = 0, portion: int = 0) -> None:
-        """Multiplies the piece in the place of a map by inputs, (columns, inputs), into an accumulator."""
+        """Multiplies a piece of a map by inputs, (columns, inputs), into an accumulator."""
         for part, (place, _) in enumerate(self._places(name, number, portion)):
             size = place.shape[1]
             plgpu.wgmma(acc, place, inputs.at[:, pl.ds(part * size, size)].transpose((1, 0)))
@@ -99,7 +99,7 @@ class Pieces:
         return vector(self.matrices[f"{name}_scale"].at[self.blocks[step], pl.ds(tile * ROWS, ROWS)])
 
     def product(self, name: str, pairs: Ref, number: Any = 0, portion: int = 0) -> jax.Array:
-        """Returns the piece in the place of a map times inputs, float32 (`ROWS`,), by the program's warps."""
+        """Returns a piece of a map times inputs, float32 (`ROWS`,), by the program's warps."""
         places = [place for place, _ in self._places(name, number, portion)]
         return product(places, pairs, self.layout.slice_of(name))
 
@@ -124,18 +124,18 @@ class Pieces:
             )
 
     def fetch_kept(self) -> None:
-        """Copies the pieces that have the places of pieces of other maps."""
-        for portion, of in enumerate(portions(self.layout, "down")):
-            for number in range(of.rounds if of.kept else 0):
-
-                @pl.when(self.has("down", number, portion))
-                def copy(number: int = number, portion: int = portion) -> None:
-                    self.fetch("down", number, jnp.int32(0), portion)
-                    self.wait("down", number, portion)
+        """Copies the pieces that have the places of other maps, and waits for them."""
+        found = [
+            (number, n) for n, of in enumerate(portions(self.layout, "down")) for number in range(of.kept * of.rounds)
+        ]
+        for number, n in found:
+            pl.when(self.has("down", number, n))(lambda of=(number, n): self.fetch("down", of[0], jnp.int32(0), of[1]))
+        for number, n in found:
+            pl.when(self.has("down", number, n))(lambda of=(number, n): self.wait("down", *of))
 
     def fetch_for_token(self) -> None:
         """Starts to copy the piece that has the memory of the readout's ring, which every token uses."""
-        for name in ("out", "down") if self.layout.halved else ("out",):
+        for name in self.layout.in_ring:
             pl.when(self.has(name, 0))(lambda name=name: self.fetch(name, 0, jnp.int32(0)))
 
     def fetch_after(self, name: str, number: Any, step: jax.Array, portion: int = 0) -> None:
@@ -158,9 +158,8 @@ class Pieces:
 
     def drain(self) -> None:
         """Waits for copies that are still running after the last token."""
-        turns = self.layout.turns[0]
-        pl.when((self.count() > 0) & ~self.resident())(lambda: self.wait(turns))
-        for name in ("out", "down") if self.layout.halved else ("out",):
+        pl.when((self.count() > 0) & ~self.resident())(lambda: self.wait(self.layout.turns[0]))
+        for name in self.layout.in_ring:
             pl.when(self.has(name, 0))(lambda name=name: self.wait(name))
 
     def _places(self, name: str, number: Any = 0, portion: int = 0) -> list[tuple[Ref, Ref]]:
@@ -170,9 +169,10 @@ class Pieces:
             return [(matrix.at[number], arrivals.at[number])]
         if name in layout.turns:
             return [(matrix.at[self.zero + part], arrivals.at[part]) for part in range(layout.matrix_places)]
-        places = self.near["out"].at if layout.rounded else self.near["readout"].at
-        parts = [self.zero] if layout.rounded else range(layout.out_parts)
-        return [(places[part], arrivals.at[layout.matrix_places + i]) for i, part in enumerate(parts)]
+        if layout.rounded:
+            return [(self.near["out"].at[self.zero], arrivals.at[layout.matrix_places])]
+        readout = self.near["readout"]
+        return [(readout.at[part], arrivals.at[layout.matrix_places + part]) for part in range(layout.out_parts)]
 
 
 def share(count: int, rank: jax.Array, span: int, work: Callable[[Any, jax.Array], None]) -> None:

@@ -22,7 +22,7 @@ class Portion(NamedTuple):
     first: int
     span: int
     kept: bool = False
-    """Whether they are pieces of `down` that have the places of pieces of `qkv` or `up`, each its own."""
+    """Whether they are pieces of `down` in programs without a piece of `qkv` or `up`, of whose places each has one."""
 
     def owner(self, n: int) -> int:
         """Returns the program that has the n-th piece."""
@@ -41,10 +41,14 @@ def portions(layout: Layout, name: str) -> tuple[Portion, ...]:
         case "up":
             return (Portion(0, count, 0, before % programs, programs),)
         case "down" if layout.halved:
-            free = programs - layout.pieces("out")
-            rest = count - free, before + up, 0, programs - before - up
-            found = Portion(0, min(count, free), programs - free, 0, free), Portion(free, *rest, True)
-            return found[: 1 + (count > free)]
+            others = programs - layout.pieces("out")
+            in_ring, rest = min(count, others), max(count - others, 0)
+            last = min(rest, programs - before - up)
+            found = (
+                Portion(0, in_ring, programs - others, 0, others),
+                Portion(in_ring, rest, programs - last, 0, last, True),
+            )
+            return found if rest else found[:1]
         case "down" if before < programs and -(-count // (programs - before)) == -(-count // programs):
             return (Portion(0, count, before, up % (programs - before), programs - before),)
         case "down":
@@ -64,10 +68,15 @@ def participants(layout: Layout, *names: str) -> int:
 
 
 def can_be_halved(layout: Layout) -> bool:
-    """Whether pieces would take turns, and need not if the layout, which is not halved, were."""
+    """Whether pieces take turns in this layout, which is not halved, and would not in a halved one."""
     before, up, down = (layout.pieces(name) for name in TURNS)
     half, free = layout.width // 2, layout.programs - before - up
     inputs = [layout.inputs(name) for name in ("out", "down")]
-    pieces = sum(layout.width // ROWS * (of // half) for of in inputs)
+    out, halves = (layout.width // ROWS * (of // half) for of in inputs)
     whole = half % THREADS == 0 and all(of % half == 0 for of in inputs)
-    return whole and 0 <= free < down and pieces <= layout.programs + 2 * free
+    return whole and 0 <= free < down and out < layout.programs and out + halves <= layout.programs + 2 * free
+
+
+def kept(layout: Layout) -> int:
+    """Returns how many programs, the last ones, have pieces of `down` in the places of other maps."""
+    return sum(portion.span for portion in portions(layout, "down") if portion.kept)

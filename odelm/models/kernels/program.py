@@ -20,7 +20,7 @@ from odelm.models.kernels.marked import ROW, put_columns_marked, put_marked, rea
 from odelm.models.kernels.paired import put_columns_paired, put_paired, read_paired
 from odelm.models.kernels.pieces import Pieces, share
 from odelm.models.kernels.plain import put, vector
-from odelm.models.kernels.portions import participants
+from odelm.models.kernels.portions import participants, portions
 from odelm.models.kernels.several import column_of, take_received
 from odelm.models.kernels.signals import arrive, opaque, order_copies_after_stores, wait
 from odelm.models.kernels.sums import NAMES as SUMS
@@ -166,7 +166,8 @@ class Program:
         "rows", a row of the batch."""
         if not names or names == ("rows",):
             return self.me < participants(self.layout, *names)
-        return reduce(jnp.logical_or, [self.pieces.has(name, 0) for name in names])
+        found = [(name, portion) for name in names for portion in range(len(portions(self.layout, name)))]
+        return reduce(jnp.logical_or, [self.pieces.has(name, 0, portion) for name, portion in found])
 
     def with_opaque_numbers(self) -> "Program":
         """Returns this program with its numbers hidden from the compiler.
