@@ -45,6 +45,7 @@ MODELS = {
     "medium": dict(width=1024, heads=16, depth=6),
     "narrow": dict(width=512, heads=8, depth=8),
     "parallel, wide": dict(parallel_branches=True, width=1024, heads=16, depth=4),
+    "parallel, wide, one head": dict(parallel_branches=True, width=1024, heads=16, kv_heads=1, depth=4),
     "parallel, other options": dict(
         parallel_branches=True, norm="layernorm", bias=True, positions="learned", activation="swiglu", kv_heads=4,
         qk_norm=False, time_modulation=False, depth=4,
