@@ -10,6 +10,7 @@ from flax import nnx
 
 import odelm
 from odelm.config import Config, ModelConfig, default_steps
+from odelm.errors import InputError
 from odelm.evals.compare import Comparison, batches_of
 from odelm.evals.likelihood import Scorer
 from odelm.evals.tasks.evaluate import evaluate
@@ -61,10 +62,14 @@ def measured_steps(model: ModelConfig) -> tuple[int, ...]:
 
 def measured(workdir: Path, config: Config, step: int, kinds: Sequence[str] = ()) -> list[Record]:
     """Returns the losses at each number of evaluations that the model can take, also with its matrices quantised as
-    `kinds` of `odelm.quantize`, which need no calibration."""
+    `kinds` of `odelm.quantize`, which need no calibration. Raises InputError if the run's text cannot be read."""
     loaded = odelm.load(workdir, step=step)
     model, steps = loaded[0], measured_steps(config.model)
     _, batches = batches_of(loaded, Comparison(length=config.train.length), source=workdir, step=step)
+    if not batches:  # it has said why
+        raise InputError(
+            f"{workdir} has no held-out text to be measured on: restore {config.data.source!r}, and repeat"
+        )
     rows = []
     for n, (evaluations, found) in zip(steps, losses_of(model, steps, batches), strict=True):
         rows.append(

@@ -239,6 +239,14 @@ def test_losses_with_matrices_of_8_bits_are_beside_the_others():
     assert study_report.quantized_table({"fixed": runs["fixed"]}) == []
 
 
+def test_losses_without_text_are_an_error(monkeypatch, make_model, tmp_path):
+    config = base("gone.txt", 10)
+    monkeypatch.setattr(study_measures.odelm, "load", lambda workdir, step: (make_model(), config))
+    monkeypatch.setattr(study_measures, "batches_of", lambda *given, **options: (None, []))
+    with pytest.raises(InputError, match="no held-out text to be measured on: restore 'gone.txt'"):
+        study_measures.measured(tmp_path, config, 10)
+
+
 def test_jumps_and_skipped_updates_of_a_run_are_counted():
     def record(loss: float, **more):
         return {"tokens_per_s": 1.0, "tokens": 10, "step": 1, "loss": loss, "gradient_norm": 1.0} | more
