@@ -19,13 +19,13 @@ from odelm.models.kernels.portions import kept, participants, portions
 from odelm.models.kernels.program import Program
 
 
-def layout_for(width: int, told: dict[str, Any], **options: Any) -> tuple[Layout, int]:
+def layout_for(width: int, told: dict[str, Any], room: int = 768, **options: Any) -> tuple[Layout, int]:
     """Returns a layout and how many blocks the model has."""
     shape = dict(kind="decoder", depth=6, max_length=1024, **options)
     narrow = odelm.CausalLM(odelm.ModelConfig(vocab_size=64, width=64, heads=1, **shape), rngs=nnx.Rngs(0))
     blocks = len(narrow.prelude) + len(narrow.blocks) + len(narrow.coda)
     config = odelm.ModelConfig(vocab_size=50_304, width=width, heads=width // 64, **shape)
-    return layout_of(config, narrow.plan(steps=4), 768, **told), blocks
+    return layout_of(config, narrow.plan(steps=4), room, **told), blocks
 
 
 PARALLEL = dict(parallel_branches=True)
@@ -152,7 +152,7 @@ def played(monkeypatch):
     def run(layout: Layout, blocks: int, me: int, tokens: int) -> Played:
         current[:] = [Played(layout, blocks, me)]
         (one,) = current
-        multiply.begin(one.program)
+        multiply.begin_copies(one.program)
         for token in range(tokens):
             choice.send_for_readout(one.program, early=True)
             for step in range(layout.steps):
@@ -213,7 +213,8 @@ def test_a_halved_layout_for_which_there_is_no_room_is_refused():
 
 
 def test_programs_with_more_pieces_of_down_have_no_part_in_attention_where_branches_are_parallel():
-    for options, programs, chunks in (({}, 128, 2), (PARALLEL, 112, 2), (PARALLEL | dict(kv_heads=1), 104, 2)):
-        layout, _ = layout_for(1024, {}, **options)
-        assert layout.attended <= programs and -(-layout.room // 64 // layout.chunk_splits) == chunks
-        assert kept(layout) == 132 - 112 if options != PARALLEL | dict(kv_heads=1) else kept(layout) == 28
+    one_head = dict(kv_heads=1)
+    for options, more, splits in (({}, 20, 8), (PARALLEL, 20, 4), (one_head, 28, 8), (PARALLEL | one_head, 28, 4)):
+        layout, _ = layout_for(1024, {}, room=512, **options)
+        assert (kept(layout), layout.chunk_splits, layout.attended) == (more, splits, 16 * splits)
+        assert "parallel_branches" not in options or layout.attended <= layout.programs - more

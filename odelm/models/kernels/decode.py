@@ -12,7 +12,7 @@ from odelm.models.kernels.chunks import load_memory_ahead, send_for_memory
 from odelm.models.kernels.kernel import Begin, Kernels
 from odelm.models.kernels.launches import by_launches, by_launches_of_rows, read_out_of
 from odelm.models.kernels.layout import Layout
-from odelm.models.kernels.multiply import begin as begin_programs
+from odelm.models.kernels.multiply import begin_copies
 from odelm.models.kernels.phases import gather_last, moved, phases_of
 from odelm.models.kernels.portions import participants
 from odelm.models.kernels.program import Program, Ref
@@ -93,7 +93,7 @@ def _all_tokens(program: Program, numbers: Ref, tokens: Ref, logprobs: Ref, made
 
         return done + 1, word, met
 
-    begin_programs(program)
+    begin_copies(program)
     send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), first, jnp.int32(0)))
     _finish(program, done, made)
@@ -115,7 +115,7 @@ def _all_tokens_of_rows(program: Program, numbers: Ref, tokens: Ref, logprobs: R
             met = program.meet(met)
         return done + 1, all_ended(program), met
 
-    begin_programs(program)
+    begin_copies(program)
     send_for_readout(program, early=True)
     done, _, _ = lax.while_loop(going, one, (jnp.int32(0), all_ended(program), jnp.int32(0)))
     _finish(program, done, made)

@@ -81,7 +81,8 @@ def layout_of(config: ModelConfig, plan: DepthPlan, room: int, **options: Any) -
 
 
 def _is_halved(layout: Layout, config: ModelConfig, told: bool | None, options: dict[str, Any]) -> bool:
-    """Whether a layout, which is not halved yet, is to be. Raises InputError if this is told, and not supported."""
+    """Whether to halve a layout, which is not halved yet: where it helps, or as `told`. Raises InputError if it is told
+    to and cannot be."""
     one_block = config.groups == 1 and not (config.prelude or config.coda)
     alone = layout.rounded and not (layout.several or layout.in_bytes or layout.filtered)
     able = one_block and alone and can_be_halved(layout)

@@ -86,7 +86,7 @@ def _multiply(p: Program, linear: Linear, item: jax.Array, number: Any, portion:
         linear.store(item // splits, lax.rem(item, splits), sums, *given)
 
 
-def begin(program: Program) -> None:
+def begin_copies(program: Program) -> None:
     """Starts to copy the first piece of every place, and waits for those that stay."""
     pieces, turns = program.pieces, program.layout.turns
     pieces.fetch_first(turns, jnp.int32(0))
