@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from odelm.config import ModelConfig
 from odelm.errors import InputError
 from odelm.evals import generation
 from odelm.evals.generation import Way, compare_ways, second_half, token_ms, ways
 from odelm.evals.generation_report import make_generation_report, plot_generation, print_generation
 from odelm.infer.latency import Latency
 from odelm.infer.runner import Runner
+from odelm.models.early_exit import EarlyExit
 from odelm.models.loss import loss_sums
+from tests.fake_card import card, decode_on
 
 PROMPTS = [[3, 1, 4], [5, 9, 2]]
 
@@ -60,13 +63,47 @@ def test_a_text_that_takes_no_longer_than_its_prompt_has_no_time_for_a_token(run
     monkeypatch.setattr(generation, "measure", lambda calls, **_: {name: Latency(5.0, 6.0) for name in calls})
     rows = compare_ways(runner, ways(runner, [2]), PROMPTS, new_tokens=3, repeats=1)
     assert all(row[name] is None for row in rows for name in ("token_ms", "tokens_per_s", "speedup"))
+    assert "5.00 " in printed(runner.model.config, rows)
     report = make_generation_report(runner.model.config, rows, text=None)
-    console = Console(record=True, width=120, file=io.StringIO())
-    print_generation(report, console)
-    assert "5.00 " in console.export_text()
     (tmp_path / "none.png").touch()
     plot_generation({**report, "rows": [row | {"loss": 4.0} for row in rows]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists(), "there is nothing to draw"
+
+
+def printed(model: ModelConfig, rows: list[generation.Row]) -> str:
+    """Returns what the report of some rows prints."""
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_generation(make_generation_report(model, rows, text=None), console)
+    return console.export_text()
+
+
+@pytest.fixture(scope="module")
+def in_kernels(make_model) -> Runner:
+    """A model that kernels decode."""
+    return Runner.of(make_model(width=128, feedforward=128, dtype="bfloat16"))
+
+
+def test_a_report_names_the_kernel_that_decoded(in_kernels, monkeypatch):
+    decode_on(card(monkeypatch), monkeypatch)
+    rows = compare_ways(in_kernels, [Way(4), Way(2)], PROMPTS, new_tokens=2, repeats=1)
+    assert [(row["kernel"], row["kernel_reason"]) for row in rows] == 2 * [("persistent", "")]
+    assert "\ndecoded by persistent\n" in printed(in_kernels.model.config, rows)
+
+
+def test_a_report_says_why_no_kernel_decoded_and_which_rows(in_kernels, monkeypatch):
+    decode_on(card(monkeypatch), monkeypatch)
+    chosen = [Way(4), Way(2), Way(4, early_exit=EarlyExit(0.1, "state"))]
+    rows = compare_ways(in_kernels, chosen, PROMPTS, new_tokens=2, repeats=1)
+    assert [row["kernel"] for row in rows] == ["persistent", "persistent", "xla"]
+    text = printed(in_kernels.model.config, rows)
+    assert "\ndecoded by persistent: 4; 2\ndecoded by xla (tokens leave the depth early): 4, exit 0.1\n" in text
+
+
+def test_a_report_names_the_card_that_runs_no_kernel(in_kernels, monkeypatch):
+    decode_on(card(monkeypatch, compute_capability="8.0"), monkeypatch)
+    rows = compare_ways(in_kernels, [Way(2)], PROMPTS, new_tokens=2, repeats=1)
+    reason = "kernels are for compute capability 9; this card's is 8.0"
+    assert f"\ndecoded by xla ({reason})\n" in printed(in_kernels.model.config, rows)
 
 
 @pytest.mark.thorough

@@ -4,11 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import odelm
-from odelm.infer.generate import generate
+from odelm.infer.generate import continue_text, generate
 from odelm.infer.runner import Runner
 from tests.calls import compiled
+from tests.fake_card import card, decode_on
 
 PROMPT = [3, 1, 4]
 
@@ -81,3 +83,14 @@ def test_an_encoder_does_not_generate(make_model):
     runner = Runner.of(make_model(kind="encoder"))
     with pytest.raises(odelm.InputError, match="encoder"):
         generate(runner, PROMPT, plan=runner.plan(2, "euler"), new_tokens=1)
+
+
+@pytest.mark.parametrize("kernel", ["persistent", "launches", "xla"])
+def test_a_continued_text_says_what_decoded_it_if_it_was_requested(make_model, monkeypatch, kernel):
+    decode_on(card(monkeypatch), monkeypatch)
+    runner, said = Runner.of(make_model(width=128, feedforward=128, dtype="bfloat16")), []
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate("abcdefghijklm")}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    options = dict(plan=runner.plan(2, "euler"), new_tokens=2, top_k=0, kernel=kernel, say=said.append)
+    assert continue_text(runner, words, "a b", **options).startswith("a b")
+    assert said == [f"decoded by {kernel}"]

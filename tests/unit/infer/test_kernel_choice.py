@@ -1,7 +1,5 @@
 """What decodes is chosen by the case and the card, and can be forced."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,20 +9,14 @@ import odelm
 from odelm.infer import kernel_choice
 from odelm.infer.kernel_choice import ByKernel, Choice, choose
 from odelm.infer.runner import Runner
-from odelm.models.kernels.layout import PROGRAMS
 from odelm.models.kernels.layout_choice import layout_of
+from tests.fake_card import card
 
 
 @pytest.fixture(scope="module")
 def model():
     shape = dict(kind="decoder", vocab_size=64, width=128, heads=2, depth=2, max_length=32)
     return odelm.CausalLM(odelm.ModelConfig(**shape), rngs=nnx.Rngs(0))
-
-
-def card(monkeypatch, **of):
-    """Returns a card, with a jax that has kernels for it."""
-    monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 11, 2))
-    return types.SimpleNamespace(**dict(platform="gpu", compute_capability="9.0", core_count=PROGRAMS) | of)
 
 
 @pytest.mark.parametrize(
