@@ -117,7 +117,8 @@ flags.DEFINE_enum(
     "kernel",
     "auto",
     ["auto", "persistent", "launches", "xla"],
-    "What decodes text: a kernel on a Hopper GPU (up to 32 rows) or XLA; auto takes a kernel that supports the case.",
+    "What decodes text: a kernel on a Hopper GPU (up to 32 rows; 16 at width 1,024) or XLA; auto takes a kernel that "
+    "supports the case.",
     flag_values=FLAGS,
 )
 _integer("draft_steps", None, "Steps of the drafts; default: those that are fastest on the prompts.", lower_bound=1)

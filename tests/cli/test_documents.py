@@ -9,9 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
+import odelm
 from odelm.config import load_recipe
-from odelm.programs import command_line
+from odelm.models.kernels.layout import MOST_ROWS
+from odelm.models.kernels.layout_choice import layout_of
+from odelm.programs import command_line, infer
 from tests.cli.conftest import ROOT, trained
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +111,21 @@ def check_module(name: str, *arguments: str) -> None:
             flag = argument.partition("=")[0]
             known = f'"{flag}"' in source.read_text() if source.is_file() else False
             assert known, f"{name} has no {flag}"
+
+
+def most_rows(width: int) -> int:
+    """Returns how many rows of a model the kernels decode."""
+    shape = odelm.ModelConfig(kind="decoder", vocab_size=64, width=width, heads=width // 64, depth=1, max_length=1024)
+    plan = odelm.CausalLM(shape, rngs=nnx.Rngs(0)).plan(steps=1)
+    return max(rows for rows in range(1, MOST_ROWS + 1) if layout_of(shape, plan, 512, rows=rows).fits)
+
+
+def test_the_most_rows_of_kernels_are_those_that_are_named():
+    texts = {path.name: path.read_text() for path in (ROOT / "README.md", ROOT / "CHANGELOG.md")}
+    texts |= {"inference.md": (ROOT / "docs/inference.md").read_text(), "--kernel": str(infer.FLAGS["kernel"].help)}
+    usual, wide = most_rows(896), most_rows(1024)
+    for name, text in texts.items():
+        assert re.findall(r"up to (\d+) rows(?:[ (;]+(\d+) at width 1,024)?", text) == [(str(usual), str(wide))], name
 
 
 def test_the_layout_in_the_readme_is_that_of_the_project():
