@@ -108,7 +108,7 @@ def assert_same(found: Decoding, expected: Decoding, atol: float = 2e-5) -> None
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", few(MODELS, "ends", "kv_heads", "parallel"))
+@pytest.mark.parametrize("options", few(MODELS, "ends", "groups", "kv_heads", "parallel"))
 def test_a_kernel_decodes_what_the_model_does(options):
     model = model_of(**options)
     plan = model.plan(steps=2)
@@ -118,7 +118,8 @@ def test_a_kernel_decodes_what_the_model_does(options):
 
 
 @pytest.mark.parametrize(
-    ("name", "programs"), few([("ends", 3), ("parallel", 5), ("swiglu", 12), ("gpt2", 1)], ("parallel", 5))
+    ("name", "programs"),
+    few([("ends", 3), ("parallel", 5), ("swiglu", 12), ("gpt2", 1)], ("parallel", 5), ("swiglu", 12)),
 )
 def test_launches_of_several_programs_decode_what_the_model_does(name, programs):
     model = model_of(**MODELS[name])
