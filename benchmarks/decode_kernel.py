@@ -36,6 +36,7 @@ from benchmarks import run_program
 from benchmarks.absent_card import UNTIMED, card_of, shapes_on
 from benchmarks.options import numbers_by_name, one_of, several, whole
 from benchmarks.training import SHAPES, VOCABULARY
+from odelm.config.model import ACTIVATIONS
 from odelm.infer.decode import Decoding, advance, prefill
 from odelm.infer.in_kernel import advance_in_kernel
 from odelm.infer.runner import Runner, with_dtype
@@ -60,7 +61,7 @@ def model_of(options: argparse.Namespace) -> odelm.CausalLM:
     width, heads = (options.width, options.width // 64) if options.width else (shape["width"], shape["heads"])
     config = odelm.ModelConfig(
         kind="decoder", vocab_size=VOCABULARY, width=width, heads=heads, depth=shape["depth"], max_length=2048,
-        prelude=options.ends, coda=options.ends, parallel_branches=options.parallel,
+        prelude=options.ends, coda=options.ends, parallel_branches=options.parallel, activation=options.activation,
     )  # fmt: skip
     return odelm.CausalLM(config, rngs=nnx.Rngs(0))
 
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="", choices=["", "int8"], help="matrices of 8 bits")
     parser.add_argument("--ends", type=int, default=0, help="blocks of its own before, and as many after, the core")
     parser.add_argument("--parallel", action="store_true", help="parallel branches")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="gelu_tanh")
     parser.add_argument("--steps", type=several(whole), default="12,3", help="steps over the core: A,B")
     parser.add_argument("--context", type=whole, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=whole, default=256, help="tokens to generate")

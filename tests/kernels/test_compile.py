@@ -24,6 +24,8 @@ CASES = {
     '--shape=small --steps=3 --layout={"by_warps":false}': "persistent",
     "--shape=small --steps=12 --parallel --rows=8": "persistent",
     "--shape=medium --steps=1": "persistent,launches",
+    "--shape=small --steps=1 --activation=gelu": "persistent,launches",
+    "--shape=small --steps=1 --activation=swiglu --rows=2": "persistent",
     '--shape=medium --steps=5 --parallel --layout={"attends_by_warps":true}': "persistent",
     '--shape=small --steps=3 --parallel --rows=9 --layout={"attends_by_warps":true}': "persistent",
     "--shape=small --steps=3 --rows=32 --temperature=1": "persistent,launches",

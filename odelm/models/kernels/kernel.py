@@ -14,7 +14,7 @@ from odelm.models.kernels.layout import COLUMNS, Layout
 from odelm.models.kernels.program import Program, Ref
 
 plgpu: Any = mosaic_gpu
-PROFILED = 450
+PROFILED = 300
 """Begin and end events that a trace has room for."""
 
 
