@@ -15,7 +15,8 @@ from odelm.models.kernels.program import Program, Ref
 
 plgpu: Any = mosaic_gpu
 PROFILED = 300
-"""Begin and end events that a trace has room for."""
+"""Begin and end events that a trace has room for: those of a token in 6 steps, and no more than shared memory has
+left."""
 
 
 @jax.tree_util.register_dataclass
