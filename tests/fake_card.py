@@ -16,15 +16,21 @@ def card(monkeypatch: pytest.MonkeyPatch, **of: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**dict(platform="gpu", compute_capability="9.0", core_count=PROGRAMS) | of)
 
 
-def decode_on(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets generators choose what decodes on a device; XLA's program decodes in place of a kernel."""
+def choose_on(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets generators choose what decodes on a device."""
     choose = kernel_choice.choose
 
     def choose_there(asked: str, reason: str | None, _: Any, **options: bool) -> kernel_choice.Choice:
         return choose(asked, reason, device, **options)
 
+    monkeypatch.setattr(kernel_choice, "choose", choose_there)
+
+
+def decode_on(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets generators choose what decodes on a device; XLA's program decodes in place of a kernel."""
+
     def decode(_: Any, runner: Any, *state: Any, end: int) -> Any:
         return generator._advance(runner.graph, runner.params, *state, end=end, early_exit=None)
 
-    monkeypatch.setattr(kernel_choice, "choose", choose_there)
+    choose_on(device, monkeypatch)
     monkeypatch.setattr(kernel_choice.ByKernel, "advance", decode)

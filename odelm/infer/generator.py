@@ -255,8 +255,10 @@ class Generator:
         """Returns the state with `until` tokens in each row."""
         graph, params, plan = self.runner.graph, self.runner.params, self.plan
         if isinstance(state, Decoding):
-            if self.kernels.choose(self.runner, plan, state, sampling, early_exit=self.early_exit is not None):
-                return self.kernels.advance(self.runner, plan, state, sampling, until, end=self.end)
+            kernels, given = self.kernels, (self.runner, plan, state, sampling)
+            if kernels.choose(*given, early_exit=self.early_exit is not None):
+                if (found := kernels.advance(*given, until, end=self.end)) is not None:
+                    return found
             return _advance(graph, params, plan, state, sampling, until, end=self.end, early_exit=self.early_exit)
         return _speculate(graph, params, plan, self.drafting, state, sampling, until, end=self.end)
 

@@ -57,6 +57,7 @@ class ByKernel:
         self.asked, self.choice = asked, Choice("xla", "drafts" if drafts else "")
         self._matrices: dict[Layout, Arrays] = {}
         self._vectors: dict[Layout, Arrays] = {}
+        self._failed: dict[Layout, str] = {}
 
     def choose(
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, *, early_exit: bool = False
@@ -65,6 +66,8 @@ class ByKernel:
         cannot."""
         if self.asked != "xla":
             reason = _no_kernel(_decoder(runner), plan, state, sampling, early_exit)
+            if reason is None and self._failed:
+                reason = self._failed.get(_layout(_decoder(runner), plan, state, sampling))
             device = next(iter(state.tokens.sharding.device_set))
             filtered = not sampling.greedy and bool(sampling.top_k)
             one = len(state.last) == 1 and runner.model.quantization is None
@@ -73,8 +76,12 @@ class ByKernel:
 
     def advance(
         self, runner: Runner, plan: DepthPlan, state: Decoding, sampling: Sampling, until: jax.Array, *, end: int
-    ) -> Decoding:
-        """Returns the same as `odelm.infer.decode.advance`, computed by the chosen kernel."""
+    ) -> Decoding | None:
+        """Returns the same as `odelm.infer.decode.advance`, computed by the chosen kernel.
+
+        None if this release of JAX lacks an operation that the kernel needs: the choice is then XLA, for calls to come
+        too. InputError if that kernel was requested by name.
+        """
         layout = _layout(_decoder(runner), plan, state, sampling)
         # The matrices depend only on the bits of the readout and on the size of its pieces.
         same: dict[str, Any] = dict(room=0, rows=1, chunk_splits=1, chunk_places=1, ring=0, by_warps=False, pairs=False)
@@ -86,7 +93,14 @@ class ByKernel:
         if layout not in self._vectors:
             self._vectors[layout] = _vectors(runner.graph, runner.params, plan, layout)
         tables, persistent = (self._matrices[alike], self._vectors[layout]), self.choice.kernel == "persistent"
-        return _advance(layout, persistent, end, tables, state, sampling, until)
+        try:
+            return _advance(layout, persistent, end, tables, state, sampling, until)
+        except NotImplementedError as error:  # by the compiler: `state` has not been given away yet
+            reason = f"jax {jax.__version__} does not compile the kernel: {str(error).partition(chr(10))[0]}"
+            if self.asked != "auto":
+                raise InputError(_refused(self.asked, reason)) from error
+            self._failed[layout], self.choice = reason, Choice("xla", reason)
+            return None
 
 
 def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = False, one: bool = True) -> Choice:
@@ -104,8 +118,12 @@ def choose(asked: str, reason: str | None, device: Any, *, filtered: bool = Fals
     if reason is None:
         return Choice("launches" if asked == "launches" or few else "persistent")
     if asked != "auto":
-        raise InputError(f"kernel {asked!r} cannot decode this: {reason}; kernel 'auto' takes what can")
+        raise InputError(_refused(asked, reason))
     return Choice("xla", reason)
+
+
+def _refused(asked: str, reason: str) -> str:
+    return f"kernel {asked!r} cannot decode this: {reason}; kernel 'auto' takes what can"
 
 
 def _no_kernel(model: CausalLM, plan: DepthPlan, state: Decoding, sampling: Sampling, early_exit: bool) -> str | None:

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from odelm.config.model import ACTIVATIONS
 from odelm.models.kernels.activation import activated
 
 EXPECTED = {
@@ -12,6 +13,10 @@ EXPECTED = {
     "relu2": lambda x: jax.nn.relu(x) ** 2,
     "silu": jax.nn.silu,
 }
+
+
+def test_kernels_have_every_activation():
+    assert {*EXPECTED, "swiglu"} == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

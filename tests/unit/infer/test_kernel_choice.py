@@ -10,7 +10,7 @@ from odelm.infer import kernel_choice
 from odelm.infer.kernel_choice import ByKernel, Choice, choose
 from odelm.infer.runner import Runner
 from odelm.models.kernels.layout_choice import layout_of
-from tests.fake_card import card
+from tests.fake_card import card, choose_on
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,28 @@ def test_one_that_cannot_decode_is_refused_if_it_is_asked_for(monkeypatch):
         choose("launches", "33 rows; kernels take at most 32", device)
     monkeypatch.setattr(kernel_choice.jax, "__version_info__", (0, 10, 2))
     assert "need jax 0.11" in choose("auto", None, device).reason
+
+
+def test_xla_decodes_what_the_compiler_lacks_a_kernel_for(model, monkeypatch):
+    tried = []
+
+    def lacking(layout, *_):
+        tried.append(layout)
+        raise NotImplementedError("no layout inference rule for math.erf\nmore of it")
+
+    choose_on(card(monkeypatch), monkeypatch)
+    for name in ("_matrices", "_vectors"):
+        monkeypatch.setattr(kernel_choice, name, lambda *_: None)
+    monkeypatch.setattr(kernel_choice, "_advance", lacking)
+    generator = odelm.Generator(model, dtype="bfloat16")
+    found = [generator([[1, 2]], new_tokens=2) for _ in range(2)]
+    assert found[0] == found[1] == odelm.Generator(model, dtype="bfloat16", kernel="xla")([[1, 2]], new_tokens=2)
+    assert len(tried) == 1
+    choice = generator.kernel_choice
+    assert choice.kernel == "xla"
+    assert choice.reason.endswith("does not compile the kernel: no layout inference rule for math.erf")
+    with pytest.raises(odelm.InputError, match="'persistent' cannot decode this: jax .* does not compile the kernel"):
+        odelm.Generator(model, dtype="bfloat16", kernel="persistent")([[1, 2]], new_tokens=2)
 
 
 def test_a_generator_says_why_no_kernel_decoded(model):
