@@ -52,8 +52,8 @@ test-beam: .venv/.installed-beam-test
 test-wandb: .venv/.installed-wandb-test
 	$(BIN)/python -m pytest -q -W default::DeprecationWarning tests/unit/train/test_wandb.py
 
-# Kernels on a GPU of this machine, with the Python of `BIN`, where nothing is installed if it is another environment's.
-# Without a GPU that they are for all of them are skipped, with the reason.
+# Kernels on this machine's GPU. With `BIN` of another environment nothing is installed. Without a GPU that can run them
+# every test is skipped, with the reason.
 test-gpu: $(if $(filter .venv/bin,$(BIN)),.venv/.installed-test)
 	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -q -rs tests/gpu
 

@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="", choices=["", "int8"], help="matrices of 8 bits")
     parser.add_argument("--ends", type=int, default=0, help="blocks of its own before, and as many after, the core")
     parser.add_argument("--parallel", action="store_true", help="parallel branches")
-    parser.add_argument("--activation", choices=ACTIVATIONS, default="gelu_tanh")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="gelu_tanh", help="of a model of --shape")
     parser.add_argument("--steps", type=several(whole), default="12,3", help="steps over the core: A,B")
     parser.add_argument("--context", type=whole, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=whole, default=256, help="tokens to generate")
@@ -263,11 +263,13 @@ def main() -> None:
     parser.add_argument(
         "--profile",
         default="",
-        help="a folder for a trace of --tokens=2 in up to 6 steps; end with its parts",
+        help="a folder for a trace of one token; end with what its parts take",
     )
     parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
     parser.add_argument("--out", type=Path, help="where to write all times as JSON")
     options = parser.parse_args()
+    if options.profile and (options.tokens > 2 or max(options.steps) > 6):
+        parser.error("--profile has room for one token in 6 steps: give --tokens=2 --steps=6")
     if options.width and (options.model or options.width % 64):
         parser.error("--width is a multiple of 64, of random weights: leave out --model")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)

@@ -1,4 +1,4 @@
-"""A card that is not there: what decodes is chosen as if it was."""
+"""A GPU that does not exist: generators choose what decodes as if it did."""
 
 import types
 from typing import Any

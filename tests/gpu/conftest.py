@@ -1,17 +1,22 @@
-"""Skips the tests on a card, with the reason, where there is none that the kernels are for."""
+"""Skips the tests of kernels, with the reason, where no GPU can run them."""
 
-import functools
+import os
+from pathlib import Path
 
 import jax
 import pytest
 
+CARD = Path("/dev/nvidia0")
 
-@functools.cache
+
 def missing() -> str | None:
-    """Returns what the kernels lack here; None if they can run."""
+    """Returns what the kernels lack here, None if they can run; raises JAX's error if it cannot use a card that is
+    there."""
     try:
         platform = jax.default_backend()
     except (AssertionError, RuntimeError) as error:  # JAX_PLATFORMS names one that JAX cannot start
+        if CARD.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            raise
         return f"there is no GPU that JAX can use: {str(error) or 'none was found'}"
     if platform != "gpu":
         return "there is no GPU here (JAX_PLATFORMS=cuda)"

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OWN_ENVIRONMENT = ("test-newest", "test-newest-with")
+"""They install into environments of their own."""
 TARGETS = sorted(set(re.findall(r"^(test[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {*OWN_ENVIRONMENT})
 
 if shutil.which("make") is None:
@@ -36,7 +37,7 @@ def test_a_fresh_checkout_installs_pytest_before_it_tests(target, tmp_path):
 
 def test_tests_on_a_card_are_skipped_with_a_reason_where_there_is_none():
     done = make("test-gpu", f"BIN={Path(sys.executable).parent}")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "there is no GPU that JAX can use" in done.stdout
     assert re.match(r"\d+ skipped in ", done.stdout.splitlines()[-1])
     assert "pip install" not in done.stdout, "another Python is left as it is"

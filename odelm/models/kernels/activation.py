@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 ERFC = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-"""Coefficients of the complementary error function, within 1.5e-7 of it (Abramowitz and Stegun, 7.1.26)."""
+"""Coefficients of an approximation of the complementary error function from 0 on, within 1.5e-7 of it (Abramowitz and
+Stegun, 7.1.26)."""
 
 
 def activated(x: jax.Array, name: str) -> jax.Array:

@@ -15,8 +15,8 @@ from odelm.models.kernels.program import Program, Ref
 
 plgpu: Any = mosaic_gpu
 PROFILED = 300
-"""Begin and end events that a trace has room for: those of a token in 6 steps, and no more than shared memory has
-left."""
+"""Begin and end events that a trace has room for: enough for a token in 6 steps; more would not fit into shared
+memory."""
 
 
 @jax.tree_util.register_dataclass
