@@ -260,11 +260,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=whole, default=7)
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="against float32")
     parser.add_argument("--launches", type=int, default=0, help="launch the persistent kernel so often, and end")
-    parser.add_argument(
-        "--profile",
-        default="",
-        help="a folder for a trace of one token; end with what its parts take",
-    )
+    parser.add_argument("--profile", default="", help="a folder for a trace of one token; end with what its parts take")
     parser.add_argument("--compile_for", type=Path, help="a description of a card that is not there, to compile for")
     parser.add_argument("--out", type=Path, help="where to write all times as JSON")
     options = parser.parse_args()

@@ -95,7 +95,7 @@ class ByKernel:
         tables, persistent = (self._matrices[alike], self._vectors[layout]), self.choice.kernel == "persistent"
         try:
             return _advance(layout, persistent, end, tables, state, sampling, until)
-        except NotImplementedError as error:  # by the compiler: `state` has not been given away yet
+        except NotImplementedError as error:  # raised while compiling, so that `state` is not donated yet
             reason = f"jax {jax.__version__} does not compile the kernel: {str(error).partition(chr(10))[0]}"
             if self.asked != "auto":
                 raise InputError(_refused(self.asked, reason)) from error

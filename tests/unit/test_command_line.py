@@ -208,6 +208,15 @@ def test_a_width_is_a_multiple_of_64_and_of_random_weights(capsys, monkeypatch):
         assert "--width is a multiple of 64, of random weights" in capsys.readouterr().err
 
 
+def test_a_trace_has_room_for_one_token_in_six_steps(capsys, monkeypatch):
+    main = importlib.import_module("benchmarks.decode_kernel").main
+    for wrong in ([], ["--tokens=2"], ["--steps=6"], ["--tokens=2", "--steps=3,12"]):
+        monkeypatch.setattr(sys, "argv", ["decode_kernel", "--profile=traces", *wrong])
+        with pytest.raises(SystemExit, match="2"):
+            run_program(main)
+        assert "give --tokens=2 --steps=6" in capsys.readouterr().err
+
+
 def test_a_model_that_no_kernel_decodes_is_told_in_one_line(capsys, monkeypatch):
     main = importlib.import_module("benchmarks.decode_kernel").main
     for option, words in (("--shape=tiny", "its heads are of 16"), ("--model=small-encoder", "is no decoder")):
