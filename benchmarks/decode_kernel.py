@@ -266,8 +266,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.profile and (options.tokens > 2 or max(options.steps) > 6):
         parser.error("--profile has room for one token in 6 steps: give --tokens=2 --steps=6")
-    if options.width and (options.model or options.width % 64):
-        parser.error("--width is a multiple of 64, of random weights: leave out --model")
+    if options.width % 64:
+        parser.error(f"--width={options.width} is no multiple of 64, the width of a head")
+    shaping = ("shape", "width", "ends", "parallel", "activation")
+    given = [f"--{name}" for name in shaping if getattr(options, name) != parser.get_default(name)]
+    if options.model and given:
+        parser.error(
+            f"{', '.join(given)}: these are of random weights, and --model={options.model} has its own: omit them"
+        )
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
     model, results = model_of(options), {}
     for steps in options.steps:

@@ -199,13 +199,20 @@ def test_a_side_that_fails_makes_the_comparison_of_training_fail(capsys, monkeyp
     assert "odelm failed with status 1" in capsys.readouterr().out
 
 
-def test_a_width_is_a_multiple_of_64_and_of_random_weights(capsys, monkeypatch):
-    main = importlib.import_module("benchmarks.decode_kernel").main
-    for wrong in (["--width=100"], ["--width=128", "--model=small-decoder"]):
-        monkeypatch.setattr(sys, "argv", ["decode_kernel", *wrong])
-        with pytest.raises(SystemExit, match="2"):
-            run_program(main)
-        assert "--width is a multiple of 64, of random weights" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--width=100"], "--width=100 is no multiple of 64"),
+        (["--width=128", "--model=small-decoder"], "--width: these are of random weights"),
+        (["--parallel", "--ends=1", "--model=small-decoder"], "--ends, --parallel: these are of random weights"),
+        (["--activation=gelu", "--model=small-decoder"], "--activation: these are of random weights"),
+    ],
+)
+def test_what_shapes_random_weights_is_not_for_a_trained_model(wrong, words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["decode_kernel", *wrong])
+    with pytest.raises(SystemExit, match="2"):
+        run_program(importlib.import_module("benchmarks.decode_kernel").main)
+    assert words in capsys.readouterr().err
 
 
 def test_a_trace_has_room_for_one_token_in_six_steps(capsys, monkeypatch):
