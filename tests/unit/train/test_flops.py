@@ -53,3 +53,25 @@ def test_the_cost_is_told_against_full_depth():
     # Counts of 3, 4, 6 and 12, and a readout of nothing to speak of.
     told = flops.cost_of(config, 4000)
     assert abs(float(told.split()[2]) - 6.25) < 0.3 and abs(float(told.split("needed ")[1].split("%")[0]) - 52) < 3
+
+
+@pytest.mark.parametrize("outputs", [0, 2])
+def test_the_cost_has_no_readout_of_tokens_that_are_not_predicted(outputs):
+    given = dict(kind="encoder", width=32, heads=2, depth=4, vocab_size=30_000, max_length=32, outputs=outputs)
+    task = dict(task="rte", source="GLUE") if outputs else {}
+    config = odelm.Config(
+        model=odelm.ModelConfig(**given),
+        data=odelm.DataConfig(**task),
+        step_sampling=odelm.StepSamplingConfig(counts=(2,), weights=(1.0,)),
+    )
+    share = flops.predicted_share(config)
+    assert share == (0.0 if outputs else config.data.mask_rate)
+    length = config.train.length
+    half, full = (flops.training_flops(config.model, steps=n, length=length, predicted=share) for n in (2, 4))
+    assert f"needed {half / full:.0%} of the" in flops.cost_of(config, 10)
+    assert (
+        half / full
+        < 0.9
+        < flops.training_flops(config.model, steps=2, length=length)
+        / flops.training_flops(config.model, steps=4, length=length)
+    )
