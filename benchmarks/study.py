@@ -36,7 +36,7 @@ from benchmarks.options import one_of, positive, several, whole
 from benchmarks.study_measures import curve_of, measured, records_of, scored, stability_of
 from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
-from odelm.config import Config, replace, to_json
+from odelm.config import Config, from_json, replace, to_json
 from odelm.errors import Diverged, InputError, RunFailure
 from odelm.evals.tasks.find import find_tasks
 from odelm.files import write_text
@@ -96,14 +96,30 @@ def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
     return _best(losses), losses
 
 
-def check_rate(row: str, rate: float, options: argparse.Namespace) -> None:
-    """Raises InputError if `--out` has a seed of the row that was trained with another rate."""
+def check_made(row: str, rate: float | None, options: argparse.Namespace) -> None:
+    """Raises InputError if `--out` has a seed of the row that was trained otherwise: with another rate, if one is
+    given, or with another model, counts, optimizer or number of updates."""
     for seed in range(options.seeds):
         file = options.out / f"{row}_{seed}.json"
-        if file.exists() and (former := json.loads(file.read_text())["rate"]) != rate:
+        if not file.exists():
+            continue
+        found = json.loads(file.read_text())
+        if rate is not None and found["rate"] != rate:
             raise InputError(
-                f"{file} has the factor {former:g}, not {rate:g}: remove it, give another --out, or --rate={former:g}"
+                f"{file} has the factor {found['rate']:g}, not {rate:g}: remove it, give another --out, or "
+                f"--rate={found['rate']:g}"
             )
+        former = from_json(json.dumps(found["config"]))
+        wanted = config_of(row, options, rate=found["rate"], seed=seed, updates=options.updates)
+        wanted = replace(wanted, {"train.teacher": former.train.teacher})
+        for part in ("model", "step_sampling", "optimizer", "train"):
+            values = dataclasses.asdict(getattr(former, part)), dataclasses.asdict(getattr(wanted, part))
+            for name in (name for name in values[0] if values[0][name] != values[1][name]):
+                was, now = (value[name] for value in values)
+                raise InputError(
+                    f"{file} was trained with {part}.{name}={was}, not {now}: remove it, or give another --out or "
+                    "other options"
+                )
 
 
 def trial_loss(row: str, options: argparse.Namespace, rate: float) -> float | None:
@@ -205,9 +221,12 @@ def make_files(row: str, options: argparse.Namespace) -> None:
     """Writes the files of a row's seeds that are not there, and then the scores that are missing of the first."""
     files = [options.out / f"{row}_{seed}.json" for seed in range(options.seeds)]
     missing = [seed for seed, file in enumerate(files) if not file.exists()]
+    check_made(row, options.rate, options)
+    if len(missing) < len(files):
+        print(f"{row}: {', '.join(file.name for file in files if file.exists())} in {options.out} already", flush=True)
     if missing:
         rate, trials = tuned_rate(row, options)
-        check_rate(row, rate, options)
+        check_made(row, rate, options)
         for seed in missing:
             found = run_row(row, seed, rate, trials, options)
             write_text(files[seed], json.dumps(found, indent=1) + "\n")

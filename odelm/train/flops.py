@@ -41,8 +41,10 @@ def predicted_share(config: Config) -> float:
 def cost_of(config: Config, updates: int) -> str:
     """Returns a sentence that compares the cost of the steps that were drawn with that of full depth."""
     drawn = np.mean([len(draw_grid(config, update)) - 1 for update in range(0, updates, max(updates // 1000, 1))])
-    model, given = config.model, dict(length=config.train.length, predicted=predicted_share(config))
-    random, full = (training_flops(model, steps=float(n), **given) for n in (drawn, model.core))
+    model, length, predicted = config.model, config.train.length, predicted_share(config)
+    random, full = (
+        training_flops(model, steps=float(n), length=length, predicted=predicted) for n in (drawn, model.core)
+    )
     return (
         f"updates of {drawn:.1f} of {model.core} depth steps on average needed {random / full:.0%} of the operations "
         "of full depth"

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,12 +72,43 @@ def test_a_rate_that_diverges_is_none(tried, tmp_path):
         tried({}, [1.0], row="fixed")
 
 
-def test_seeds_of_one_row_have_one_rate(tmp_path):
-    (tmp_path / "random_0.json").write_text('{"rate": 2.0}')
-    options = argparse.Namespace(out=tmp_path, seeds=3)
-    study.check_rate("random", 2.0, options)
+def made(row: str, options: argparse.Namespace, **changed: Any) -> str:
+    """Returns the file of a seed that was trained."""
+    config = study.config_of(row, options, rate=2.0, seed=0, updates=options.updates)
+    return json.dumps({"rate": 2.0, "tasks": [], "config": json.loads(to_json(config))} | changed)
+
+
+def options_of(folder: Path, **changed: Any) -> argparse.Namespace:
+    given = dict(out=folder, work=folder / "work", rate=2.0, seeds=2, updates=1400, data=folder, tasks=[])
+    return argparse.Namespace(**given | dict(shape="study", source="texts", data_dir="") | changed)
+
+
+def test_seeds_of_one_row_are_trained_alike(tmp_path):
+    options = options_of(tmp_path, seeds=3)
+    (tmp_path / "random_0.json").write_text(made("random", options))
+    study.check_made("random", 2.0, options)
+    study.check_made("random", None, options)
     with pytest.raises(InputError, match="random_0.json has the factor 2, not 4: .* or --rate=2"):
-        study.check_rate("random", 4.0, options)
+        study.check_made("random", 4.0, options)
+    with pytest.raises(InputError, match="random_0.json was trained with train.updates=1400, not 700: remove it"):
+        study.check_made("random", 2.0, options_of(tmp_path, updates=700))
+    (tmp_path / "fixed_0.json").write_text(made("random", options))
+    with pytest.raises(InputError, match="fixed_0.json was trained with step_sampling.kind=random_count, not fixed"):
+        study.check_made("fixed", None, options)
+
+
+def test_a_teacher_elsewhere_is_the_same_teacher(tmp_path):
+    (tmp_path / "taught_0.json").write_text(made("taught", options_of(tmp_path, work=Path("elsewhere"))))
+    study.check_made("taught", 2.0, options_of(tmp_path))
+
+
+def test_a_row_with_all_its_files_is_checked_and_told(tmp_path, capsys):
+    options = options_of(tmp_path, seeds=1)
+    (tmp_path / "random_0.json").write_text(made("random", options))
+    study.make_files("random", options)
+    assert f"random: random_0.json in {tmp_path} already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="has the factor 2, not 4"):
+        study.make_files("random", options_of(tmp_path, seeds=1, rate=4.0))
 
 
 def test_a_row_that_is_another_for_longer_has_its_rates(tried, tmp_path):
@@ -90,14 +122,13 @@ def test_nothing_is_trained_again_if_a_call_is_stopped_during_scoring(monkeypatc
     def run_row(row, seed, *_):
         trained.append(seed)
         (tmp_path / "work" / f"{row}_{seed}").mkdir(parents=True)
-        return {"row": row, "rate": 2.0, "curve": [seed], "tasks": []}
+        config = study.config_of(row, options, rate=2.0, seed=seed, updates=options.updates)
+        return {"row": row, "rate": 2.0, "curve": [seed], "tasks": [], "config": json.loads(to_json(config))}
 
     def stopped(*_):
         raise KeyboardInterrupt
 
-    options = argparse.Namespace(
-        out=tmp_path, work=tmp_path / "work", rate=2.0, seeds=2, tasks=["lambada"], data=tmp_path
-    )
+    options = options_of(tmp_path, tasks=["lambada"])
     monkeypatch.setattr(study, "run_row", run_row)
     monkeypatch.setattr(study, "scored", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +138,7 @@ def test_nothing_is_trained_again_if_a_call_is_stopped_during_scoring(monkeypatc
     assert trained == [0, 1]
     assert json.loads((tmp_path / "random_0.json").read_text())["tasks"] == ["the scores"]
     assert json.loads((tmp_path / "random_1.json").read_text())["tasks"] == []
-    (tmp_path / "random_0.json").write_text('{"rate": 2.0, "tasks": []}')
+    (tmp_path / "random_0.json").write_text(made("random", options))
     (tmp_path / "work" / "random_0").rmdir()
     study.make_files("random", options)
     assert "random_0.json has no scores, and the run" in capsys.readouterr().out
