@@ -64,7 +64,7 @@ test-harness: .venv/.installed-harness-test
 
 # The mathematics, a part of the models and the update on the newest releases that requirements.txt allows, in an
 # environment of its own; kernels are interpreted, and compiled for a card that is not there, and updates are compiled for
-# TPUs that are not there (libtpu is a large package). More cases of the kernels, 14 minutes of one core:
+# TPUs that are not there (libtpu is a large package). More cases of the kernels, 16 minutes of one core:
 # .venv-newest/bin/python -m pytest -m thorough tests/kernels
 test-newest:
 	@for python in $(NEWER); do \

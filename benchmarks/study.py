@@ -36,7 +36,7 @@ from benchmarks.options import one_of, positive, several, whole
 from benchmarks.study_measures import curve_of, measured, records_of, scored, stability_of
 from benchmarks.study_rows import ROWS, SHAPES, TUNED_AS, base
 from benchmarks.trained_field import field_of
-from odelm.config import Config, from_json, replace, to_json
+from odelm.config import Config, changed_options, from_json, replace, to_json
 from odelm.errors import Diverged, InputError, RunFailure
 from odelm.evals.tasks.find import find_tasks
 from odelm.files import write_text
@@ -48,6 +48,8 @@ from odelm.train.run import train
 Record = dict[str, Any]
 Trials = dict[str, float | None]
 """The loss at each factor of the rates; None where training diverged."""
+ELSEWHERE = frozenset({"data.source", "data.data_dir", "train.teacher"})
+"""Options that say where files are: they may differ between the seeds of a row."""
 
 
 def config_of(row: str, options: argparse.Namespace, *, rate: float, seed: int, updates: int) -> Config:
@@ -98,7 +100,7 @@ def tuned_rate(row: str, options: argparse.Namespace) -> tuple[float, Trials]:
 
 def check_made(row: str, rate: float | None, options: argparse.Namespace) -> None:
     """Raises InputError if `--out` has a seed of the row that was trained otherwise: with another rate, if one is
-    given, or with another model, counts, optimizer or number of updates."""
+    given, for another number of updates, or with any other option that is not in `ELSEWHERE`."""
     for seed in range(options.seeds):
         file = options.out / f"{row}_{seed}.json"
         if not file.exists():
@@ -109,17 +111,12 @@ def check_made(row: str, rate: float | None, options: argparse.Namespace) -> Non
                 f"{file} has the factor {found['rate']:g}, not {rate:g}: remove it, give another --out, or "
                 f"--rate={found['rate']:g}"
             )
-        former = from_json(json.dumps(found["config"]))
         wanted = config_of(row, options, rate=found["rate"], seed=seed, updates=options.updates)
-        wanted = replace(wanted, {"train.teacher": former.train.teacher})
-        for part in ("model", "step_sampling", "optimizer", "train"):
-            values = dataclasses.asdict(getattr(former, part)), dataclasses.asdict(getattr(wanted, part))
-            for name in (name for name in values[0] if values[0][name] != values[1][name]):
-                was, now = (value[name] for value in values)
-                raise InputError(
-                    f"{file} was trained with {part}.{name}={was}, not {now}: remove it, or give another --out or "
-                    "other options"
-                )
+        if changed := changed_options(from_json(json.dumps(found["config"])), wanted, ELSEWHERE):
+            raise InputError(
+                f"{file} was trained otherwise ({', '.join(changed)}): remove it, give another --out, or the options "
+                "that it had"
+            )
 
 
 def trial_loss(row: str, options: argparse.Namespace, rate: float) -> float | None:

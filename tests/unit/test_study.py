@@ -90,16 +90,27 @@ def test_seeds_of_one_row_are_trained_alike(tmp_path):
     study.check_made("random", None, options)
     with pytest.raises(InputError, match="random_0.json has the factor 2, not 4: .* or --rate=2"):
         study.check_made("random", 4.0, options)
-    with pytest.raises(InputError, match="random_0.json was trained with train.updates=1400, not 700: remove it"):
+    with pytest.raises(
+        InputError, match=r"random_0.json was trained otherwise \(.*train.updates: 1400 -> 700.*\): remove it"
+    ):
         study.check_made("random", 2.0, options_of(tmp_path, updates=700))
     (tmp_path / "fixed_0.json").write_text(made("random", options))
-    with pytest.raises(InputError, match="fixed_0.json was trained with step_sampling.kind=random_count, not fixed"):
+    with pytest.raises(InputError, match=r"fixed_0.json was .* \(step_sampling.kind: 'random_count' -> 'fixed'\)"):
         study.check_made("fixed", None, options)
 
 
-def test_a_teacher_elsewhere_is_the_same_teacher(tmp_path):
-    (tmp_path / "taught_0.json").write_text(made("taught", options_of(tmp_path, work=Path("elsewhere"))))
+def test_files_elsewhere_are_the_same_files(tmp_path):
+    elsewhere = options_of(tmp_path, work=Path("elsewhere"), source="elsewhere", data_dir="elsewhere")
+    (tmp_path / "taught_0.json").write_text(made("taught", elsewhere))
     study.check_made("taught", 2.0, options_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("row", "updates"), [("random", 1400), ("taught", 1400), ("encoder_best", 1000), ("large_best", 700)]
+)
+def test_the_rows_of_the_document_are_those_of_its_commands(row, updates):
+    assert (DOCS / "study" / f"{row}_0.json").exists()
+    study.check_made(row, 2.0, options_of(DOCS / "study", updates=updates))
 
 
 def test_a_row_with_all_its_files_is_checked_and_told(tmp_path, capsys):
