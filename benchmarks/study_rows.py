@@ -21,6 +21,8 @@ POST: Options = {
     "model.positions": "learned", "model.qk_norm": False, "model.bias": True,
 }  # fmt: skip
 ADAMW: Options = {"optimizer.kind": "adamw", "optimizer.learning_rate": 5e-4}
+FEW: Options = {"step_sampling.few_first": 0.5, "step_sampling.weights": (1.0, 2.0, 4.0)}
+"""For three blocks, in 12, 6 or 3 steps."""
 LARGE: Options = {"model.width": 1024, "model.heads": 16, "train.accumulate": 4}
 
 ROWS: dict[str, Options] = {
@@ -32,6 +34,8 @@ ROWS: dict[str, Options] = {
     "best_twice": BEST | {"train.updates": 2.0},
     "best_groups": RECIPE | {"model.groups": 3},
     **{f"groups_{groups}": {"model.groups": groups} for groups in (2, 3, 4, 6)},
+    "groups_3_few": FEW | {"model.groups": 3},
+    "groups_3_few_long": FEW | {"model.groups": 3, "train.updates": 2.2},
     "equal_parameters": {"model.width": 1408, "model.heads": 22, "train.accumulate": 4},
     "equal_operations": {"train.updates": 2.0},
     "large_best": BEST | LARGE,
@@ -47,10 +51,14 @@ ROWS: dict[str, Options] = {
     "encoder_post_adamw": MASKED | POST | ADAMW,
 }
 """What is changed in the base. `unshared_half` takes as long as `best`; `best_groups` is `best` with three blocks for a
-third of the units each in place of one with prelude and coda; `equal_parameters` has about as many as `unshared`;
-`equal_operations` has twice the updates, because those of random counts take about half of the operations of full
-depth, as does `best_twice`; `taught` learns from the first seed of a row that was trained before."""
-TRAINED_AS = {"unshared_half": "unshared", "best_twice": "best", "equal_operations": "random"}
+third of the units each in place of one with prelude and coda; `groups_3_few` draws few steps more often, and no others
+in the first half, so that `groups_3_few_long` takes about as long as `unshared`; `equal_parameters` has about as many
+as `unshared`; `equal_operations` has twice the updates, because those of random counts take about half of the
+operations of full depth, as does `best_twice`; `taught` learns from the first seed of a row that was trained before."""
+TRAINED_AS = {
+    "unshared_half": "unshared", "best_twice": "best", "equal_operations": "random",
+    "groups_3_few_long": "groups_3_few",
+}  # fmt: skip
 """Rows that are others trained for longer or shorter: they have their rates, and times of updates and passes."""
 TUNED_AS = TRAINED_AS | {
     "encoder_best": "encoder_random", "encoder_fixed": "encoder_random", "encoder_post_fixed": "encoder_post_random",
