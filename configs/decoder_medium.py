@@ -3,8 +3,14 @@
     python train.py --config=configs/decoder_medium.py --workdir=runs/medium \\
         --config.data.corpus=text --config.data.source=PATH
 
-Muon with few steps first was the best recipe at equal time in a model of half its width (docs/results.md, "Recipes at
-equal time"); this recipe itself has not been run yet.
+On one H200 (jax 0.11.2) 1,500 updates (49 M tokens) in place of 20,000, with a vocabulary of 16,384, took 3 min 22 s
+beside other trainings, at 240,000 tokens/s, and with compiling and evaluating 4 min 33 s. The text was that of
+docs/study.md. Held-out loss, nats/token, ± 0.03:
+
+    steps           24     12     8      6
+    update 500      4.318  4.255  4.268  4.312
+    update 1,000    3.734  3.700  3.707  3.730
+    update 1,500    3.393  3.381  3.387  3.405
 """
 
 from odelm.config import Config, DataConfig, ModelConfig, OptimizerConfig, StepSamplingConfig, TrainConfig

@@ -3,7 +3,7 @@
     python train.py --config=configs/encoder_large.py --workdir=runs/encoder_large \\
         --config.data.corpus=text --config.data.source=PATH
 
-It has not been run yet: the learning rate is lower than `configs/encoder_base.py` has, as a wider model asks for.
+It has not been run yet: the learning rates are those of `configs/encoder_base.py`.
 """
 
 import dataclasses
@@ -16,5 +16,4 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, width=1024, heads=16, depth=24),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-4),
     )

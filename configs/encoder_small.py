@@ -9,7 +9,7 @@ nats/token at 12 steps in two runs, and of 8 to 32 at 6, 4 and 3 (docs/adopt.md)
 
 import dataclasses
 
-from odelm.config import Config, StepSamplingConfig, load_recipe
+from odelm.config import Config, OptimizerConfig, StepSamplingConfig, load_recipe
 
 
 def get_config() -> Config:
@@ -20,6 +20,8 @@ def get_config() -> Config:
             base.model, vocab_size=16_384, width=512, heads=8, sentence_order=False, time_modulation=False
         ),
         step_sampling=StepSamplingConfig(kind="fixed"),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=5e-4),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, warmup=1000, decay="linear", final_fraction=0.0, weight_decay=0.01
+        ),
         train=dataclasses.replace(base.train, updates=15_000, batch_size=128, length=128, eval_batches=64),
     )
