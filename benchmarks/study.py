@@ -244,7 +244,11 @@ def add_scores(row: str, options: argparse.Namespace) -> None:
     if not workdir.exists():
         print(f"{file} has no scores, and the run {workdir} is not there to score", flush=True)
         return
-    write_text(file, json.dumps(found | {"tasks": scored(workdir, options.tasks, options.data)}, indent=1) + "\n")
+    scores = scored(workdir, options.tasks, options.data)
+    if not scores:
+        names = ", ".join(options.tasks)
+        print(f"{row}: encoders score sentence pairs alone, such as blimp; {names} has none", flush=True)
+    write_text(file, json.dumps(found | {"tasks": scores}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
 A row is named by its files; a file `glue_ROW.json` is one that `benchmarks.glue` wrote for the encoder of that row.
 First what a row is and takes: parameters, updates, tokens, and seconds of training, those of its updates without
 compiling and evaluating. Then held-out losses at each number of evaluations, the mean over the seeds and half their
-range, with what a pass takes against that of `--against` at full depth. Then the losses at equal time and at equal
-tokens: each row's last evaluation that comes no later than the end of the shortest row of those compared, read from the
-same curves, in which the learning rate is still falling for the rows that take longer. Then the scores of the tasks and
-of GLUE, losses with matrices of 8 bits, how smoothly the rows trained, and what the fields look like. The plot has the
-curves of `--rows`, or of all that were timed, against the seconds of training.
+range, with what a pass takes against that of `--against` at full depth. Then, for decoders and for encoders, the losses
+at equal time and at equal tokens: each row's last evaluation that comes no later than the end of the shortest row of
+those compared, read from the same curves, in which the learning rate is still falling for the rows that take longer.
+Then the scores of the tasks and of GLUE, losses with matrices of 8 bits, how smoothly the rows trained, and what the
+fields look like. The plot has the curves of `--rows`, or of all that were timed, against the seconds of training.
 """
 
 import argparse
@@ -154,6 +154,12 @@ def stability_table(runs: Runs) -> list[str]:
     return lines if any(found.values()) else []
 
 
+def by_kind(runs: Runs) -> list[Runs]:
+    """Returns the decoders and the encoders apart, whose losses cannot be compared."""
+    kinds = {row: records[0]["config"]["model"]["kind"] for row, records in runs.items()}
+    return [{row: runs[row] for row in runs if kinds[row] == kind} for kind in sorted(set(kinds.values()))]
+
+
 def equal_table(runs: Runs, by: str) -> list[str]:
     """Returns the lines of the losses at the end of the shortest row, by "seconds" or "tokens"."""
     end = min(records[0]["curve"][-1][by] for records in runs.values())
@@ -179,10 +185,8 @@ def tasks_table(runs: Runs) -> list[str]:
     if not rows:
         return []
     counts = sorted({task["evaluations"] for found in rows.values() for task in found}, reverse=True)
-    lines = [
-        "| task | metric | row | " + " | ".join(map(str, counts)) + " | random |",
-        "|---" * (4 + len(counts)) + "|",
-    ]
+    head = "| task | metric | row | " + " | ".join(map(str, counts)) + " | random |"
+    lines = [head, "|---" * (4 + len(counts)) + "|"]
     for (name, task, metric), found in sorted(rows.items(), key=lambda item: item[0][1:]):
         share = metric in SHARES
         shown = {t["evaluations"]: _with_error(t["value"], t["stderr"], share) for t in found}
@@ -225,7 +229,7 @@ def plot(runs: Runs, path: Path) -> None:
     steps that the row is trained with."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.subplots()
     for i, (row, records) in enumerate(runs.items()):
         curve = records[0]["curve"]
@@ -237,7 +241,8 @@ def plot(runs: Runs, path: Path) -> None:
     axes.set_xlabel(f"seconds of training on {next(iter(runs.values()))[0]['device']}")
     axes.set_ylabel("held-out loss, nats a token")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.set_size_inches(9, max(4, 0.25 * len(axes.lines)))
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=150)
 
 
@@ -282,9 +287,8 @@ def main() -> None:
     if unknown := [row for row in options.rows or () if row not in timed]:
         parser.error(f"{options.folder} has no times of {unknown[0]}; it has those of {', '.join(timed)}")
     parts = [sizes_table(runs, timed), losses_table(runs, times, options.against)]
-    parts += [equal_table(timed, "seconds")] if timed else []
-    parts += [equal_table(runs, "tokens"), tasks_table(runs), glue_table(options.folder)]
-    parts += [quantized_table(runs), stability_table(runs)]
+    parts += [equal_table(some, by) for by, all_ in (("seconds", timed), ("tokens", runs)) for some in by_kind(all_)]
+    parts += [tasks_table(runs), glue_table(options.folder), quantized_table(runs), stability_table(runs)]
     for part in (*parts, field_table(runs)):
         if part:
             print("\n".join(part) + "\n")

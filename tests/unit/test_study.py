@@ -155,6 +155,15 @@ def test_nothing_is_trained_again_if_a_call_is_stopped_during_scoring(monkeypatc
     assert "random_0.json has no scores, and the run" in capsys.readouterr().out
 
 
+def test_an_encoder_that_has_no_task_to_score_is_told(monkeypatch, tmp_path, capsys):
+    options = options_of(tmp_path, tasks=["lambada"])
+    (tmp_path / "encoder_random_0.json").write_text(made("encoder_random", options))
+    (tmp_path / "work" / "encoder_random_0").mkdir(parents=True)
+    monkeypatch.setattr(study, "scored", lambda *_: [])
+    study.add_scores("encoder_random", options)
+    assert "encoder_random: encoders score sentence pairs alone" in capsys.readouterr().out
+
+
 def test_the_document_has_what_was_measured():
     folder, document = DOCS / "study", (DOCS / "study.md").read_text()
     runs, times = study_report.read(folder), study_report.read_times(folder)
@@ -176,6 +185,20 @@ def test_the_report_has_the_tasks_and_draws_the_curves(tmp_path):
     timed = study_report.with_seconds(runs, study_report.read_times(DOCS / "study"))
     study_report.plot(timed, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_decoders_and_encoders_are_not_compared():
+    runs = study_report.read(DOCS / "study")
+    decoders, encoders = study_report.by_kind(runs)
+    assert {"unshared", "groups_3_few"} < decoders.keys() and {"encoder_best", "encoder_post_random"} < encoders.keys()
+    assert decoders.keys() | encoders.keys() == runs.keys()
+    assert study_report.by_kind({}) == []
+
+
+def test_a_plot_of_all_rows_has_room_for_its_curves(tmp_path, recwarn):
+    timed = study_report.with_seconds(study_report.read(DOCS / "study"), study_report.read_times(DOCS / "study"))
+    study_report.plot(timed, tmp_path / "curves.png")
+    assert not [str(warning.message) for warning in recwarn]
 
 
 def test_the_report_has_what_encoders_reached_on_glue(tmp_path):
